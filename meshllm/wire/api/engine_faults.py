@@ -13,9 +13,9 @@ _REQUIRED = re.compile(r"['\"](\w{1,60})['\"] (?:is required|must be )")
 _JSON_TYPE = re.compile(r"\[json\.exception\.[a-z_]+\.\d+\] (.*)", re.DOTALL)
 # Parts of the engine's messages, with the field at fault and what to say; the message itself follows where it is empty.
 _KNOWN: tuple[tuple[str, str, str, str], ...] = (
-    ("audio input is not supported", "messages", "unsupported_input", "This model does not support audio."),
-    ("video input is not supported", "messages", "unsupported_input", "This model does not support video."),
-    ("image input is not supported", "messages", "unsupported_input", "This model does not support images."),
+    ("audio input is not supported", "messages", "unsupported_input", "'messages': the model does not support audio."),
+    ("video input is not supported", "messages", "unsupported_input", "'messages': the model does not support video."),
+    ("image input is not supported", "messages", "unsupported_input", "'messages': the model does not support images."),
     ("Failed to parse messages", "messages", "invalid_parameter", ""),
     ("Failed to parse tools", "tools", "invalid_parameter", ""),
     (
