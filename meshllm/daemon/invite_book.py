@@ -82,7 +82,7 @@ class InviteBook:
         serial, who = terms.serial.hex(), node.hex()
         entry = self.invites.get(serial)
         if entry is None:
-            if terms.once:
+            if terms.once or terms.maker_only:
                 return "This node does not know the invite any more."
             # Made by another holder of the mesh key.
             entry = InviteEntry(
@@ -119,6 +119,17 @@ class InviteBook:
             int(now),
         )
         self._save(durable=False)
+
+    def knows(self, certificate: Certificate) -> bool:
+        """Whether the member was met with a certificate of the same terms."""
+        known = self.members.get(certificate.node.hex())
+        return known is not None and certificate.terms == (
+            certificate.node,
+            known.rights,
+            known.expires - known.issued,
+            bytes.fromhex(known.inviter),
+            bytes.fromhex(known.invite),
+        )
 
     def replaced(self, old: NodeId, new: NodeId) -> None:
         """A member has another id: it keeps its name, its place among the users of its invite, and its own invites."""
