@@ -64,18 +64,23 @@ class MemberAdmission:
 
     def _of_another_key(self, node: NodeId, data: bytes) -> Certificate | None:
         """A certificate that has expired, of a key that is just being taken over, or of the key before: the last only
-        for a member that this node knew, and only where it can get a new one."""
+        as this node knew it, and only where the member can get a new one. Others of that key may be forged."""
         authority = self._keys.authority
         keys = [authority.key] + ([self._coming] if self._coming is not None else [])
-        if authority.previous is not None and self._keys.may_admit and node.hex() in self._book.members:
+        if authority.previous is not None and self._keys.may_admit:
             keys.append(authority.previous)
         try:
-            found = read_certificate(data, keys, verify).certificate
+            signed = read_certificate(data, keys, verify)
         except BadMessage:
             return None
+        found = signed.certificate
         if found.node != node and authority.successor(found.node) == node:
             found = replace(found, node=node)
-        return found if found.node == node else None
+        if signed.key == authority.previous:
+            known = self._book.knows(replace(found, inviter=authority.successor(found.inviter)))
+        else:
+            known = True
+        return found if found.node == node and known else None
 
     def refused(self, statements: tuple[bytes, ...]) -> None:
         """A peer refused this node and showed why: the core checks it, and leaves the mesh if that is so."""

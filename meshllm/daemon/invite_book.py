@@ -120,6 +120,17 @@ class InviteBook:
         )
         self._save(durable=False)
 
+    def knows(self, certificate: Certificate) -> bool:
+        """Whether the member was met with a certificate of the same terms."""
+        known = self.members.get(certificate.node.hex())
+        return known is not None and certificate.terms == (
+            certificate.node,
+            known.rights,
+            known.expires - known.issued,
+            bytes.fromhex(known.inviter),
+            bytes.fromhex(known.invite),
+        )
+
     def replaced(self, old: NodeId, new: NodeId) -> None:
         """A member has another id: it keeps its name, its place among the users of its invite, and its own invites."""
         was, now = old.hex(), new.hex()

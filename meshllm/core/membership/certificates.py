@@ -63,6 +63,10 @@ def trust_domain(node: NodeId, rights: Right) -> str:
     return "" if is_owner(rights) else node.hex()
 
 
+# Node, rights, lifetime in seconds, inviter, invite.
+CertificateTerms = tuple[NodeId, Right, int, NodeId, bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What the mesh key says of a node. `issued` and `expires` in unix seconds; `serial` is random, 8 bytes.
@@ -81,6 +85,11 @@ class Certificate:
     def valid_at(self, now_unix: float) -> bool:
         """Whether the certificate has not expired."""
         return now_unix < self.expires
+
+    @property
+    def terms(self) -> CertificateTerms:
+        """What a renewal keeps: certificates with the same terms give the same node the same."""
+        return self.node, self.rights, self.expires - self.issued, self.inviter, self.invite
 
 
 @dataclass(frozen=True, slots=True)

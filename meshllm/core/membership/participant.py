@@ -516,10 +516,9 @@ class MeshParticipant(ABC):
     def _key_changed(self, now: float) -> None:
         """The mesh has a new key: nodes that are known now have time to get a new certificate, this one too."""
         assert self._authority is not None
-        known = [
-            entry.record.node for entry in self.entries() if entry.status not in (PeerStatus.DEAD, PeerStatus.LEFT)
-        ]
-        self._authority.begin_grace([*known, *[peer for peer, _ in self._links.items()], self._id])
+        known = [e.signed.member for e in self.entries() if e.status not in (PeerStatus.DEAD, PeerStatus.LEFT)]
+        known += [link.member for _, link in self._links.items()]
+        self._authority.begin_grace([member for member in known if member is not None])
         self._rotated_at = now
         self._timers.set(Timer.KEY_GRACE, now + KEY_GRACE_SECONDS)
         self._timers.set(Timer.CERTIFICATE, now + RENEWAL_SECONDS * self._rng.random())

@@ -146,7 +146,12 @@ def test_authority_keeps_expulsions_over_a_rotation_and_old_certificates_for_a_w
     assert authority.key == new.key
     assert authority.is_expelled(TWO), "there is no moment without it"
     assert authority.admit(old, NOW) is None, "unknown when the key changed"
-    authority.begin_grace([ONE])
+    authority.begin_grace([MESH.certify(ONE, GUEST_RIGHTS).certificate])
+    assert authority.admit(old, NOW) is None, "more rights than were known"
+    authority.begin_grace([MESH.certify(ONE).certificate])
+    assert authority.admit(record(MESH.certify(ONE, expires=NOW + 9999).data), NOW) is None, "valid for longer"
+    assert authority.admit(record(MESH.certify(ONE, inviter=TWO).data), NOW) is None, "another inviter's quota"
+    assert authority.admit(record(MESH.certify(TWO).data), NOW) is None
     assert authority.admit(old, NOW) is not None
     assert not authority.is_current(old.record.certificate)
     assert authority.admit(record(new.certify(ONE).data), NOW) is not None
