@@ -10,6 +10,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.authority import KEY_GRACE_SECONDS, rights_of
+from meshllm.core.membership.away import AwayMembers
 from meshllm.core.membership.certificates import Right, SignedStatement, StatementKind
 from meshllm.core.membership.failure_detector import PROBE_SECONDS, FailureDetector
 from meshllm.core.membership.join import JOIN_TIMERS, Joiner
@@ -19,8 +20,8 @@ from meshllm.core.membership.own_record import MeshConfig
 from meshllm.core.membership.statements import StatementExchange
 from meshllm.core.membership.table import MemberEntry
 from meshllm.core.membership.timers import Timer, Timers
-from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus
-from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, OwnFacts, Role
+from meshllm.core.membership.views import ClientView, JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, OwnFacts, Role, short
 
 # How often the list of peers to remember may be written.
 SAVE_SECONDS = 10.0
@@ -62,7 +63,8 @@ class MeshParticipant(ABC):
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
-        self._joiner = Joiner(self._links, self._timers, rng)
+        self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins and config.role is Role.NODE)
+        self._away = AwayMembers()
         self._started = False
         self._left = False
         self._now = 0.0  # of the event at hand
@@ -102,7 +104,12 @@ class MeshParticipant(ABC):
     @property
     def phase(self) -> JoinPhase:
         """How far this participant is with joining its mesh."""
-        return self._joiner.phase
+        phase = self._joiner.phase
+        if self._left or not self._alone:
+            return phase
+        if phase is JoinPhase.JOINED or (phase is JoinPhase.FAILED and self._joiner.rejoins):
+            return JoinPhase.ALONE_FOR_NOW
+        return phase
 
     @property
     def joined(self) -> bool:
@@ -151,14 +158,27 @@ class MeshParticipant(ABC):
                 self._id,
                 self._mesh,
                 self._role,
-                self._joiner.phase,
+                self.phase,
                 self._joiner.attempts,
                 self.record,
-                tuple([entry.peer_view() for entry in sorted(self.entries(), key=lambda entry: entry.record.node)]),
-                self._links.clients if self._role is Role.NODE else 0,
+                self._peer_views(),
+                self._client_views(),
                 self._joiner.reason,
+                self._away.view(),
             )
         return self._view
+
+    def _peer_views(self) -> tuple[PeerView, ...]:
+        """All other nodes, but one that is linked as a client: what it was before is over."""
+        clients = {node for node, _ in self._links.clients()}
+        entries = sorted(self.entries(), key=lambda entry: entry.record.node)
+        return tuple([entry.peer_view() for entry in entries if entry.record.node not in clients])
+
+    def _client_views(self) -> tuple[ClientView, ...]:
+        if self._role is not Role.NODE:
+            return ()
+        clients = sorted(self._links.clients(), key=lambda found: found[0])
+        return tuple([ClientView(node, link.name, link.up_at, link.rtt) for node, link in clients])
 
     # -- what a subclass adds
 
@@ -218,6 +238,11 @@ class MeshParticipant(ABC):
     def _set_mesh(self, mesh: MeshId) -> None:
         """Take over another mesh id and tell the peers."""
 
+    @property
+    def _alone(self) -> bool:
+        """Whether no other node is known that may be alive, of a node of the mesh."""
+        return False
+
     def _other_event(self, event: e.Event, now: float) -> None:  # noqa: B027
         """An event that does not concern links or the join."""
 
@@ -254,6 +279,9 @@ class MeshParticipant(ABC):
             case e.JoinWanted():
                 self._joiner.join(event.addresses, event.invited, self._id, now)
                 self._join_requested(event)
+                self._view = None
+            case e.MembersRemembered(members):
+                self._away.remember(members, lambda node: self.entry(node) is not None or node == self._id)
                 self._view = None
             case e.StopWanted():
                 self._leave(now)
@@ -293,12 +321,19 @@ class MeshParticipant(ABC):
 
     def _dial_failed(self, event: e.DialFailed, now: float) -> None:
         self._links.failed(event.target, now, final=event.final, local=event.local)
-        self._joiner.failed(event.target, f"{event.reason} {event.advice}".rstrip(), event.final, now)
+        self._joiner.failed(event.target, f"{self._named(event)} {event.advice}".rstrip(), event.final, now)
         self._view = None
         node = event.target.node
         # A refusal is an answer: the peer is alive. A limit of this node says nothing about the peer.
         if node is not None and not event.final and not event.local:
             self._peer_unreachable(node, now)
+
+    def _named(self, event: e.DialFailed) -> str:
+        """The reason of a failed dial, with the name of the peer if it is known."""
+        pin = event.target.pin
+        entry = self.entry(event.target.node) if event.target.node is not None else None
+        name = entry.record.name if entry is not None else self._away.name_of(pin)
+        return event.reason.replace(f"Node {short(NodeId(pin))}", name, 1) if name else event.reason
 
     # -- messages
 
