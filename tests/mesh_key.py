@@ -62,6 +62,11 @@ class FakeMeshKey:
         """The bytes of an expulsion."""
         return self.state(StatementKind.EXPEL, node)
 
+    def replace(self, old: NodeId, new: NodeId, made: int = NOW) -> bytes:
+        """The bytes of the statement that `old` has the id `new` from now on."""
+        said = Statement(StatementKind.REPLACE, old, made, new)
+        return sign_statement(said, self.key, lambda data: _signature(self.key, data)).data
+
     def authority(self, *statements: bytes) -> Authority:
         """What one node knows at its start."""
         return Authority(self.key, certificate_reader(verify), statement_reader(verify), statements)

@@ -266,6 +266,11 @@ export interface ModelStatus {
   input_modalities: Modality[] | null
 }
 
+// This node has a new key, and starts again as `node`.
+export interface NodeKeyAnswer {
+  node: string
+}
+
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
 // `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
 // are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner.

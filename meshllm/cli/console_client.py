@@ -27,13 +27,19 @@ def console_port(given: int | None) -> int:
 
 
 def ask(
-    port: int, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
+    port: int,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    within: float = DEADLINE_SECONDS,
 ) -> tuple[int, bytes]:
     """Status and body of the response of the console at `port`, asked as the owner where the node is that of
-    MESH_LLM_HOME. Raises NotRunning."""
+    MESH_LLM_HOME; `within` seconds. Raises NotRunning."""
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=within)
     try:
         connection.request(method, path, body, token_headers(port) | (headers or {}))
         response = connection.getresponse()

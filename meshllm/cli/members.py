@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshllm.cli.console_client import ask, console_port, not_a_console
+from meshllm.cli.console_client import DEADLINE_SECONDS, ask, console_port, not_a_console
 from meshllm.errors import EnvironmentFailure, UsageError
 
 Port = Annotated[
@@ -16,6 +16,8 @@ Port = Annotated[
         min=1, max=65535, metavar="PORT", help="Console port of the node to ask. Default: the one of MESH_LLM_HOME."
     ),
 ]
+# A request that another member signs; the daemon waits less.
+SIGNED_SECONDS = 30.0
 UPGRADED = (
     "This mesh was upgraded from a shared secret: a holder of any old invite can still join. "
     "Run 'mesh-llm rotate-key --mesh' once all your machines are upgraded."
@@ -74,23 +76,29 @@ def rotate_key(
     mesh: Annotated[bool, typer.Option("--mesh", help="The key of the mesh: all invites are void.")] = False,
     node_port: Port = None,
 ) -> None:
-    """Change the key of the mesh. Members get new certificates by themselves, also those that are off now."""
+    """Give this node a new key, and so a new id; it stays the member that it is, and its old key is void everywhere.
+
+    With --mesh: change the key of the mesh. Members get new certificates by themselves, also those that are off now.
+    """
+    port = console_port(node_port)
     if not mesh:
-        raise UsageError(
-            "This node's own key is not changed by a command yet.",
-            advice="Use --mesh for the key of the mesh. For a new node key: expel this node from another machine, "
-            "start it with a new MESH_LLM_HOME, and invite it again.",
-        )
-    call(console_port(node_port), "POST", "/api/mesh/rotate-key")
+        node = call(port, "POST", "/api/node/rotate-key", within=SIGNED_SECONDS)["node"]
+        typer.echo(f"This node has a new key and the id {node[:10]}; its old id is void everywhere.")
+        typer.echo("It starts again with it now. Invites that were made on this node are void: make new ones.")
+        return
+    call(port, "POST", "/api/mesh/rotate-key")
     typer.echo("The mesh has a new key. All invites that were made before are void.")
 
 
-def call(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """The answer of an owner's endpoint. Raises EnvironmentFailure with what the node says, NotRunning."""
+def call(
+    port: int, method: str, path: str, body: dict[str, Any] | None = None, *, within: float = DEADLINE_SECONDS
+) -> Any:
+    """The answer of an owner's endpoint, `within` seconds. Raises EnvironmentFailure with what the node says,
+    NotRunning."""
     import orjson
 
     headers = {"content-type": "application/json"}
-    status, text = ask(port, method, path, body=orjson.dumps(body or {}), headers=headers)
+    status, text = ask(port, method, path, body=orjson.dumps(body or {}), headers=headers, within=within)
     if status == 403:
         raise EnvironmentFailure(
             f"The node with console port {port} does this for its owner only.",

@@ -104,7 +104,11 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
     _set_up_logging(handler, log_file, verbose=verbose, json=json)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(App(settings, viewer, log_file).run())
+            following: Settings | None = settings
+            while following is not None:
+                app = App(following, viewer, log_file)
+                runner.run(app.run())
+                following = app.next_settings
     except MeshError as error:
         # For the log file alone: the terminal gets it from `entry.give_up`.
         log_file.handle(_record(logging.ERROR, f"the daemon ends: {error}"))

@@ -15,8 +15,8 @@ from meshllm.cli.mesh_notices import MeshNotices, NoticeTone
 from meshllm.cli.split_text import waiting, worker_news
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
-from meshllm.daemon.app import Listening, Viewer
 from meshllm.daemon.log_format import json_fields, utc_text
+from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.util.format import gigabytes, printable, printable_json, printable_message
 from meshllm.util.progress import Progress
 

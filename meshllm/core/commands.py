@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshllm.core.membership.certificates import Certificate, MeshKey
-from meshllm.core.membership.messages import AskInvite, GrantedInvite, Message, RenewedCertificate
+from meshllm.core.membership.messages import AskInvite, GrantedInvite, Message, RenewedCertificate, ReplaceKey
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId
 
 if TYPE_CHECKING:
@@ -177,6 +177,29 @@ class TakeCertificate(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class CertifyReplacement(Command):
+    """`peer`, a member, asks for a new id: check both signatures, and sign the statement or send `ReplaceRefused`."""
+
+    peer: NodeId
+    request: ReplaceKey
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacementRefused(Command):
+    """The `ReplacementWanted` of this node's owner cannot be carried out, for this reason; nothing has changed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReplaced(Command):
+    """A member has the id `new` from now on, in place of `old`."""
+
+    old: NodeId
+    new: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class MakeInvite(Command):
     """`peer`, a member that may invite, asks for an invite: make it, with itself as the inviter, and send it
     `GrantedInvite`. The rights of `ask` are within those of `peer`."""
@@ -187,12 +210,16 @@ class MakeInvite(Command):
 
 @dataclass(frozen=True, slots=True)
 class TakeInvite(Command):
-    """The answer of `peer` to an `AskInvite` of this node's owner."""
+    """The answer to an `InviteWanted` of this node's owner, by the member that was asked, or a refusal of the core."""
 
-    peer: NodeId
     answer: GrantedInvite
 
 
 @dataclass(frozen=True, slots=True)
 class Expelled(Command):
-    """This node was expelled: tell its owner. It has left the mesh and serves its own models only."""
+    """This node is no member any more: tell its owner. It has left the mesh and serves its own models only.
+
+    `successor`: the id that it has from now on, if it replaced its key; it then joins again with that.
+    """
+
+    successor: NodeId | None = None

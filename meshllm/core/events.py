@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshllm.core.membership.certificates import Certificate, SignedCertificate
-from meshllm.core.membership.messages import AskInvite, Message
+from meshllm.core.membership.messages import AskInvite, Message, ReplaceKey
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, Role
 from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.util.progress import Progress
@@ -320,6 +320,14 @@ class CertificateRenewed(Event):
 @dataclass(frozen=True, slots=True)
 class RenewalDue(Event):
     """Half of the lifetime of this node's certificate is over: ask a member that may admit for a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacementWanted(Event):
+    """The owner wants a new key for this node, which cannot sign that itself: ask a member that can. Answered by
+    `Expelled` with the new id, or by `ReplacementRefused`."""
+
+    request: ReplaceKey
 
 
 @dataclass(frozen=True, slots=True)

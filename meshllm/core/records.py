@@ -186,7 +186,7 @@ class NodeRecord:
     certificate: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class SignedRecord:
     """A record with the signed bytes, so that it is passed on unchanged.
 

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from meshllm.core.memory.speculation import PLAIN, Speculation
+from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
 from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """What a ready engine process says of itself. `context_length` is what one request may use, in tokens;
-    `speculation`: its source of draft tokens; `placement_text`: where its layers are, for users."""
+    `speculation`: its source of draft tokens; `placement_text`: where its layers are, for users; `template`: what its
+    chat template renders."""
 
     endpoint: str
     pid: int
@@ -111,6 +113,7 @@ class ServerFacts:
     memory: int = 0
     speculation: Speculation = PLAIN
     placement_text: str = ""
+    template: TemplateTraits = ANY_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ before the newcomer is welcomed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from meshllm.core.ids import NodeId
 from meshllm.core.membership.certificates import Certificate, MeshKey, Right, StatementKind
@@ -50,7 +51,7 @@ class MemberAdmission:
         """The certificate of `node` in these bytes, or why it does not count."""
         authority = self._keys.authority
         if authority.is_expelled(node):
-            return HelloRefusal("expelled", "The node was expelled from this mesh.", "Ask the owner of the mesh.")
+            return _expelled(authority.expulsion_of(node))
         found = authority.certificate(data, node, self._now())
         if found is None:
             found = self._of_another_key(node, data)
@@ -63,16 +64,27 @@ class MemberAdmission:
 
     def _of_another_key(self, node: NodeId, data: bytes) -> Certificate | None:
         """A certificate that has expired, of a key that is just being taken over, or of the key before: the last only
-        for a member that this node knew, and only where it can get a new one."""
+        as this node knew it, and only where the member can get a new one. Others of that key may be forged."""
         authority = self._keys.authority
         keys = [authority.key] + ([self._coming] if self._coming is not None else [])
-        if authority.previous is not None and self._keys.may_admit and node.hex() in self._book.members:
+        if authority.previous is not None and self._keys.may_admit:
             keys.append(authority.previous)
         try:
-            found = read_certificate(data, keys, verify).certificate
+            signed = read_certificate(data, keys, verify)
         except BadMessage:
             return None
-        return found if found.node == node else None
+        found = signed.certificate
+        if found.node != node and authority.successor(found.node) == node:
+            found = replace(found, node=node)
+        if signed.key == authority.previous:
+            known = self._book.knows(replace(found, inviter=authority.successor(found.inviter)))
+        else:
+            known = True
+        return found if found.node == node and known else None
+
+    def refused(self, statements: tuple[bytes, ...]) -> None:
+        """A peer refused this node and showed why: the core checks it, and leaves the mesh if that is so."""
+        self._learned(statements)
 
     def follow(self, changes: tuple[bytes, ...]) -> None:
         """Take in changes of the mesh key; invalid ones change nothing."""
@@ -117,7 +129,7 @@ class MemberAdmission:
         """Admit `node`, which has proved the invite's key: mesh key, new certificate, private mesh key or empty."""
         keys = self._keys
         if keys.authority.is_expelled(node):
-            return HelloRefusal("expelled", "The node was expelled from this mesh.", "Ask the owner of the mesh.")
+            return _expelled(keys.authority.expulsion_of(node))
         if not self._admissions.take(self._clock()):
             return HelloRefusal("busy", "Too many nodes join at the same time.", "Try again in a few seconds.")
         try:
@@ -131,3 +143,8 @@ class MemberAdmission:
         given = keys.issue(node, terms.rights, terms.member_lifetime, inviter=inviter, invite=terms.serial)
         self._audit("member_admitted", node=node.hex(), rights=int(terms.rights), invite=terms.serial.hex())
         return keys.authority.key, given.data, keys.private if Right.ADMIT in terms.rights else b""
+
+
+def _expelled(statements: tuple[bytes, ...]) -> HelloRefusal:
+    message, advice = "The node was expelled from this mesh.", "Ask the owner of the mesh."
+    return HelloRefusal("expelled", message, advice, statements)

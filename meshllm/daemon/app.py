@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ from meshllm.daemon.settings import Settings
 from meshllm.daemon.start_log import log_start
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
+from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.errors import (
@@ -90,38 +91,6 @@ LOOPBACK = ("127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 # Responses that run when the daemon is asked to stop get this long to end (seconds).
 ANSWER_GRACE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """URLs of this node. `key_place`: file or variable with the key other machines need; empty if they may not call.
-    `lan_urls`: pairs of API and console URL for other machines; empty where none is known. `page`: opens the console as
-    the owner; a secret, for a terminal only."""
-
-    api: str
-    console: str
-    key_place: str = ""
-    lan_urls: tuple[tuple[str, str], ...] = ()
-    page: str = field(default="", repr=False)
-
-
-class Viewer:
-    """Shows what happens on the terminal. Methods run on the event loop and must not block."""
-
-    def listening(self, listening: Listening) -> None:
-        """The API and the console answer."""
-
-    def models_hint(self, *, rejoins: bool) -> None:
-        """The time to say how to serve a model. `rejoins`: the node knows its mesh and connects to it."""
-
-    def invite(self, token: str) -> None:
-        """This node is the only one of its mesh; `token` admits others. A secret: show it, never log it."""
-
-    def no_mesh(self, reason: str) -> None:
-        """This node runs without a mesh."""
-
-    def snapshot(self, snapshot: Snapshot) -> None:
-        """Something changed."""
 
 
 def find_models(settings: Settings) -> dict[str, Wanted | None]:
@@ -195,6 +164,7 @@ class App:
         self._rpc: RpcTunnels | None = None
         self._no_mesh_reason = "the mesh is not started yet"
         self._stop_signals = 0
+        self.next_settings: Settings | None = None
 
     async def run(self) -> None:
         """Start, serve until a stop is asked for, stop.
@@ -352,7 +322,12 @@ class App:
                 lambda stop: _load(settings), "load the mesh"
             )
             self._session = session_type(
-                settings, home_state, self._post, self._audit.write, lease_refusal=self._sandboxing.refusal
+                settings,
+                home_state,
+                self._post,
+                self._audit.write,
+                lease_refusal=self._sandboxing.refusal,
+                restart=self._restart,
             )
             await self._session.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
@@ -419,11 +394,25 @@ class App:
     def _stop(self, number: signal.Signals) -> None:
         """Begin to stop: finish running responses for up to 5 s, then end everything. A second signal does not wait."""
         self._stop_signals += 1
+        self.next_settings = None
         log.info("stopping", extra={"fields": {"signal": number.name}})
         if self._stop_signals > 1:
             self._post(e.StopWanted())
             return
+        self._finish_answers()
 
+    def _restart(self) -> None:
+        """Stop as for a signal; the caller of `run` then starts another daemon with `next_settings`."""
+        if self._stop_signals:
+            return
+        self._stop_signals += 1
+        ports = [urlsplit(url).port or 0 for url in (self._listening.api, self._listening.console)]
+        # The invites have been used: this node is a member.
+        self.next_settings = replace(self._settings, port=ports[0], console=ports[1], invites=())
+        log.info("starting again with a new key")
+        self._finish_answers()
+
+    def _finish_answers(self) -> None:
         async def stop() -> None:
             try:
                 await self._gateway.close(ANSWER_GRACE_SECONDS)

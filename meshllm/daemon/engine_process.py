@@ -21,6 +21,7 @@ from meshllm.core.snapshot import ServerFacts
 from meshllm.core.split.host import MeasuredModel, SizeNeed
 from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
+from meshllm.daemon.chat_templates import ChatTemplates
 from meshllm.daemon.draft_selection import DraftSelector
 from meshllm.daemon.log_file import engine_log
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
@@ -99,6 +100,7 @@ class EngineProcesses:
         self._owner = Owner("engine processes")
         self._planned: dict[str, _PlannedStart] = {}
         self._tasks: dict[ServerKey, _ServerTask] = {}
+        self._templates = ChatTemplates()
 
     def measure(self, model: LocalModel, name: str, engine: builder.Engine, *, split: bool) -> None:
         """Measure the memory that `model`, served as `name`, needs here; ends in ModelMeasured or MeasureFailed."""
@@ -224,6 +226,7 @@ class EngineProcesses:
         name, generation = command.model, command.generation
         plan, started = start.plan, False
         log_file = engine_log(self._context.home, name)
+        template = await self._templates.file(model, socket.parent)
 
         def loading(fraction: float | None) -> None:
             self._post(e.ServerProgress(name, generation, Progress.at("loading", fraction)))
@@ -240,13 +243,18 @@ class EngineProcesses:
                 plan.speculation,
                 plan.placement_text,
             )
-            self._post(e.ServerReady(name, generation, facts))
+            probing.append(self._owner.start(self._report_ready(model, command, facts), f"template of {name}"))
 
-        server = _server_plan(model, name, start, self._planner.threads)
+        probing: list[asyncio.Task[None]] = []
+        server = replace(_server_plan(model, name, start, self._planner.threads), chat_template=template)
         spec = llama_server.child_spec(engine.server, server, socket, log_file, loading, self._context.sandboxing)
         child = Child(spec, self._context.registry, ready)
         self._tasks[name, generation].child = child
-        ending = await child.run()
+        try:
+            ending = await child.run()
+        finally:
+            for task in probing:
+                task.cancel()
         if ending.requested:
             return STOPPED, ""
         reason, advice = llama_server.reason_and_advice(ending, log_file)
@@ -254,6 +262,11 @@ class EngineProcesses:
         if start.draft is not None and not started:
             self._drafts.reject(start.draft, f"the engine did not start with it: {reason}")
         return reason, advice
+
+    async def _report_ready(self, model: LocalModel, command: c.StartServer, facts: ServerFacts) -> None:
+        """Tell that a process is ready, and what its chat template renders."""
+        traits = await self._templates.traits(model, facts.endpoint)
+        self._post(e.ServerReady(command.model, command.generation, replace(facts, template=traits)))
 
     async def _plan_split(self, model: LocalModel, command: c.StartServer) -> _PlannedStart:
         """How to serve `model` with the workers of its lease."""
@@ -274,7 +287,6 @@ def _server_plan(model: LocalModel, name: str, start: _PlannedStart, threads: in
         model_path=model.path,
         context_length=plan.size.context_length,
         slots=plan.size.slots,
-        chat_template=model.chat_template,
         prompt_cache_mib=plan.prompt_cache_mib,
         purpose=how.purpose,
         pooling=how.pooling,

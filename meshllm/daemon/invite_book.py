@@ -139,6 +139,31 @@ class InviteBook:
         known = self.members[node.hex()]
         self.members[node.hex()] = replace(known, name=name)
 
+    def knows(self, certificate: Certificate) -> bool:
+        """Whether the member was met with a certificate of the same terms."""
+        known = self.members.get(certificate.node.hex())
+        return known is not None and certificate.terms == (
+            certificate.node,
+            known.rights,
+            known.expires - known.issued,
+            bytes.fromhex(known.inviter),
+            bytes.fromhex(known.invite),
+        )
+
+    def replaced(self, old: NodeId, new: NodeId) -> None:
+        """A member has another id: it keeps its name, its place among the users of its invite, and its own invites."""
+        was, now = old.hex(), new.hex()
+        known = self.members.pop(was, None)
+        if known is not None:
+            self.members[now] = known
+        self.members = {
+            who: replace(entry, inviter=now) if entry.inviter == was else entry for who, entry in self.members.items()
+        }
+        for serial, entry in self.invites.items():
+            nodes = [now if node == was else node for node in entry.nodes]
+            self.invites[serial] = replace(entry, by=now if entry.by == was else entry.by, nodes=nodes)
+        self._save(durable=True)
+
     def forget(self, node: NodeId) -> None:
         """A member was expelled."""
         if self.members.pop(node.hex(), None) is not None:

@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
@@ -28,6 +29,7 @@ from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
 from meshllm.daemon.audit_log import WriteAudit
 from meshllm.daemon.invite_book import InviteBook
+from meshllm.daemon.key_replacement import KeyReplacement, newest, saved_authority
 from meshllm.daemon.member_rows import (
     ExpelledMember,
     MemberRow,
@@ -36,7 +38,7 @@ from meshllm.daemon.member_rows import (
     right_names,
     row_of_entry,
 )
-from meshllm.daemon.mesh_keys import MeshKeys, default_lifetime, new_authority
+from meshllm.daemon.mesh_keys import MeshKeys, default_lifetime
 from meshllm.daemon.mesh_state import PRIVATE_BYTES, MeshState, public_key
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.wall_clock import WallClock
@@ -57,6 +59,7 @@ INVITE_SECONDS = 86_400
 class HomeState:
     """What the node's home directory contains; read once, at the start."""
 
+    home: Path
     identity: Identity
     state: MeshState
     incarnation: int
@@ -68,26 +71,32 @@ class HomeState:
 def load_home_state(settings: Settings) -> HomeState:
     """The node's key and its mesh, made if missing; blocks on the disk. Raises DamagedState, EnvironmentFailure."""
     identity, state = Identity.load_or_create(settings.home), MeshState.open(settings.home)
+    identity = newest(identity, settings.home, state)
     clock = WallClock(settings.home)
     clock.save()
     keys = _load_keys(identity, state, clock)
-    return HomeState(identity, state, state.next_incarnation(), clock, InviteBook(settings.home), keys)
+    book = InviteBook(settings.home)
+    return HomeState(settings.home, identity, state, state.next_incarnation(), clock, book, keys)
 
 
 def _load_keys(identity: Identity, state: MeshState, clock: WallClock) -> MeshKeys:
     """The mesh key and this node's certificate; who holds the private key and has no valid one gives itself one."""
-    authority = new_authority(state.key, state.statements, state.previous)
+    authority = saved_authority(state)
     known = (state.key,) if state.previous is None else (state.key, state.previous)
     try:
         certificate: SignedCertificate | None = read_certificate(state.certificate, known, verify)
     except BadMessage:
         certificate = None
-    if certificate is not None and certificate.certificate.node != identity.node:
+    if certificate is not None and authority.successor(certificate.certificate.node) != identity.node:
         certificate = None
     keys = MeshKeys(identity.node, authority, state.private, certificate, clock.now)
-    if keys.may_admit and (certificate is None or not certificate.certificate.valid_at(clock.now())):
-        keys.certificate = keys.issue_own()
-        state.save_certificate(keys.certificate.data, state.private)
+    if keys.may_admit:
+        if certificate is None or not certificate.certificate.valid_at(clock.now()):
+            keys.certificate = keys.issue_own()
+        elif certificate.certificate.node != identity.node:
+            keys.certificate = keys.renewed(keys.certificate_as(identity.node))
+        if keys.certificate is not None and keys.certificate is not certificate:
+            state.save_certificate(keys.certificate.data, state.private)
     return keys
 
 
@@ -103,9 +112,10 @@ class MemberManagement:
         audit: WriteAudit,
         send: Callable[[NodeId, Message], None],
         links: Callable[[], Sequence[Link]],
+        restart: Callable[[], None],
     ) -> None:
         """`name` of this node; `save` runs a function that writes to the disk; `send` sends a message to a linked peer;
-        `links` are the links now."""
+        `links` are the links now; `restart` stops this node and starts it again."""
         self._keys, self._book, self._wall, self._state = found.keys, found.book, found.clock, found.state
         self._name = name
         self._save = save
@@ -114,6 +124,9 @@ class MemberManagement:
         self._send = send
         self._links = links
         self._rotating: MeshKey | None = None
+        self.replacement = KeyReplacement(
+            found.home, found.identity, found.keys, found.state, found.clock.now, save, post, restart
+        )
         self.view: MeshView | None = None
 
     # -- rights
@@ -139,9 +152,9 @@ class MemberManagement:
         """All members that this node knows, itself first."""
         keys, now = self._keys, self._wall.now()
         rows = {}
-        own = keys.certificate
-        if own is not None:
-            rows[keys.node.hex()] = member_row(own.certificate, self._name, alive=True, here=True, seen=int(now))
+        if keys.certificate is not None:
+            own = keys.certificate_as(keys.node)
+            rows[keys.node.hex()] = member_row(own, self._name, alive=True, here=True, seen=int(now))
         for peer in self.view.peers if self.view is not None else ():
             found = keys.authority.certificate(peer.record.certificate, peer.node, now)
             if found is not None and peer.node != keys.node:
@@ -206,6 +219,13 @@ class MemberManagement:
         self._rotate((), ())
         self._audit("mesh_key_rotated")
 
+    async def replace_node_key(self) -> str:
+        """Give this node a new key; returns its new id (hexadecimal), under which it starts again at once. Raises
+        EnvironmentFailure."""
+        successor = await self.replacement.replace()
+        self._audit("node_key_replaced", successor=successor.hex())
+        return successor.hex()
+
     def _rotate(self, first: tuple[bytes, ...], more: tuple[tuple[StatementKind, bytes], ...]) -> None:
         keys = self._keys
         made = keys.rotate(more)
@@ -236,10 +256,13 @@ class MemberManagement:
     def renew_if_due(self) -> None:
         """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key."""
         keys, own = self._keys, self._keys.certificate
-        if own is None or self._wall.now() < (own.certificate.issued + own.certificate.expires) / 2:
+        if own is None:
+            return
+        late = self._wall.now() >= (own.certificate.issued + own.certificate.expires) / 2
+        if not late and own.certificate.node == keys.node:
             return
         if keys.may_admit:
-            renewed = keys.renewed(own.certificate)
+            renewed = keys.renewed(keys.certificate_as(keys.node))
             keys.certificate = renewed
             self._save(lambda: self._state.save_certificate(renewed.data, keys.private))
             self._post(e.CertificateRenewed(renewed))
@@ -256,7 +279,15 @@ class MemberManagement:
                 link.close("its certificate has expired")
 
     def carry_out(
-        self, command: c.SaveStatements | c.IssueCertificate | c.TakeCertificate | c.MakeInvite | c.TakeInvite
+        self,
+        command: c.SaveStatements
+        | c.IssueCertificate
+        | c.TakeCertificate
+        | c.MakeInvite
+        | c.TakeInvite
+        | c.CertifyReplacement
+        | c.ReplacementRefused
+        | c.NodeReplaced,
     ) -> None:
         """Carry out a command of the core about certificates, statements and invites."""
         keys = self._keys
@@ -279,8 +310,17 @@ class MemberManagement:
             case c.MakeInvite(peer, ask):
                 if keys.may_admit:
                     self._send(peer, self._granted(peer, ask))
-            case c.TakeInvite(peer, _):
-                log.warning("%s sent an invite without a request", short(peer))
+            case c.TakeInvite(_):
+                log.warning("a member sent an invite without a request")
+            case c.CertifyReplacement(peer, _):
+                refusal = self.replacement.certify(command, self.rights_of(peer))
+                if refusal is not None:
+                    self._send(peer, refusal)
+            case c.ReplacementRefused(reason):
+                self.replacement.refused(reason)
+            case c.NodeReplaced(old, new):
+                self._book.replaced(old, new)
+                self._audit("member_replaced_key", node=old.hex(), successor=new.hex())
 
     def _take_certificate(self, peer: NodeId, answer: RenewedCertificate) -> None:
         keys = self._keys

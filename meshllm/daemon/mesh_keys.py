@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -84,6 +84,13 @@ class MeshKeys:
         """Whether this node holds the current mesh key."""
         return bool(self.private) and public_key(self.private) == self.authority.key
 
+    def certificate_as(self, node: NodeId) -> Certificate:
+        """This node's certificate, for its id `node`. Raises EnvironmentFailure without one."""
+        if self.certificate is None:
+            raise EnvironmentFailure("This node has not joined its mesh yet.")
+        own = self.certificate.certificate
+        return replace(own, node=node, inviter=self.authority.successor(own.inviter))
+
     def issue(
         self, node: NodeId, rights: Right, lifetime: int, *, inviter: NodeId, invite: bytes = NO_INVITE
     ) -> SignedCertificate:
@@ -91,8 +98,11 @@ class MeshKeys:
         return self._issue(self.private, node, rights, lifetime, inviter, invite)
 
     def renewed(self, old: Certificate) -> SignedCertificate:
-        """A new certificate with the rights and the lifetime of `old`."""
-        return self.issue(old.node, old.rights, old.expires - old.issued, inviter=old.inviter, invite=old.invite)
+        """A new certificate with the rights of `old`, valid as long; after half of its lifetime, for as long again."""
+        if self._now() >= (old.issued + old.expires) / 2:
+            lifetime = max(1, old.expires - old.issued - CLOCK_SLACK_SECONDS)
+            return self.issue(old.node, old.rights, lifetime, inviter=old.inviter, invite=old.invite)
+        return _sign(self.private, replace(old, serial=secrets.token_bytes(SERIAL_BYTES)))
 
     def issue_own(self) -> SignedCertificate:
         """This node gives itself all rights, as the founder of its mesh."""
@@ -104,15 +114,23 @@ class MeshKeys:
             raise EnvironmentFailure(
                 "This node does not hold the mesh key.", advice="Run this on one of the machines that may admit others."
             )
-        return self._state(self.private, kind, subject)
+        return self._state(self.private, kind, subject, self.node)
+
+    def replace(self, old: NodeId, new: NodeId) -> bytes:
+        """The bytes of the statement that the node `old` has the id `new` from now on. Raises EnvironmentFailure."""
+        self.state(StatementKind.REPLACE, old)
+        return self._state(self.private, StatementKind.REPLACE, old, new)
 
     def rotate(self, more: tuple[tuple[StatementKind, bytes], ...] = ()) -> Rotation:
         """A new mesh key that keeps all statements, and makes `more`. Raises EnvironmentFailure."""
         private = secrets.token_bytes(PRIVATE_BYTES)
         key = public_key(private)
         change = self.state(StatementKind.NEW_KEY, key)
-        known = [(signed.statement.kind, signed.statement.subject) for signed in self.authority.statements]
-        wanted = dict.fromkeys((*known, *more))
+        known = [
+            (said.kind, said.subject, said.by if said.kind is StatementKind.REPLACE else self.node)
+            for said in [signed.statement for signed in self.authority.statements]
+        ]
+        wanted = dict.fromkeys((*known, *[(*place, self.node) for place in more]))
         kept = [self._state(private, *place) for place in wanted if place[0] is not StatementKind.NEW_KEY]
         own = self.certificate.certificate if self.certificate is not None else None
         rights = own.rights if own is not None else ALL_RIGHTS
@@ -124,9 +142,14 @@ class MeshKeys:
     ) -> SignedCertificate:
         now = int(self._now())
         serial = secrets.token_bytes(SERIAL_BYTES)
-        made = Certificate(node, rights, now - CLOCK_SLACK_SECONDS, now + lifetime, serial, inviter, invite)
-        return sign_certificate(made, public_key(private), Ed25519PrivateKey.from_private_bytes(private).sign)
+        return _sign(
+            private, Certificate(node, rights, now - CLOCK_SLACK_SECONDS, now + lifetime, serial, inviter, invite)
+        )
 
-    def _state(self, private: bytes, kind: StatementKind, subject: bytes) -> bytes:
-        made = Statement(kind, subject, int(self._now()), self.node)
+    def _state(self, private: bytes, kind: StatementKind, subject: bytes, by: NodeId) -> bytes:
+        made = Statement(kind, subject, int(self._now()), by)
         return sign_statement(made, public_key(private), Ed25519PrivateKey.from_private_bytes(private).sign).data
+
+
+def _sign(private: bytes, made: Certificate) -> SignedCertificate:
+    return sign_certificate(made, public_key(private), Ed25519PrivateKey.from_private_bytes(private).sign)

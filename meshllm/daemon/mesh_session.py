@@ -93,9 +93,10 @@ class MeshSession:
         audit: WriteAudit = no_audit,
         *,
         lease_refusal: str = "",
+        restart: Callable[[], None] = lambda: None,
     ) -> None:
-        """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig. Raises UsageError for
-        invites for different meshes."""
+        """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig; `restart` stops this node and
+        starts it again, with the key that it has then. Raises UsageError for invites for different meshes."""
         self._settings = settings
         self._identity = found.identity
         self._state = found.state
@@ -113,6 +114,7 @@ class MeshSession:
             audit,
             self._send,
             lambda: self._transport.links() if self._transport is not None else [],
+            restart,
         )
         self._sightings = MemberSightings(self._book, self._wall.now, self.members.certificate_of)
         self._choice: MeshChoice = decide(found.state.mesh, self.members.needs, settings.invites)
@@ -254,12 +256,24 @@ class MeshSession:
                 self._choice = replace(self._choice, mesh=mesh)
                 if not self._choice.foreign:
                     self._writer.add(lambda: self._state.save_mesh(mesh))
-            case c.SaveStatements() | c.IssueCertificate() | c.TakeCertificate() | c.MakeInvite() | c.TakeInvite():
+            case (
+                c.SaveStatements()
+                | c.IssueCertificate()
+                | c.TakeCertificate()
+                | c.MakeInvite()
+                | c.TakeInvite()
+                | c.CertifyReplacement()
+                | c.ReplacementRefused()
+                | c.NodeReplaced()
+            ):
                 self.members.carry_out(command)
-            case c.Expelled():
+            case c.Expelled(successor):
                 self.expelled = True
-                log.warning("%s", EXPELLED)
-                self._audit("this_node_expelled")
+                if successor is not None:
+                    self.members.replacement.left(successor)
+                else:
+                    log.warning("%s", EXPELLED)
+                    self._audit("this_node_expelled")
             case _:
                 return False
         return True

@@ -214,6 +214,10 @@ class MeshState:
         """This node has a new certificate of the same key, and the private mesh key if it may admit."""
         self._update(replace(self._stored, certificate=certificate, private=private))
 
+    def save_replacement(self, certificate: bytes, statement: bytes) -> None:
+        """This node replaced its key: its certificate under the new id, and the statement that says so."""
+        self._update(replace(self._stored, certificate=certificate, statements=(*self._stored.statements, statement)))
+
     def save_statements(self, key: MeshKey, statements: tuple[bytes, ...], previous: MeshKey | None) -> None:
         """The statements that count. With another key the private one is worthless and forgotten."""
         changed = replace(self._stored, key=key, statements=statements, previous=previous)

@@ -2,6 +2,8 @@
 
 A signature check takes about 0.1 ms of the event loop. The same record arrives from several peers, so most records
 need no check: their bytes were verified before, or a newer record of the node is known.
+
+Invariant: beside a few records, only those are remembered that the core keeps. What its quotas refuse takes no memory.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from meshllm.core.membership.messages import Message, TableUpdate
-from meshllm.core.membership.table import MAX_NODES
 from meshllm.core.records import NodeId, SignedRecord
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh.codec import ParsedMessage, Verify
@@ -24,6 +26,9 @@ Admit = Callable[[SignedRecord], SignedRecord | None]
 RECORDS_PER_TURN = 16
 # Records of a link that ends which are still verified, at once: a node that leaves says so in its last message.
 LAST_RECORDS = 64
+# Records that are remembered though the core may not keep them: those in messages that are not delivered yet, and one's
+# own that come back.
+MAX_RECENT = 64
 
 
 class RecordVerifier:
@@ -35,8 +40,9 @@ class RecordVerifier:
         self._verify = verify
         self._admit = admit
         self.left_out = 0  # records without a certificate that counts
-        self._newest: dict[NodeId, SignedRecord] = {}
-        self._by_signature: dict[bytes, SignedRecord] = {}
+        self._newest: WeakValueDictionary[NodeId, SignedRecord] = WeakValueDictionary()
+        self._by_signature: WeakValueDictionary[bytes, SignedRecord] = WeakValueDictionary()
+        self._recent: deque[SignedRecord] = deque(maxlen=MAX_RECENT)
         self.checks = 0  # signatures that were checked so far
 
     def known(self, body: bytes, signature: bytes) -> SignedRecord | None:
@@ -83,17 +89,14 @@ class RecordVerifier:
 
     def _keep(self, signed: SignedRecord) -> None:
         node = signed.record.node
-        newest = self._newest.pop(node, None)
+        newest = self._newest.get(node)
         if newest is not None:
             if newest.record.version > signed.record.version:
-                self._newest[node] = newest
                 return
             self._by_signature.pop(newest.signature, None)
-        elif len(self._newest) >= MAX_NODES:
-            oldest = self._newest.pop(next(iter(self._newest)))
-            self._by_signature.pop(oldest.signature, None)
         self._newest[node] = signed
         self._by_signature[signed.signature] = signed
+        self._recent.append(signed)
 
 
 @dataclass(slots=True)

@@ -53,6 +53,9 @@ class MembershipChecks(Protocol):
     def follow(self, changes: tuple[bytes, ...]) -> None:
         """Take in changes of the mesh key; invalid ones change nothing."""
 
+    def refused(self, statements: tuple[bytes, ...]) -> None:
+        """A peer refused this node and showed these statements as the reason; invalid ones change nothing."""
+
     def key_changes(self, certificate: bytes) -> tuple[bytes, ...]:
         """The changes of the mesh key since the key that signed this certificate."""
 
@@ -142,6 +145,8 @@ class DiallerHandshake:
         message = decode_hello(payload)
         if isinstance(message, HelloRefusal):
             self.refusal = message
+            if message.statements:
+                self._credentials.checks.refused(message.statements)
             raise PeerRefused(message.message, advice=message.advice, reason=message.code)
         if self._challenge is None and isinstance(message, Challenge):
             return self._prove(message, payload)
@@ -286,9 +291,11 @@ class AcceptorHandshake:
         else:
             judged = self._checks.certificate_of(hello.node, proof.certificate)
             if isinstance(judged, HelloRefusal):
+                if judged.statements and not self._signed(hello, proof):
+                    judged = replace(judged, statements=())
                 return self.refuse(judged)
             found = judged
-        if not verify(hello.node, to_sign(self._transcript, proof.certificate), proof.signature):
+        if not self._signed(hello, proof):
             return self.refuse(
                 HelloRefusal("wrong_node", "The dialling node does not have the private key of its node id.")
             )
@@ -314,6 +321,10 @@ class AcceptorHandshake:
             shown = prove(self._key, "acceptor", welcome_to_prove(self._transcript, welcome))
             welcome = replace(welcome, proof=shown)
         return encode_hello(welcome)
+
+    def _signed(self, hello: Hello, proof: HelloProof) -> bool:
+        """Whether the dialler has the key of the id that it claims."""
+        return verify(hello.node, to_sign(self._transcript, proof.certificate), proof.signature)
 
 
 class Frames:

@@ -1,6 +1,7 @@
 """The node's identity: an Ed25519 key; the public key is the node id.
 
-Invariants: the key is created once, stored in one file with mode 0600, and never overwritten, copied, logged or shown.
+Invariants: a key is stored in one file with mode 0600, and never copied, logged or shown. It is replaced only by a key
+that was on the disk before the mesh knew of it (`load_next`, `take_next`), so that a crash leaves one of the two.
 Certificates are self-signed and never expire; only their key is checked, against the node id.
 """
 
@@ -21,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from meshllm.core.records import NodeId, short
 from meshllm.errors import DamagedState, PeerRefused
-from meshllm.util.atomic_file import create_file
+from meshllm.util.atomic_file import create_file, move_file
 
-KEY_FILE = "node-key"
+KEY_FILE, NEXT_KEY_FILE = "node-key", "node-key.next"
 SIGNATURE_BYTES = 64
 # An Ed25519 key in PEM has 119 bytes; a longer file is not one.
 _MAX_KEY_FILE_BYTES = 4096
@@ -55,6 +56,22 @@ class Identity:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
             _create(path)
         return cls(_load(path), path)
+
+    @classmethod
+    def load_next(cls, home: Path, *, create: bool = False) -> Identity | None:
+        """The key that may replace the node's, or None; with `create` it is made. Raises DamagedState, OSError."""
+        path = home / NEXT_KEY_FILE
+        if not path.exists():
+            if not create:
+                return None
+            _create(path)
+        return cls(_load(path), path)
+
+    @classmethod
+    def take_next(cls, home: Path) -> Identity:
+        """The next key becomes the node's. Raises OSError; then nothing has changed."""
+        move_file(home / NEXT_KEY_FILE, home / KEY_FILE)
+        return cls.load_or_create(home)
 
     def sign(self, data: bytes) -> bytes:
         """The signature of `data`: 64 bytes, deterministic."""

@@ -29,6 +29,12 @@ def replace_file(path: Path, content: str | bytes, *, mode: int = 0o666, durable
         _flush_directory(path.parent)
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Rename `source` to `target` in the same folder, replacing an existing file; durable. Raises OSError."""
+    source.replace(target)
+    _flush_directory(target.parent)
+
+
 def create_file(path: Path, content: str | bytes) -> bool:
     """Write `content` to a new file (mode 0600), flushed to disk; False if `path` exists, which is left unchanged.
 
@@ -46,6 +52,7 @@ def create_file(path: Path, content: str | bytes) -> bool:
             return _create_in_place(path, content)
     finally:
         scratch.unlink(missing_ok=True)
+    _flush_directory(path.parent)
     return True
 
 

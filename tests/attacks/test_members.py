@@ -137,7 +137,9 @@ def test_guest_gets_use_only_and_cannot_invite(mesh: Mesh) -> None:
     assert row["rights"] == ["use"]
     assert mesh.alive("a") == set()  # no record of it: it is a client, though it did not say so
     assert "may not admit" in mesh.ask("guest", "/api/invite", {})["error"]["message"]
-    assert json.loads((mesh.root / "guest" / "mesh.json").read_text())["private"] == ""
+    # The key of the mesh that it founded before is forgotten, and it got no other.
+    state = mesh.root / "guest" / "mesh.json"
+    wait(lambda: json.loads(state.read_text())["private"] == "", "no private key in the file")
 
 
 def test_member_that_was_off_gets_the_new_mesh_key(mesh: Mesh) -> None:
@@ -181,3 +183,112 @@ def test_upgrade_from_a_secret_needs_no_invite(mesh: Mesh) -> None:
     home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "a")}
     listed = subprocess.run([str(PROGRAM), "members"], env=home, capture_output=True, text=True, check=True).stdout
     assert "rotate-key --mesh" in listed
+
+
+def replaced(mesh: Mesh, name: str) -> tuple[str, str]:
+    """Give a node a new key, and wait until it runs with it: its old and its new id."""
+    old = mesh.members(name)[name]["node"]
+    new = mesh.ask(name, "/api/node/rotate-key", {})["node"]
+    mesh.running[name].wait_until_listening()
+    wait(lambda: mesh.ask(name, "/api/members").get("members", [{}])[0].get("node") == new, f"{name} as its new id")
+    return old, new
+
+
+def test_new_node_key_keeps_the_membership_and_voids_the_old_one(mesh: Mesh) -> None:
+    mesh.start("a")
+    mesh.start("b", mesh.invite("a"))
+    mesh.start("c", mesh.invite("a", rights=["use", "serve"], once=True))
+    for name in "abc":
+        wait(lambda name=name: mesh.alive(name) == {*"abc"} - {name}, f"{name} knowing all")  # type: ignore[misc]
+    # Of a member that needs another to sign, and of one that holds the mesh key.
+    for name in ("c", "a"):
+        kept = {key: mesh.members(name)[name][key] for key in ("rights", "expires", "inviter", "invite", "name")}
+        stolen = (mesh.root / name / "node-key").read_bytes()
+        certificate = json.loads((mesh.root / name / "mesh.json").read_text())["certificate"]
+        old, new = replaced(mesh, name)
+        assert old != new
+        if kept["inviter"] == old:
+            kept["inviter"] = new  # a founder invited itself
+        for other in "abc":
+            wait(lambda other=other: mesh.alive(other) == {*"abc"} - {other}, f"{other} knowing all")  # type: ignore[misc]
+            row = mesh.members(other)[name]
+            assert {key: row[key] for key in kept} == kept
+            assert old not in {row["node"] for row in mesh.ask(other, "/api/members")["members"]}
+        assert (mesh.root / name / "node-key").stat().st_mode & 0o777 == 0o600
+        assert not (mesh.root / name / "node-key.next").exists()
+        # A thief of the old key is refused by all, and told why.
+        thief = mesh.root / f"thief of {name}"
+        thief.mkdir(mode=0o700)
+        (thief / "node-key").write_bytes(stolen)
+        state = json.loads((mesh.root / ("b" if name == "a" else "a") / "mesh.json").read_text())
+        state.update(certificate=certificate, private="", statements=[])
+        (thief / "mesh.json").write_text(json.dumps(state))
+        mesh.start(thief.name)
+        said = mesh.running[thief.name].wait_for(lambda line: "expelled" in json.dumps(line), "the refusal")
+        assert said
+        assert mesh.alive(thief.name) == set()
+        mesh.stop(thief.name)
+    # All of it survives a restart of everyone.
+    for name in "abc":
+        mesh.stop(name)
+    for name in "abc":
+        mesh.start(name)
+    for name in "abc":
+        wait(lambda name=name: mesh.alive(name) == {*"abc"} - {name}, f"{name} knowing all")  # type: ignore[misc]
+
+
+def test_new_node_key_is_refused_without_a_member_that_can_sign_it(mesh: Mesh) -> None:
+    mesh.start("a")
+    mesh.start("guest", mesh.invite("a", rights=["use"]))
+    wait(lambda: mesh.alive("guest") == {"a"}, "the guest linked")
+    mesh.stop("a")
+    wait(lambda: mesh.alive("guest") == set(), "a gone")
+    before = {path.name: path.read_bytes() for path in (mesh.root / "guest").iterdir() if path.name == "node-key"}
+    answer = mesh.ask("guest", "/api/node/rotate-key", {})
+    assert "Nothing has changed" in answer["error"]["message"]
+    assert {
+        path.name: path.read_bytes() for path in (mesh.root / "guest").iterdir() if path.name == "node-key"
+    } == before
+    request = urllib.request.Request(mesh.running["guest"].console_url + "/api/node/rotate-key", data=b"{}")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request)
+    # Once the member is back, the command works.
+    mesh.start("a")
+    wait(lambda: mesh.alive("guest") == {"a"}, "the guest linked again")
+    old = mesh.members("guest")["guest"]["node"]
+    home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "guest")}
+    said = subprocess.run([str(PROGRAM), "rotate-key"], env=home, capture_output=True, text=True, check=True).stdout
+    mesh.running["guest"].wait_until_listening()
+    wait(lambda: mesh.alive("guest") == {"a"}, "the guest linked with its new key")
+    row = mesh.members("guest")["guest"]
+    assert row["node"] != old
+    assert row["node"][:10] in said
+    assert row["rights"] == ["use"]
+    nodes = {row["node"] for row in mesh.ask("a", "/api/members")["members"]}
+    assert row["node"] in nodes
+    assert old not in nodes
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_node_that_crashed_while_its_key_was_replaced_is_a_member(mesh: Mesh, learnt: bool) -> None:
+    mesh.start("a")
+    mesh.start("b", mesh.invite("a", rights=["use", "serve"]))
+    wait(lambda: mesh.alive("a") == {"b"}, "b in the mesh")
+    home = mesh.root / "b"
+    wait(lambda: bool(json.loads((home / "mesh.json").read_text())["peers"]), "the mesh in the file of b")
+    before = {name: (home / name).read_bytes() for name in ("node-key", "mesh.json")}
+    _, new = replaced(mesh, "b")
+    wait(lambda: mesh.alive("a") == {"b"}, "b back")
+    mesh.stop("b")
+    # As a crash left it: the statement is out, but the next key has not become the node's; nor, unless it had learnt
+    # of the statement, does its state file say anything of it.
+    (home / "node-key").replace(home / "node-key.next")
+    (home / "node-key").write_bytes(before["node-key"])
+    if not learnt:
+        (home / "mesh.json").write_bytes(before["mesh.json"])
+    mesh.start("b")
+    if not learnt:
+        mesh.running["b"].wait_until_listening()  # it starts again once a has shown it the statement
+    wait(lambda: mesh.alive("b") == {"a"} and mesh.alive("a") == {"b"}, "b in the mesh again")
+    assert mesh.members("b")["b"]["node"] == mesh.members("a")["b"]["node"] == new
+    assert not (home / "node-key.next").exists()

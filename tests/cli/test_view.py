@@ -15,7 +15,7 @@ from meshllm.core import events as e
 from meshllm.core.node import NodeCore
 from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.core.split.host import MeasuredModel
-from meshllm.daemon.app import Listening
+from meshllm.daemon.viewer import Listening
 from meshllm.util.progress import Progress
 
 LISTENING = Listening("http://localhost:1/v1", "http://localhost:2")

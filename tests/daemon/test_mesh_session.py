@@ -18,12 +18,13 @@ from meshllm.core import events as e
 from meshllm.core.membership.certificates import ALL_RIGHTS, NO_RIGHTS, Right
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role
-from meshllm.daemon.app import App, Listening, Viewer
+from meshllm.daemon.app import App
 from meshllm.daemon.member_management import load_home_state
 from meshllm.daemon.mesh_keys import MeshKeys, new_authority
 from meshllm.daemon.mesh_session import MeshSession
 from meshllm.daemon.mesh_state import public_key
 from meshllm.daemon.settings import Settings
+from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.errors import EnvironmentFailure, PeerUnreachable
 from meshllm.net.addresses import InterfaceAddress
 from meshllm.net.base import Admitted, LinkFacts

@@ -9,7 +9,7 @@ import pytest
 
 from meshllm.core.membership import messages as m
 from meshllm.core.records import MeshId, NodeId, NodeRecord, RecordVersion, SignedRecord
-from meshllm.daemon.record_verifier import LAST_RECORDS, RECORDS_PER_TURN, MessageQueues, RecordVerifier
+from meshllm.daemon.record_verifier import LAST_RECORDS, MAX_RECENT, RECORDS_PER_TURN, MessageQueues, RecordVerifier
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh.codec import encode_message, encode_record, parse_message
 
@@ -68,6 +68,16 @@ def test_verifier_checks_a_record_once_however_many_peers_send_it(rig: Rig) -> N
     assert sorted(peer for peer, _ in rig.delivered) == [ONE, ONE, TWO]
     assert all(message == records for _, message in rig.delivered)
     assert rig.verifier.checks == 10
+
+
+def test_verifier_remembers_only_what_the_core_keeps(rig: Rig) -> None:
+    flood = m.Records(tuple(record(number) for number in range(10 * MAX_RECENT)))
+    rig.put(ONE, flood)
+    rig.all_turns()
+    kept = rig.delivered.pop()[1].records[:5]  # type: ignore[union-attr]
+    known = [made for made in flood.records if rig.verifier.known(made.body, made.signature) is not None]
+    assert known == [*kept, *flood.records[-MAX_RECENT:]]
+    assert rig.verifier.stale(encode_record(record(3, 0).record)) == kept[3].record.node
 
 
 def test_verifier_leaves_out_older_records_unchecked(rig: Rig) -> None:

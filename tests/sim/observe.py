@@ -6,11 +6,13 @@ snapshot of every node ten times a second. For the same reason `record`, `troubl
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from meshllm.core.membership.member import Member
-from meshllm.core.membership.table import MemberEntry
+from meshllm.core.membership.rings import Rings
+from meshllm.core.membership.table import SMALL_MESH, MemberEntry
 from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus
 from meshllm.core.records import NodeId, NodeRecord, Role
 from tests.sim.simulation import SimulatedNode, Simulation
@@ -59,8 +61,8 @@ def troubled(node: SimulatedNode) -> list[tuple[NodeId, PeerStatus]]:
 
 
 def everybody(simulation: Simulation) -> list[SimulatedNode]:
-    """Running nodes and clients."""
-    return simulation.live() + simulation.live(Role.CLIENT)
+    """Running nodes and clients that are not hostile."""
+    return [node for node in simulation.live() + simulation.live(Role.CLIENT) if not node.hostile]
 
 
 def not_joined(simulation: Simulation, indices: Iterable[int]) -> str:
@@ -128,6 +130,46 @@ def not_whole(simulation: Simulation) -> str:
     return ""
 
 
+def not_linked(simulation: Simulation) -> str:
+    """Two nodes that run, are neighbours on a ring of all that run, and have no link."""
+    for one, other in _neighbours(simulation):
+        if other not in simulation.by_id[one].links:
+            return f"nodes {simulation.by_id[one].index} and {simulation.by_id[other].index} have no link"
+    return ""
+
+
+def neighbours(simulation: Simulation) -> set[tuple[NodeId, NodeId]]:
+    """All such neighbours."""
+    return set(_neighbours(simulation))
+
+
+def too_often_parted(simulation: Simulation, before: set[tuple[NodeId, NodeId]], since: float, most: int) -> str:
+    """Links that one end gave up though they were neighbours before and are now, if more than `most`."""
+    near = before & neighbours(simulation)
+    parted = [(at, one, other) for at, one, other in simulation.hang_ups if at >= since and (one, other) in near]
+    if len(parted) <= most:
+        return ""
+    at, one, other = parted[0]
+    names = f"{simulation.by_id[one].index} on {simulation.by_id[other].index}"
+    return f"{len(parted)} links of neighbours were ended, the first by {names} at {at:.1f}s"
+
+
+def _neighbours(simulation: Simulation) -> Iterator[tuple[NodeId, NodeId]]:
+    """The links that the nodes that run must have, each from both sides, as far as none is hostile."""
+    live = [node.id for node in simulation.live()]
+    good = {node.id for node in simulation.live() if not node.hostile}
+    if len(live) <= SMALL_MESH:
+        yield from itertools.permutations(sorted(good), 2)
+        return
+    rings = Rings()
+    for node in live:
+        rings.add(node)
+    for node in good:
+        for other in good.intersection(rings.neighbours(node)):
+            yield node, other
+            yield other, node
+
+
 def not_one_mesh(simulation: Simulation) -> str:
     """More than one mesh id among the nodes that run."""
     ids = Counter(view(node).mesh.hex() for node in simulation.live())
@@ -155,7 +197,7 @@ class Watch:
         simulation = self._simulation
         self.looks += 1
         for node in simulation.live():
-            for peer, state in troubled(node):
+            for peer, state in troubled(node) if not node.hostile else ():
                 other = simulation.by_id[peer]
                 if other.core is None or self._starts.get(other.index) != other.starts:
                     continue  # it is dead indeed, or was a moment ago

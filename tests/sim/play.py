@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from meshllm.core.events import JoinWanted, LoadsChanged, MachineObserved, ModelWanted, SpeedMeasured, StatementsMade
-from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, Role
+from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, Role
 from tests.sim import observe
 from tests.sim.network import Network
 from tests.sim.scenario import Nodes, Scenario, Step
 from tests.sim.simulation import ROUND_SECONDS, SimulatedNode, Simulation
+from tests.sim.sybils import Sybils, weigh
 
 # A joiner is given so many ways in, as many as an invite holds.
 WAYS_IN = 3
@@ -65,6 +66,11 @@ class Player:
         for index in range(scenario.nodes):
             self.simulation.add(1, mesh=MESH_APART if index in apart else MESH)
         self.simulation.add(scenario.clients, role=Role.CLIENT, mesh=MESH)
+        for index, rights in scenario.rights.items():
+            self.simulation.nodes[index].rights = rights
+        self._attacked = 0.0  # when the last `sybils` came, and who were neighbours then
+        self._neighbours: set[tuple[NodeId, NodeId]] = set()
+        self.kilobytes = 0.0  # of the last `weigh`
         self._served: dict[str, list[int]] = {}
         self.bytes_per_round = 0.0  # of the last `measure`: sent per node and round, on average
         self.records_per_hour = 0.0  # of the last `measure`: written by the node that wrote most
@@ -224,6 +230,19 @@ class Player:
         if simulation.refused - before != step.number:
             raise Failed(f"line {step.line}: a forged record got through ({simulation.trouble()})")
 
+    def _sybils(self, step: Step) -> None:
+        (owner,), against = self._resolve(step.nodes), step.others.numbers
+        self._attacked, self._neighbours = self.simulation.now, observe.neighbours(self.simulation)
+        around = int(step.name)
+        Sybils(self.simulation, owner, int(step.number), around=around, against=against, certified=step.flag)
+
+    def _weigh(self, step: Step) -> None:
+        (index,) = self._resolve(step.nodes)
+        known, made_up, size = weigh(self.simulation, self.simulation.nodes[index])
+        self.kilobytes = size / 1000
+        value = f"{made_up} made-up nodes of {known} take {self.kilobytes:.0f} kB"
+        self.figures.append(Figure(step.line, step.text, value=value))
+
     def _measure(self, step: Step) -> None:
         simulation = self.simulation
         simulation.messages.clear()
@@ -261,6 +280,12 @@ class Player:
             "deaths": lambda: self.watch.too_many_deaths(int(step.number)),
             "records": lambda: _above(self.records_per_hour, step.number, "records per node and hour"),
             "bytes": lambda: _above(self.bytes_per_round, step.number, "bytes per node and round"),
+            "linked": lambda: observe.not_linked(self.simulation),
+            "parted": lambda: observe.too_often_parted(
+                self.simulation, self._neighbours, self._attacked, int(step.number)
+            ),
+            "suspicions": lambda: _above(self.watch.suspicions, step.number, "looks at a suspect"),
+            "kilobytes": lambda: _above(self.kilobytes, step.number, "kilobytes"),
             "adoptions": lambda: observe.too_many_adoptions(self.simulation, int(step.number)),
         }
         wrong = conditions[name]

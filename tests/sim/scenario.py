@@ -5,6 +5,7 @@ Settings come first, then actions, done one after the other on virtual time:
     nodes 100            clients 3            seed 7             skew 1%            delay 5ms..40ms
     loss 10%             loss 10% late        (late: sent again, like QUIC; a setting and an action)
     mesh 50..99          a second mesh with the same secret
+    rights 5 use,serve,work,invite            (by default all)
     start 0..9           start 10..99 over 20s                start 5 through 0..4,600
     start 6 knowing 7..9                      (it remembers these peers and has no invite)
     join 3 through 50..52                     (a running node gets invites)
@@ -13,13 +14,18 @@ Settings come first, then actions, done one after the other on virtual time:
     expel 3              (node 0 signs it)     uncertified        (a setting: no mesh key, one secret)
     serve 5 some-model   cut 0..49 | 50..99   cut 3 > 4          heal
     churn 1000 over 600s replay 20            forge 20           measure 60 rounds
+    sybils 2000 from 5 around 6 against 7,8   (node 5 makes up nodes that nobody certified; they would be the watchers
+                                              of 6, and they report 7 and 8 as failed; `invited`: node 5 invited them)
+    weigh 3                                   (how much memory the made-up nodes take in the table of node 3)
     busy 0..4                                 (once a second these report another load, speed and free memory)
     expect within 5s gone 3                   expect within 12 rounds known some-model
     expect deaths 0
 
 Nodes are `3`, `0..9`, `3,7..9`, `all`, `clients`, `random 10` (of those that run) or `them`. A round is a second.
 Conditions: `joined NODES`, `gone NODES`, `expelled NODES` (out of every table and link, and told),
-`known MODEL`, `whole`, `one mesh`, `deaths N`, `adoptions N` (at most N);
+`known MODEL`, `whole`, `one mesh`, `deaths N`, `adoptions N` (at most N); `linked` (neighbours on a ring of the nodes
+that run have a link), `parted N` (such links were hung up at most N times since the last `sybils`), `suspicions N`
+(looks at a node that runs and is suspect); of the last `weigh`: `kilobytes N`;
 of the last `measure`: `records N` (each node wrote at most N records an hour), `bytes N` (per node and round, mean).
 
 Parsing has no effects. An error names the line's number.
@@ -29,6 +35,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from meshllm.core.membership.certificates import Right
 
 ROUND_SECONDS = 1.0
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "rounds": ROUND_SECONDS, "round": ROUND_SECONDS}
@@ -75,6 +83,7 @@ class Scenario:
     delay: tuple[float, float] = (0.005, 0.040)
     apart: Nodes = Nodes()
     certified: bool = True
+    rights: dict[int, Right] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
 
@@ -205,6 +214,29 @@ def _loss(words: _Words) -> Step:
     return words.step("loss", number=words.percentage("loss"), flag=words.accept("late"))
 
 
+def _sybils(words: _Words) -> Step:
+    number = words.integer("how many")
+    if not words.accept("from"):
+        raise words.error("sybils need a member: sybils 2000 from 5")
+    owner = words.nodes()
+    invited = words.accept("invited")
+    if not words.accept("around"):
+        raise words.error("sybils stand around a node: sybils 2000 from 5 around 6 against 7,8")
+    around = words.integer("a node")
+    if not words.accept("against"):
+        raise words.error("sybils are against nodes: sybils 2000 from 5 around 6 against 7,8")
+    return words.step("sybils", number=number, nodes=owner, flag=invited, name=str(around), others=words.nodes())
+
+
+def _rights(words: _Words) -> tuple[Nodes, Right]:
+    nodes, rights = words.nodes(), Right(0)
+    for name in words.take("rights").split(","):
+        if name.upper() not in Right.__members__:
+            raise words.error(f"rights are {', '.join(right.lower() for right in Right.__members__)}, not {name!r}")
+        rights |= Right[name.upper()]
+    return nodes, rights
+
+
 def _expect(words: _Words) -> Step:
     seconds = words.time() if words.accept("within") else 0.0
     name = words.take("a condition")
@@ -212,11 +244,11 @@ def _expect(words: _Words) -> Step:
         return words.step("expect", name=name, nodes=words.nodes(), seconds=seconds)
     if name == "known":
         return words.step("expect", name=f"known {words.take('a model')}", seconds=seconds)
-    if name in ("deaths", "adoptions", "records", "bytes"):
+    if name in ("deaths", "adoptions", "records", "bytes", "parted", "suspicions", "kilobytes"):
         return words.step("expect", name=name, number=words.integer("how many"), seconds=seconds)
     if name == "one" and words.accept("mesh"):
         return words.step("expect", name="one mesh", seconds=seconds)
-    if name == "whole":
+    if name in ("whole", "linked"):
         return words.step("expect", name=name, seconds=seconds)
     raise words.error(f"no such condition: {name}")
 
@@ -236,6 +268,8 @@ _ACTIONS: dict[str, Callable[[_Words], Step]] = {
     "loss": _loss,
     "replay": lambda words: words.step("replay", number=words.integer("how many")),
     "forge": lambda words: words.step("forge", number=words.integer("how many")),
+    "sybils": _sybils,
+    "weigh": lambda words: words.step("weigh", nodes=words.nodes()),
     "measure": lambda words: words.step("measure", seconds=words.time()),
     "wait": lambda words: words.step("wait", seconds=words.time()),
     "expect": _expect,
@@ -262,6 +296,10 @@ def _setting(scenario: Scenario, words: _Words) -> bool:
     elif verb == "mesh":
         words.take(verb)
         scenario.apart = words.nodes()
+    elif verb == "rights":
+        words.take(verb)
+        nodes, rights = _rights(words)
+        scenario.rights.update(dict.fromkeys(nodes.numbers, rights))
     else:
         return False
     words.end()

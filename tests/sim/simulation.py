@@ -83,6 +83,7 @@ class SimulatedNode:
         self.member: SignedCertificate | None = None
         self.authority: Authority | None = None
         self.expelled = False
+        self.hostile = False  # what it believes counts for nothing
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -159,6 +160,7 @@ class Simulation:
         self.failed_dials = 0
         self.events = 0
         self.refused = 0
+        self.hang_ups: list[tuple[float, NodeId, NodeId]] = []  # when, who, whom
         self._skew = skew
         self._by_address: dict[PeerAddress, SimulatedNode] = {}
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -166,7 +168,7 @@ class Simulation:
         self._wakes = 0
         self._archive: dict[NodeId, list[SignedRecord]] = {}
         self._hands: dict[type[c.Command], Callable[[SimulatedNode, Any], None]] = {
-            c.Send: self._send,
+            c.Send: self.send,
             c.DialPeer: self._dial,
             c.HangUp: self._hang_up,
             c.SaveIncarnation: self._save_incarnation,
@@ -224,13 +226,17 @@ class Simulation:
             self.by_id[node.id] = self._by_address[node.address] = node
         return list(range(first, len(self.nodes)))
 
+    def adopt(self, node: SimulatedNode) -> None:
+        """Make a node reachable that is none of the mesh's: no number leads to it."""
+        self.by_id[node.id] = self._by_address[node.address] = node
+
     def start(self, index: int, ways: Iterable[BootstrapAddress] = (), *, invited: bool = True) -> None:
         """Start the daemon of a node: with invites, else with the peers it remembers, else with its first invites."""
         node = self.nodes[index]
         assert node.core is None, f"node {index} runs already"
         node.incarnation += 1
         node.starts += 1
-        node.core = self._make(self._config(node), random.Random(self.rng.random()))
+        node.core = self._make(self.config(node), random.Random(self.rng.random()))
         given = tuple(ways)
         node.invites = given or node.invites
         self._tell(node, e.AddressesFound((node.address,)))
@@ -291,7 +297,9 @@ class Simulation:
 
     # -- how a core is woken and obeyed
 
-    def _config(self, node: SimulatedNode) -> MeshConfig:
+    def config(self, node: SimulatedNode) -> MeshConfig:
+        """What the daemon of `node` tells its core at the start."""
+
         def signer(record: NodeRecord) -> SignedRecord:
             signed = sign(record)
             if node.member is not None:
@@ -369,7 +377,8 @@ class Simulation:
 
     # -- what the core asks for
 
-    def _send(self, node: SimulatedNode, command: c.Send) -> None:
+    def send(self, node: SimulatedNode, command: c.Send) -> None:
+        """Send a message over a link of `node`, if it has that link."""
         link = node.links.get(command.peer)
         if link is None:
             return
@@ -466,6 +475,7 @@ class Simulation:
         if link is None:
             return
         target = self.by_id[command.peer]
+        self.hang_ups.append((self.now, node.id, target.id))
         self.at(self.now, self._link_lost, node, target.id, link, command.reason)
         travel = self.network.travel(node.index, target.index)
         late = IDLE_SECONDS if travel is None else travel

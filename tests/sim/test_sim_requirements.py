@@ -72,6 +72,11 @@ def test_join_with_600_dead_addresses_takes_no_longer() -> None:
     assert remembered < 5.0
 
 
+def test_expelled_node_is_out_of_all_tables_within_3_rounds_and_for_ever() -> None:
+    player = played("expel", 20)
+    assert [node.index for node in player.simulation.nodes if node.expelled] == [7, 11, 12, 13]
+
+
 @pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2])
 def test_partition_heals(seed: int) -> None:
     played("partition", 40, seed=seed)

@@ -1,8 +1,10 @@
 """Who is a member: the mesh key, the statements it signed, and the certificates that count.
 
-Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates of nodes
-that were known by then. An expulsion is never forgotten, not even by a rotation. The set only grows, and its hash is
-that of its meaning: nodes with the same set have the same hash, in whatever order they took the statements in.
+Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates that were
+known by then; no others of the old key, which may be in wrong hands. An expulsion is never forgotten, not even by a
+rotation. The set only grows, and its hash is that of its meaning: nodes with the same set have the same hash, in
+whatever order they took the statements in. A node that replaced its key is one member: its old id counts no longer, and
+an expulsion of one of its ids is one of all.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from meshllm.core.membership.certificates import (
     NO_RIGHTS,
     NODE_RIGHTS,
     Certificate,
+    CertificateTerms,
     MeshKey,
     Right,
     SignedCertificate,
     SignedStatement,
+    Statement,
     StatementKind,
 )
 from meshllm.core.records import PIN_BYTES, NodeRecord, SignedRecord
@@ -31,6 +35,12 @@ KEY_GRACE_SECONDS = 3600.0
 # Certificates whose signature is not checked again. One takes about 600 bytes.
 MAX_READ = 4096
 HASH_BYTES = 8
+# Replaced keys that are kept: half of the room, so that members cannot fill what expulsions need. One member may
+# replace its key this often in this time (seconds).
+MAX_REPLACED = MAX_STATEMENTS // 2
+MAX_REPLACED_RECENTLY, REPLACED_RECENTLY = 4, 30 * 86_400
+# Statements that a refused node is shown as the reason.
+MAX_REASONS = 3
 
 # Bytes to a value with a verified signature of one of the keys, else None.
 ReadCertificate = Callable[[bytes, tuple[MeshKey, ...]], SignedCertificate | None]
@@ -60,7 +70,10 @@ class Authority:
         self.rotation: SignedStatement | None = None
         self._known: dict[tuple[StatementKind, bytes], SignedStatement] = {}
         self._prefixes: set[bytes] = set()
-        self._grace: frozenset[NodeId] = frozenset()
+        self._successors: dict[NodeId, set[NodeId]] = {}
+        self._predecessors: dict[NodeId, set[NodeId]] = {}
+        self._grace: frozenset[CertificateTerms] = frozenset()
+        self._grace_nodes: frozenset[NodeId] = frozenset()
         self._read: dict[bytes, SignedCertificate] = {}
         self._hash = _hash_of(b"key", key)
         for data in statements:
@@ -79,8 +92,57 @@ class Authority:
         return (*((self.rotation,) if self.rotation is not None else ()), *self._known.values())
 
     def is_expelled(self, node: NodeId) -> bool:
-        """Whether `node` was expelled."""
-        return (StatementKind.EXPEL, node) in self._known
+        """Whether `node` is no member any more: it was expelled, under this or an earlier id, or replaced its key."""
+        if (StatementKind.EXPEL, node) in self._known or node in self._successors:
+            return True
+        before = self._before(node)
+        # More than one successor is a member that tries to become two.
+        return any((StatementKind.EXPEL, old) in self._known or len(self._successors[old]) > 1 for old in before)
+
+    def successor(self, node: NodeId) -> NodeId:
+        """The newest id of a node that replaced its key, else `node`."""
+        seen = set()
+        while node not in seen and len(found := self._successors.get(node, set())) == 1:
+            seen.add(node)
+            (node,) = found
+        return node
+
+    def _before(self, node: NodeId) -> set[NodeId]:
+        """All earlier ids of `node`."""
+        found: set[NodeId] = set()
+        left = list(self._predecessors.get(node, ()))
+        while left:
+            old = left.pop()
+            if old not in found:
+                found.add(old)
+                left += self._predecessors.get(old, ())
+        return found
+
+    def may_replace(self, node: NodeId, successor: NodeId, now_unix: float) -> str:
+        """Why `node` may not get the new id `successor`; "" if it may, or has it already."""
+        if self._successors.get(node) == {successor}:
+            return ""
+        if node in self._successors or successor in self._predecessors or self.is_expelled(successor):
+            return "one of the keys was replaced before"
+        replaced = [known.statement for place, known in self._known.items() if place[0] is StatementKind.REPLACE]
+        before = self._before(node)
+        recent = sum(each.subject in before and each.made > now_unix - REPLACED_RECENTLY for each in replaced)
+        if recent >= MAX_REPLACED_RECENTLY:
+            return f"the node replaced its key {recent} times in the last {REPLACED_RECENTLY // 86_400} days"
+        if len(replaced) >= MAX_REPLACED or len(self._known) >= MAX_STATEMENTS:
+            return "the mesh has no room for more replaced keys"
+        return ""
+
+    def expulsion_of(self, node: NodeId) -> tuple[bytes, ...]:
+        """The statements that tell `node` why it is no member any more, the change to the current key first."""
+        ids = {node, *self._before(node)}
+        found = [self._known[place].data for old in ids if (place := (StatementKind.EXPEL, old)) in self._known]
+        found += [
+            known.data
+            for (kind, _), known in self._known.items()
+            if kind is StatementKind.REPLACE and known.statement.subject == node
+        ]
+        return (*((self.rotation.data,) if self.rotation is not None else ()), *found[:MAX_REASONS])
 
     def may_dial(self, pin: bytes) -> bool:
         """Whether the node of that id, or of those first bytes of an id, is not expelled."""
@@ -102,8 +164,7 @@ class Authority:
         if signed.statement.kind is StatementKind.NEW_KEY:
             self._rotate(signed)
             return signed
-        place = (signed.statement.kind, signed.statement.subject)
-        known = self._known.get(place)
+        known = self._known.get(_place(signed.statement))
         if known is None and not self._has_room(signed.statement.kind):
             return None
         if known is not None and known.key == self.key:
@@ -121,19 +182,37 @@ class Authority:
             self.rotation = signed
 
     def _keep(self, signed: SignedStatement) -> None:
-        kind, subject = signed.statement.kind, signed.statement.subject
-        if (kind, subject) not in self._known:
-            self._hash ^= _hash_of(kind.name.encode(), subject)
-        self._known[kind, subject] = signed
-        if kind is StatementKind.EXPEL:
-            self._prefixes.add(subject[:PIN_BYTES])
+        kind, what = place = _place(signed.statement)
+        if place not in self._known:
+            self._hash ^= _hash_of(kind.name.encode(), what)
+        self._known[place] = signed
+        if kind is StatementKind.REVOKE_INVITE:
+            return
+        old, new = NodeId(signed.statement.subject), signed.statement.by
+        if kind is StatementKind.REPLACE:
+            self._successors.setdefault(old, set()).add(new)
+            self._predecessors.setdefault(new, set()).add(old)
+            self._grace |= {_renamed(terms, old, new) for terms in self._grace if old in (terms[0], terms[3])}
+            self._grace_nodes = frozenset([terms[0] for terms in self._grace])
+        self._prefixes |= {node[:PIN_BYTES] for node in self._ids(old) if self.is_expelled(node)}
+
+    def _ids(self, node: NodeId) -> set[NodeId]:
+        """`node`, and the ids that it got later."""
+        found: set[NodeId] = set()
+        left = [node]
+        while left:
+            now = left.pop()
+            if now not in found:
+                found.add(now)
+                left += self._successors.get(now, ())
+        return found
 
     def _has_room(self, kind: StatementKind) -> bool:
         """Whether another statement fits. A revoked invite expires by itself, so the oldest yields to an expulsion."""
         if len(self._known) < MAX_STATEMENTS:
             return True
         old = next((place for place in self._known if place[0] is StatementKind.REVOKE_INVITE), None)
-        if kind is not StatementKind.EXPEL or old is None:
+        if kind not in (StatementKind.EXPEL, StatementKind.REPLACE) or old is None:
             return False
         del self._known[old]
         self._hash ^= _hash_of(old[0].name.encode(), old[1])
@@ -148,13 +227,16 @@ class Authority:
 
     # -- the time after a rotation
 
-    def begin_grace(self, nodes: Iterable[NodeId]) -> None:
-        """For these nodes certificates of the previous key still count."""
-        self._grace = frozenset(nodes)
+    def begin_grace(self, known: Iterable[Certificate]) -> None:
+        """Certificates of the previous key with the terms of these still count. Others do not: who has the old private
+        key could give a member more rights."""
+        self._grace = frozenset([certificate.terms for certificate in known])
+        self._grace_nodes = frozenset([terms[0] for terms in self._grace])
 
     def end_grace(self) -> None:
         """Certificates of the previous key count no longer."""
         self._grace = frozenset()
+        self._grace_nodes = frozenset()
 
     # -- certificates
 
@@ -168,7 +250,9 @@ class Authority:
         signature."""
         read = self._read.get(data)
         if read is None:
-            keys = (self.key,) if self.previous is None or node not in self._grace else (self.key, self.previous)
+            keys: tuple[MeshKey, ...] = (self.key,)
+            if self.previous is not None and node in self._grace_nodes:
+                keys = (self.key, self.previous)
             read = self._read_certificate(data, keys)
             if read is None:
                 return None
@@ -176,10 +260,14 @@ class Authority:
                 del self._read[next(iter(self._read))]
             self._read[data] = read
         found = read.certificate
-        late = read.key != self.key and (read.key != self.previous or node not in self._grace)
-        if late or found.node != node or not found.valid_at(now_unix) or self.is_expelled(node):
+        ours = found.node == node or self.successor(found.node) == node
+        if not ours or not found.valid_at(now_unix) or self.is_expelled(node):
             return None
-        return found
+        inviter = self.successor(found.inviter)
+        if found.node != node or found.inviter != inviter:
+            found = replace(found, node=node, inviter=inviter)
+        void = read.key != self.key and (read.key != self.previous or found.terms not in self._grace)
+        return None if void else found
 
     def admit(self, signed: SignedRecord, now_unix: float) -> SignedRecord | None:
         """The record as far as its certificate allows; None if its node is no member with a record."""
@@ -210,10 +298,22 @@ def rights_of(member: Certificate | None, authority: Authority | None) -> Right:
     return NO_RIGHTS if member is None or authority.is_expelled(member.node) else member.rights
 
 
+def _renamed(terms: CertificateTerms, old: NodeId, new: NodeId) -> CertificateTerms:
+    """`terms` of a node, or of an invited one, that has a new id."""
+    node, rights, lifetime, inviter, invite = terms
+    return (new if node == old else node, rights, lifetime, new if inviter == old else inviter, invite)
+
+
 def portions(statements: tuple[SignedStatement, ...], most: int) -> Iterator[tuple[bytes, ...]]:
     """The bytes of statements, at most `most` at a time."""
     for first in range(0, len(statements), most):
         yield tuple([signed.data for signed in statements[first : first + most]])
+
+
+def _place(statement: Statement) -> tuple[StatementKind, bytes]:
+    """What a statement says, without when and by whom. Two successors of one node are two statements."""
+    more = statement.by if statement.kind is StatementKind.REPLACE else b""
+    return statement.kind, statement.subject + more
 
 
 def _hash_of(what: bytes, subject: bytes) -> int:

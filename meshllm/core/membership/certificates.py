@@ -63,6 +63,10 @@ def trust_domain(node: NodeId, rights: Right) -> str:
     return "" if is_owner(rights) else node.hex()
 
 
+# Node, rights, lifetime in seconds, inviter, invite.
+CertificateTerms = tuple[NodeId, Right, int, NodeId, bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What the mesh key says of a node. `issued` and `expires` in unix seconds; `serial` is random, 8 bytes.
@@ -82,6 +86,11 @@ class Certificate:
         """Whether the certificate has not expired."""
         return now_unix < self.expires
 
+    @property
+    def terms(self) -> CertificateTerms:
+        """What a renewal keeps: certificates with the same terms give the same node the same."""
+        return self.node, self.rights, self.expires - self.issued, self.inviter, self.invite
+
 
 @dataclass(frozen=True, slots=True)
 class SignedCertificate:
@@ -94,16 +103,19 @@ class SignedCertificate:
 
 class StatementKind(Enum):
     """EXPEL: `subject` is the id of a node that is no member any more, for ever. REVOKE_INVITE: `subject` is the serial
-    of an invite. NEW_KEY: `subject` is the mesh's next public key; signed by the one before it."""
+    of an invite. NEW_KEY: `subject` is the mesh's next public key; signed by the one before it. REPLACE: the node
+    `subject` has a new key; `by` is its new id, for which its certificates count from now on."""
 
     EXPEL = 1
     REVOKE_INVITE = 2
     NEW_KEY = 3
+    REPLACE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A fact about a mesh that spreads to all members and is kept. `made` in unix seconds by the node `by`."""
+    """A fact about a mesh that spreads to all members and is kept. `made` in unix seconds by the node `by` (with
+    `REPLACE`, its new id)."""
 
     kind: StatementKind
     subject: bytes

@@ -83,10 +83,11 @@ class LinkPolicy(LinkProbes):
     def maintain_links(self, now: float) -> None:
         """Dial the nodes that should have a link, and close the links that nothing has needed for a while."""
         small = self._table.watchers <= SMALL_MESH
-        wanted = self._table.watching() if small else self._table.rings.neighbours(self._table.own)
-        kept = [node for node in self._links.nodes if self._table.is_trusted(node)]
-        if self._table.watchers < self._table.size:
+        table = self._table
+        wanted = table.watching() if small else table.rings.neighbours(table.own, table.is_trusted)
+        if table.has_untrusted:
             # Nodes that were seen alive do not yield to nodes only heard of, of which one inviter may make many.
+            kept = [node for node in self._links.nodes if table.is_trusted(node)]
             wanted = list(dict.fromkeys([*wanted, *kept[:MAX_TRUSTED_KEPT]]))
         for node in list(wanted):
             link = self._links.get(node)
@@ -107,7 +108,7 @@ class LinkPolicy(LinkProbes):
         def good(node: NodeId) -> bool:
             return not doubted(node) and self._table.answering(node)
 
-        watched = dict.fromkeys(self._table.rings.subjects(self._table.own, good))
+        watched = dict.fromkeys(self._table.rings.subjects(self._table.own, good, self._table.is_trusted))
         entries = self._table.entries
         hosts = [node for node in self._links.nodes if node in entries and entries[node].record.serves]
         watched.update(dict.fromkeys(hosts[:MAX_HOSTS_WATCHED]))

@@ -131,6 +131,23 @@ class RenewedCertificate(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaceKey(Message):
+    """To a member with `Right.ADMIT`: the sender wants to have the id `successor` from now on. Both keys sign the
+    request (`wire/mesh/certificates.py`). The answer is the statement, which all members get, or `ReplaceRefused`."""
+
+    successor: NodeId
+    old_signature: bytes
+    new_signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceRefused(Message):
+    """The answer to a `ReplaceKey` that is not carried out, with the reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class AskInvite(Message):
     """To a member with `Right.ADMIT`: make an invite. `expires` in unix seconds, `lifetime` of the certificates in
     seconds, `flags` as in the invite."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
+from meshllm.core.membership import reader_views
 from meshllm.core.membership.authority import KEY_GRACE_SECONDS, rights_of
 from meshllm.core.membership.away import AwayMembers
 from meshllm.core.membership.certificates import Right, SignedStatement, StatementKind
@@ -20,8 +21,8 @@ from meshllm.core.membership.own_record import MeshConfig
 from meshllm.core.membership.statements import StatementExchange
 from meshllm.core.membership.table import MemberEntry
 from meshllm.core.membership.timers import Timer, Timers
-from meshllm.core.membership.views import ClientView, JoinPhase, MeshView, PeerStatus, PeerView
-from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, OwnFacts, Role, short
+from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus
+from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, OwnFacts, Role
 
 # How often the list of peers to remember may be written.
 SAVE_SECONDS = 10.0
@@ -31,6 +32,9 @@ PING_PRICE = 1.0
 MEMBERSHIP_PRICE = 20.0
 # How often a member that needs a new certificate asks for it.
 RENEWAL_SECONDS = 5.0
+# Why a request for an invite or a new id is refused.
+NO_ADMITTER = "no member that may admit others is linked with this node now"
+CANNOT_ADMIT = "the asked member may not admit others"
 # The weight of a new, longer round trip in the smoothed one (RFC 6298). A shorter one counts at once: the first
 # measurement contains a handshake, and no measurement is shorter than the path.
 RTT_WEIGHT = 0.125
@@ -57,6 +61,8 @@ class MeshParticipant(ABC):
         self._rights = config.rights
         self._certificate = config.certificate
         self._renewal_from: NodeId | None = None  # the peer that was asked for a new certificate
+        self._replacement_from: NodeId | None = None  # the peer that was asked for a new id
+        self._invite_from: NodeId | None = None  # the peer that was asked for an invite
         self._rotated_at = 0.0
         may_dial = {} if self._authority is None else {"may_dial": self._authority.may_dial}
         self._links = LinkTable(config.node, self._out, **may_dial)
@@ -75,18 +81,25 @@ class MeshParticipant(ABC):
     def handle(self, event: e.Event, now: float) -> list[c.Command]:
         """Take in `event` at `now` (seconds); return the commands that follow. Every event also checks the timers."""
         self._now = now
+        if not self._started:
+            self._started = True
+            self._begin(now)
         if not self._left:
-            if not self._started:
-                self._started = True
-                self._timers.set(Timer.PROBE, now + PROBE_SECONDS * self._rng.random())
-                self._timers.set(Timer.SAVE_PEERS, now + SAVE_SECONDS)
-                self._start(now)
             self._dispatch(event, now)
         if not self._left:
             for timer, node, at in self._timers.due(now):
                 self._due(timer, NodeId(node), now, now - at)
             self._settle(now)
         return self._drain_commands()
+
+    def _begin(self, now: float) -> None:
+        """The first event is about to be handled."""
+        if self._authority is not None and self._authority.is_expelled(self._id):
+            self._expelled()
+            return
+        self._timers.set(Timer.PROBE, now + PROBE_SECONDS * self._rng.random())
+        self._timers.set(Timer.SAVE_PEERS, now + SAVE_SECONDS)
+        self._start(now)
 
     def update_facts(self, facts: OwnFacts, now: float) -> list[c.Command]:
         """Tell the mesh what this node now serves, wants and offers; return the commands that follow."""
@@ -161,24 +174,12 @@ class MeshParticipant(ABC):
                 self.phase,
                 self._joiner.attempts,
                 self.record,
-                self._peer_views(),
-                self._client_views(),
+                reader_views.peers(self.entries(), self._links),
+                reader_views.clients(self._links) if self._role is Role.NODE else (),
                 self._joiner.reason,
                 self._away.view(),
             )
         return self._view
-
-    def _peer_views(self) -> tuple[PeerView, ...]:
-        """All other nodes, but one that is linked as a client: what it was before is over."""
-        clients = {node for node, _ in self._links.clients()}
-        entries = sorted(self.entries(), key=lambda entry: entry.record.node)
-        return tuple([entry.peer_view() for entry in entries if entry.record.node not in clients])
-
-    def _client_views(self) -> tuple[ClientView, ...]:
-        if self._role is not Role.NODE:
-            return ()
-        clients = sorted(self._links.clients(), key=lambda found: found[0])
-        return tuple([ClientView(node, link.name, link.up_at, link.rtt) for node, link in clients])
 
     # -- what a subclass adds
 
@@ -288,7 +289,9 @@ class MeshParticipant(ABC):
                 self._left = True
                 self._timers.clear()
                 self._view = None
-            case e.StatementsMade() | e.CertificateRenewed() | e.RenewalDue() | e.InviteWanted():
+            case (
+                e.StatementsMade() | e.CertificateRenewed() | e.RenewalDue() | e.InviteWanted() | e.ReplacementWanted()
+            ):
                 self._membership_event(event, now)
             case _:
                 self._other_event(event, now)
@@ -321,19 +324,14 @@ class MeshParticipant(ABC):
 
     def _dial_failed(self, event: e.DialFailed, now: float) -> None:
         self._links.failed(event.target, now, final=event.final, local=event.local)
-        self._joiner.failed(event.target, f"{self._named(event)} {event.advice}".rstrip(), event.final, now)
+        entry = self.entry(event.target.node) if event.target.node is not None else None
+        reason = reader_views.named_reason(event, entry, self._away)
+        self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now)
         self._view = None
         node = event.target.node
         # A refusal is an answer: the peer is alive. A limit of this node says nothing about the peer.
         if node is not None and not event.final and not event.local:
             self._peer_unreachable(node, now)
-
-    def _named(self, event: e.DialFailed) -> str:
-        """The reason of a failed dial, with the name of the peer if it is known."""
-        pin = event.target.pin
-        entry = self.entry(event.target.node) if event.target.node is not None else None
-        name = entry.record.name if entry is not None else self._away.name_of(pin)
-        return event.reason.replace(f"Node {short(NodeId(pin))}", name, 1) if name else event.reason
 
     # -- messages
 
@@ -353,7 +351,14 @@ class MeshParticipant(ABC):
             case m.Statements():
                 if self._statements is not None:
                     self._apply(self._statements.received(peer, link, message, now), now)
-            case m.RenewCertificate() | m.RenewedCertificate() | m.AskInvite() | m.GrantedInvite():
+            case (
+                m.RenewCertificate()
+                | m.RenewedCertificate()
+                | m.AskInvite()
+                | m.GrantedInvite()
+                | m.ReplaceKey()
+                | m.ReplaceRefused()
+            ):
                 self._membership_message(peer, link, message, now)
             case _:
                 self._other_message(peer, link, message, now)
@@ -409,7 +414,9 @@ class MeshParticipant(ABC):
     # -- membership
 
     def _membership_event(
-        self, event: e.StatementsMade | e.CertificateRenewed | e.RenewalDue | e.InviteWanted, now: float
+        self,
+        event: e.StatementsMade | e.CertificateRenewed | e.RenewalDue | e.InviteWanted | e.ReplacementWanted,
+        now: float,
     ) -> None:
         match event:
             case e.StatementsMade(statements):
@@ -423,12 +430,17 @@ class MeshParticipant(ABC):
             case e.RenewalDue():
                 self._ask_renewal(now)
             case e.InviteWanted(ask):
-                peer = self._admitter()
+                peer = self._invite_from = self._admitter()
                 if peer is not None:
                     self._send(peer, ask)
                 else:
-                    answer = m.GrantedInvite(b"", ask.rights, 0, 0, refused="no member that may admit is linked")
-                    self._out.append(c.TakeInvite(self._id, answer))
+                    self._out.append(c.TakeInvite(m.GrantedInvite(b"", ask.rights, 0, 0, refused=NO_ADMITTER)))
+            case e.ReplacementWanted(request):
+                peer = self._replacement_from = self._admitter()
+                if peer is not None:
+                    self._send(peer, request)
+                else:
+                    self._out.append(c.ReplacementRefused(NO_ADMITTER))
 
     def _membership_message(self, peer: NodeId, link: LinkState, message: m.Message, now: float) -> None:
         if self._authority is None or not link.allowance.take(now, MEMBERSHIP_PRICE):
@@ -445,8 +457,18 @@ class MeshParticipant(ABC):
             case m.AskInvite():
                 self._asked_for_invite(peer, rights, message)
             case m.GrantedInvite():
-                if Right.ADMIT in rights:
-                    self._out.append(c.TakeInvite(peer, message))
+                if peer == self._invite_from:
+                    self._invite_from = None
+                    self._out.append(c.TakeInvite(message))
+            case m.ReplaceKey():
+                if Right.ADMIT in self._rights and rights:
+                    self._out.append(c.CertifyReplacement(peer, message))
+                else:
+                    self._send(peer, m.ReplaceRefused(CANNOT_ADMIT))
+            case m.ReplaceRefused():
+                if peer == self._replacement_from:
+                    self._replacement_from = None
+                    self._out.append(c.ReplacementRefused(message.reason))
 
     def _asked_for_invite(self, peer: NodeId, rights: Right, ask: m.AskInvite) -> None:
         """An invite never gives more than its maker has, and only a holder of the mesh key makes inviters: else
@@ -457,7 +479,7 @@ class MeshParticipant(ABC):
         if Right.ADMIT in self._rights and Right.INVITE in rights and allowed:
             self._out.append(c.MakeInvite(peer, replace(ask, rights=allowed)))
         else:
-            reason = "it has no right to invite" if Right.ADMIT in self._rights else "this member cannot admit others"
+            reason = "it has no right to invite" if Right.ADMIT in self._rights else CANNOT_ADMIT
             self._send(peer, m.GrantedInvite(b"", ask.rights, 0, 0, refused=reason))
 
     def _statements_hash(self) -> bytes:
@@ -470,13 +492,23 @@ class MeshParticipant(ABC):
     def _apply(self, new: list[SignedStatement], now: float) -> None:
         """Act on statements that are new here; they are forwarded and saved already."""
         for signed in new:
-            subject = signed.statement.subject
-            if signed.statement.kind is StatementKind.NEW_KEY:
+            said = signed.statement
+            if said.kind is StatementKind.NEW_KEY:
                 self._key_changed(now)
-            elif signed.statement.kind is StatementKind.EXPEL and subject != self._id:
-                self._expel(NodeId(subject))
+            elif said.kind is StatementKind.EXPEL:
+                self._remove_expelled(NodeId(said.subject))
+            elif said.kind is StatementKind.REPLACE:
+                self._out.append(c.NodeReplaced(NodeId(said.subject), said.by))
+                self._remove_expelled(NodeId(said.subject), said.by)
         if self._authority is not None and self._authority.is_expelled(self._id):
             self._expelled()
+
+    def _remove_expelled(self, *nodes: NodeId) -> None:
+        """These nodes, and the ids that they got later, may not be members any more."""
+        assert self._authority is not None
+        for node in dict.fromkeys([*nodes, *[self._authority.successor(node) for node in nodes]]):
+            if node != self._id and self._authority.is_expelled(node):
+                self._expel(node)
 
     def _expel(self, node: NodeId) -> None:
         self._view = None
@@ -493,7 +525,8 @@ class MeshParticipant(ABC):
         for peer, _ in self._links.items():
             self._out.append(c.HangUp(peer, "this node was expelled", at_once=True))
             self._links.down(peer)
-        self._out.append(c.Expelled())
+        successor = self._authority.successor(self._id) if self._authority is not None else self._id
+        self._out.append(c.Expelled(successor if successor != self._id else None))
         self._joiner.expelled()
         self._left = True
         self._timers.clear()
@@ -502,10 +535,9 @@ class MeshParticipant(ABC):
     def _key_changed(self, now: float) -> None:
         """The mesh has a new key: nodes that are known now have time to get a new certificate, this one too."""
         assert self._authority is not None
-        known = [
-            entry.record.node for entry in self.entries() if entry.status not in (PeerStatus.DEAD, PeerStatus.LEFT)
-        ]
-        self._authority.begin_grace([*known, *[peer for peer, _ in self._links.items()], self._id])
+        known = [e.signed.member for e in self.entries() if e.status not in (PeerStatus.DEAD, PeerStatus.LEFT)]
+        known += [link.member for _, link in self._links.items()]
+        self._authority.begin_grace([member for member in known if member is not None])
         self._rotated_at = now
         self._timers.set(Timer.KEY_GRACE, now + KEY_GRACE_SECONDS)
         self._timers.set(Timer.CERTIFICATE, now + RENEWAL_SECONDS * self._rng.random())

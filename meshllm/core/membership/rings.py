@@ -18,7 +18,17 @@ RINGS = 4
 # How many members that do not answer a watcher skips on a ring. Four rings of 12 need fewer failure reports than a
 # record holds (MAX_FAILURE_REPORTS); in a mesh cut in half a longer run occurs once in thousands.
 WALK = 12
+# Nodes that a watcher passes on a ring at most, those that are not trusted included.
+MAX_PASSED = 32
 _POSITION_BYTES = 8
+
+
+# Whether a node has a voice of its own (`Quotas.is_trusted`).
+Trusted = Callable[[NodeId], bool]
+
+
+def _any(node: NodeId) -> bool:
+    return True
 
 
 @lru_cache(maxsize=1 << 17)
@@ -49,34 +59,42 @@ class Rings:
             if at < len(positions) and positions[at] == key:
                 del positions[at]
 
-    def subjects(self, node: NodeId, good: Callable[[NodeId], bool]) -> list[NodeId]:
-        """The nodes that `node` watches: on each ring its successors up to the first that is `good`."""
-        return self._walk(node, 1, good, passed=True)
+    def subjects(self, node: NodeId, good: Callable[[NodeId], bool], trusted: Trusted = _any) -> list[NodeId]:
+        """The nodes that `node` watches: on each ring its successors up to the first that is `good` and `trusted`.
 
-    def observers(self, node: NodeId, good: Callable[[NodeId], bool]) -> list[NodeId]:
-        """The watchers of `node`: on each ring the nearest predecessor that is `good`."""
-        return self._walk(node, -1, good, passed=False)
+        An inviter can choose ids that stand next to any node: those must not be its only watchers.
+        """
+        return self._walk(node, 1, good, trusted)
 
-    def neighbours(self, node: NodeId) -> list[NodeId]:
-        """The nodes that `node` keeps links to: its predecessor and successor on each ring, without duplicates."""
-        return list(dict.fromkeys(self._walk(node, 1, _any, passed=True) + self._walk(node, -1, _any, passed=True)))
+    def observers(self, node: NodeId, good: Callable[[NodeId], bool], trusted: Trusted = _any) -> list[NodeId]:
+        """The watchers of `node`: on each ring the nearest predecessor that is `good` and `trusted`; those that are
+        only `good` if there is no other."""
+        found = self._walk(node, -1, good, trusted, last_only=True)
+        return found or self._walk(node, -1, good, _any, last_only=True)
 
-    def _walk(self, node: NodeId, step: int, good: Callable[[NodeId], bool], *, passed: bool) -> list[NodeId]:
+    def neighbours(self, node: NodeId, trusted: Trusted = _any) -> list[NodeId]:
+        """The nodes that `node` keeps links to: on each ring those up to its first `trusted` predecessor and successor,
+        without duplicates."""
+        return list(dict.fromkeys(self._walk(node, 1, _any, trusted) + self._walk(node, -1, _any, trusted)))
+
+    def _walk(
+        self, node: NodeId, step: int, good: Callable[[NodeId], bool], trusted: Trusted, *, last_only: bool = False
+    ) -> list[NodeId]:
+        """Per ring, the nodes up to the first good and trusted one, or with `last_only` that one."""
         found: dict[NodeId, None] = {}
         for ring, positions in enumerate(self._rings):
             size, key = len(positions), position(ring, node)
             at = bisect_left(positions, key)
             here = at < size and positions[at] == key
             first = at - 1 if step < 0 else at + 1 if here else at
-            for number in range(min(WALK, size - here)):
+            left = WALK
+            for number in range(min(MAX_PASSED, size - here)):
                 other = NodeId(positions[(first + step * number) % size][_POSITION_BYTES:])
-                fine = good(other)
-                if passed or fine:
+                known = trusted(other)
+                left -= known
+                fine = known and good(other)
+                if fine or not last_only:
                     found[other] = None
-                if fine:
+                if fine or not left:
                     break
         return list(found)
-
-
-def _any(node: NodeId) -> bool:
-    return True

@@ -19,7 +19,7 @@ from enum import Enum
 from meshllm.core.membership.authority import Authority
 from meshllm.core.membership.certificates import is_owner
 from meshllm.core.membership.failure_detector import expiry_seconds, suspicion_seconds
-from meshllm.core.membership.quotas import Quotas
+from meshllm.core.membership.quotas import Quotas, memory_of
 from meshllm.core.membership.rings import Rings
 from meshllm.core.membership.summary import Summary
 from meshllm.core.membership.timers import Timer, Timers
@@ -170,9 +170,13 @@ class MembershipTable:
         return list(self._watching)
 
     def is_trusted(self, node: NodeId) -> bool:
-        """Whether `node` is known and does not depend on the quota of an inviter."""
-        entry = self.entries.get(node)
-        return entry is not None and self._quotas.is_trusted(entry.signed.member)
+        """Whether `node` is this node, or known and does not depend on the quota of an inviter."""
+        return node == self.own or (node in self.entries and self._quotas.has_own_voice(node))
+
+    @property
+    def has_untrusted(self) -> bool:
+        """Whether nodes are known that depend on the quota of an inviter."""
+        return self._quotas.has_untrusted
 
     def doubted_links(self) -> list[NodeId]:
         """Linked nodes that others report: whether they answer this node decides."""
@@ -227,6 +231,7 @@ class MembershipTable:
         """Take in a new record of this node."""
         before = self._signed
         self._signed = signed
+        self._quotas.set_own(signed.member)
         self.summary.put(self.own, signed.record.version)
         self._reports_changed(before.record if before is not None else None, signed.record, now)
         self._changed(self.own)
@@ -240,18 +245,20 @@ class MembershipTable:
         if self._authority is not None and self._authority.is_expelled(node):
             return MergeResult.REFUSED
         entry = self.entries.get(node)
-        if not self._quotas.has_room(signed.member, len(signed.body)):
+        if entry is not None and version <= entry.record.version:
+            return MergeResult.STALE
+        if entry is not None and entry.status in GONE and version.incarnation <= entry.record.version.incarnation:
+            return MergeResult.GONE
+        displaced = self._quotas.displaced(signed.member, memory_of(signed))
+        if displaced is None:
             return MergeResult.REFUSED
+        for other in displaced:
+            self.remove(other)
         if entry is None:
             if len(self.entries) >= MAX_NODES and not self._make_room(signed, linked=linked):
                 return MergeResult.REFUSED
             self._first(signed, now, linked=linked)
             return MergeResult.FIRST
-        held = entry.record.version
-        if version <= held:
-            return MergeResult.STALE
-        if entry.status in GONE and version.incarnation <= held.incarnation:
-            return MergeResult.GONE
         self._grown(entry, signed, now, linked=linked)
         return MergeResult.GROWN
 
@@ -260,7 +267,7 @@ class MembershipTable:
         entry = MemberEntry(signed, PeerStatus.ALIVE if linked else PeerStatus.UNVERIFIED, now)
         entry.linked = linked
         self.entries[record.node] = entry
-        self._quotas.keep(signed.member, len(signed.body))
+        self._quotas.keep(signed.member, memory_of(signed))
         if record.leaving:
             # A new node that left already is remembered but not passed on: else new nodes would pass it on for ever.
             entry.status = PeerStatus.LEFT
@@ -281,7 +288,7 @@ class MembershipTable:
         entry.replace(signed)
         entry.seen, entry.linked = now, linked
         entry.loads = None
-        self._quotas.keep(signed.member, len(signed.body))
+        self._quotas.keep(signed.member, memory_of(signed))
         if record.leaving:
             self.summary.put(node, record.version)
             self._passed_on[node] = now
@@ -356,7 +363,7 @@ class MembershipTable:
         if self.watchers <= SMALL_MESH:
             watchers = self._voices(filter(able, self._watching)) + (subject != self.own)
         else:
-            watchers = self._voices(self.rings.observers(subject, able))
+            watchers = self._voices(self.rings.observers(subject, able, self.is_trusted))
         return max(1, min(REPORTS_NEEDED, watchers))
 
     def _voices(self, nodes: Iterable[NodeId]) -> int:

@@ -14,6 +14,7 @@ from enum import Enum
 from meshllm.core.membership.views import AwayMember, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import ModelLoad, short
 from meshllm.core.serving import next_step
+from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.util.format import rough_duration
 
@@ -74,7 +75,7 @@ class TargetOffer:
     `name`: for users. `context_length`: tokens (0: unknown). `rtt`: seconds (None: unknown). `load`: the last load that
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
     when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
-    machines.
+    machines. `template`: what the chat template of an engine here renders.
     """
 
     target: Target
@@ -87,6 +88,7 @@ class TargetOffer:
     split: bool = False
     vision: bool | None = None
     owned: bool = False
+    template: TemplateTraits = ANY_TEMPLATE
 
     @property
     def busy(self) -> float:
@@ -247,7 +249,10 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
         sees = here.facts.vision if here.facts is not None else None
-        offers.insert(0, TargetOffer(target, "this node", facts.context_length, split=shared, vision=sees))
+        offer = TargetOffer(
+            target, "this node", facts.context_length, split=shared, vision=sees, template=facts.template
+        )
+        offers.insert(0, offer)
     return tuple(offers)
 
 

@@ -37,6 +37,7 @@ class Header:
     `key_length` and `value_length` are values per head; `sliding_window` is in tokens (`shape` says which layers use
     it). `quantization` is the file type's name ("Q4_K_M"), else the most common tensor type. `pooling` is a `POOLING_`
     number (none if missing); `causal`: attention to earlier tokens only; `classifier`: has a scoring head.
+    `tool_template`: there is a second chat template, for requests with tools.
 
     `tensor_count`, `tensor_bytes`, `parameters` and `shape` cover this file, or all parts after `read_whole`.
     """
@@ -58,6 +59,7 @@ class Header:
     vocabulary_size: int
     tokenizer: str
     chat_template: str | None
+    tool_template: bool
     quantization: str
     pooling: int
     causal: bool
@@ -186,6 +188,7 @@ def _header(metadata: Metadata, table: TensorSums) -> Header:
         vocabulary_size=shape.vocabulary,
         tokenizer=metadata.text("tokenizer.ggml.model"),
         chat_template=metadata.text("tokenizer.chat_template") or None,
+        tool_template=bool(metadata.text("tokenizer.chat_template.tool_use")),
         quantization=file_type or table.commonest,
         pooling=pooling,
         causal=metadata.values.get(f"{architecture}.attention.causal") is not False,

@@ -22,7 +22,7 @@ TOKENS: Final = "tokenizer.ggml.tokens"
 _TEXTS: Final = frozenset(
     {
         "general.architecture", "general.name", "general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre",
-        "tokenizer.chat_template",
+        "tokenizer.chat_template", "tokenizer.chat_template.tool_use",
     }
 )  # fmt: skip
 _PER_LAYER: Final = (

@@ -122,6 +122,12 @@ class RotateAnswer(_Body):
     rotated: bool
 
 
+class NodeKeyAnswer(_Body):
+    """This node has a new key, and starts again as `node`."""
+
+    node: str
+
+
 class KeyAnswer(_Body):
     """The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console."""
 
@@ -198,6 +204,9 @@ EXPEL: Final = ConsoleEndpoint(
 ROTATE: Final = ConsoleEndpoint(
     "POST", "/api/mesh/rotate-key", "Makes a new mesh key: all invites are void.", RotateAnswer, owner_only=True
 )
+ROTATE_NODE: Final = ConsoleEndpoint(
+    "POST", "/api/node/rotate-key", "Gives this node a new key, so a new id.", NodeKeyAnswer, owner_only=True
+)
 DOWNLOADS: Final = ConsoleEndpoint(
     "POST",
     "/api/downloads",
@@ -218,6 +227,7 @@ ENDPOINTS: Final = (
     MEMBERS,
     EXPEL,
     ROTATE,
+    ROTATE_NODE,
     KEY,
     DOWNLOADS,
     OPENAPI,

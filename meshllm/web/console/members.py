@@ -1,8 +1,8 @@
-"""The owner's acts on members: list, expel, revoke an invite, change the mesh key."""
+"""The owner's acts on members: list, expel, revoke an invite, change the mesh key or the node's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +40,9 @@ class Members(Protocol):
     def rotate_mesh_key(self) -> None:
         """Make a new mesh key."""
 
+    async def replace_node_key(self) -> str:
+        """Give this node a new key; returns its new id. It starts again at once."""
+
 
 class MemberHandlers:
     """Answers the endpoints of members and invites."""
@@ -55,49 +58,56 @@ class MemberHandlers:
             ConsoleRoute(endpoints.REVOKE, self._revoke),
             ConsoleRoute(endpoints.EXPEL, self._expel),
             ConsoleRoute(endpoints.ROTATE, self._rotate),
+            ConsoleRoute(endpoints.ROTATE_NODE, self._rotate_node),
         )
 
     async def _list(self, request: web.Request) -> web.Response:
-        def act(members: Members, _: Any) -> BaseModel:
+        async def act(members: Members, _: Any) -> BaseModel:
             rows = [endpoints.MemberFacts(**asdict(row)) for row in members.members()]
             return endpoints.MembersAnswer(members=rows, upgraded=members.upgraded)
 
         return await self._answer(request, None, act)
 
     async def _invites(self, request: web.Request) -> web.Response:
-        def act(members: Members, _: Any) -> BaseModel:
+        async def act(members: Members, _: Any) -> BaseModel:
             return endpoints.InvitesAnswer.model_validate({"invites": members.invites()})
 
         return await self._answer(request, None, act)
 
     async def _revoke(self, request: web.Request) -> web.Response:
-        def act(members: Members, body: endpoints.RevokeRequest) -> BaseModel:
+        async def act(members: Members, body: endpoints.RevokeRequest) -> BaseModel:
             return endpoints.RevokeAnswer(serial=members.revoke(body.serial))
 
         return await self._answer(request, endpoints.RevokeRequest, act)
 
     async def _expel(self, request: web.Request) -> web.Response:
-        def act(members: Members, body: endpoints.ExpelRequest) -> BaseModel:
+        async def act(members: Members, body: endpoints.ExpelRequest) -> BaseModel:
             return endpoints.ExpelAnswer(**asdict(members.expel(body.node)))
 
         return await self._answer(request, endpoints.ExpelRequest, act)
 
     async def _rotate(self, request: web.Request) -> web.Response:
-        def act(members: Members, _: Any) -> BaseModel:
+        async def act(members: Members, _: Any) -> BaseModel:
             members.rotate_mesh_key()
             return endpoints.RotateAnswer(rotated=True)
 
         return await self._answer(request, None, act)
 
+    async def _rotate_node(self, request: web.Request) -> web.Response:
+        async def act(members: Members, _: Any) -> BaseModel:
+            return endpoints.NodeKeyAnswer(node=await members.replace_node_key())
+
+        return await self._answer(request, None, act)
+
     async def _answer(
-        self, request: web.Request, body: type[BaseModel] | None, act: Callable[[Members, Any], BaseModel]
+        self, request: web.Request, body: type[BaseModel] | None, act: Callable[[Members, Any], Awaitable[BaseModel]]
     ) -> web.Response:
         try:
             wanted = body.model_validate_json(await request.read(), strict=True) if body is not None else None
         except ValidationError:
             return error_response(400, "invalid_request", "The body has other fields than it must have.")
         try:
-            found = act(self._members(), wanted)
+            found = await act(self._members(), wanted)
         except MeshError as error:
             return error_response(409, error.code, str(error))
         return web.Response(text=found.model_dump_json(), content_type="application/json")

@@ -179,7 +179,7 @@ class ProxiedRequest:
         self._attempt = AttemptTrace(queue.label, node, now)
         self.trace.attempts.append(self._attempt)
         queue.users[self] = None
-        if self.kind is TargetKind.ENGINE and (refusal := self._request.prepare()) is not None:
+        if self.kind is TargetKind.ENGINE and (refusal := self._request.prepare(queue.offer.template)) is not None:
             self._fail(refusal.status, refusal.code, refusal.message, param=refusal.param)
             return
         connection = queue.pool.take()

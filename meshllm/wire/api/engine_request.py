@@ -8,10 +8,11 @@ has a file of its own; all are pure and linear in the body, and a body without s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from meshllm.wire.api.chat_request import prepare_chat
-from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
+from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits, shape_body
 from meshllm.wire.api.prepared import UNCHANGED, Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
 from meshllm.wire.api.responses_request import prepare_responses
@@ -26,10 +27,11 @@ _PREPARE: dict[Api, Callable[[Mapping[str, Any], TemplateTraits], Prepared]] = {
 def prepare(api: Api, body: Mapping[str, Any], traits: TemplateTraits = ANY_TEMPLATE) -> Prepared | Refusal:
     """What the engine gets for `body`, and how its response is translated back; or why it cannot be kept."""
     rules = _PREPARE.get(api)
-    if rules is None:
-        return UNCHANGED
     try:
-        return rules(body, traits)
+        prepared = rules(body, traits) if rules is not None else UNCHANGED
+        # Last, because it takes valid messages, in the form of the API that the prepared body is for.
+        shaped = shape_body(api, prepared.body or body, traits)
+        return prepared if shaped is None else replace(prepared, body=shaped)
     except RequestRefused as refused:
         return refused.refusal
     except RecursionError:

@@ -32,7 +32,8 @@ MAX_UNIX = (1 << 32) - 1
 
 # Version, first bytes of the mesh key, node, rights, issued, expires, serial, inviter, invite.
 _CERTIFICATE = struct.Struct(f">B{KEY_TAG_BYTES}s{NODE_ID_BYTES}sBII{SERIAL_BYTES}s{NODE_ID_BYTES}s{SERIAL_BYTES}s")
-# Version, first bytes of the mesh key, kind, made, by, subject (an invite's serial is padded with zeros).
+# Version, first bytes of the mesh key, kind, made, by (with REPLACE: the new id), subject (an invite's serial is padded
+# with zeros).
 _STATEMENT = struct.Struct(f">B{KEY_TAG_BYTES}sBI{NODE_ID_BYTES}s32s")
 CERTIFICATE_BYTES = _CERTIFICATE.size + SIGNATURE_BYTES
 STATEMENT_BYTES = _STATEMENT.size + SIGNATURE_BYTES
@@ -40,9 +41,12 @@ _SUBJECT_BYTES = {
     StatementKind.EXPEL: NODE_ID_BYTES,
     StatementKind.REVOKE_INVITE: SERIAL_BYTES,
     StatementKind.NEW_KEY: MESH_KEY_BYTES,
+    StatementKind.REPLACE: NODE_ID_BYTES,
 }
 _CERTIFICATE_LABEL = b"mesh-llm/2 certificate\0"
 _STATEMENT_LABEL = b"mesh-llm/2 statement\0"
+
+_REPLACEMENT_LABEL = b"mesh-llm/2 new node key\0"
 
 Sign = Callable[[bytes], bytes]
 # Whether a signature (third) of a public key (first) over bytes (second) is valid.
@@ -105,6 +109,11 @@ def read_statement(data: bytes, keys: Iterable[MeshKey], verify: VerifyKey) -> S
         raise BadMessage("statement: unknown version, or a damaged subject")
     key = _signer(data, _STATEMENT.size, tag, keys, _STATEMENT_LABEL, verify, "statement")
     return SignedStatement(Statement(meaning, padded[:length], made, NodeId(by)), data, key)
+
+
+def replacement_to_sign(key: MeshKey, old: NodeId, new: NodeId) -> bytes:
+    """What the old and the new key of a node sign, so that the mesh with that key replaces the one by the other."""
+    return _REPLACEMENT_LABEL + key + old + new
 
 
 def certificate_reader(verify: VerifyKey) -> ReadCertificate:

@@ -282,6 +282,8 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (17, m.RenewedCertificate, memberships.write_renewed, memberships.read_renewed),
     (18, m.AskInvite, memberships.write_ask, memberships.read_ask),
     (19, m.GrantedInvite, memberships.write_granted, memberships.read_granted),
+    (20, m.ReplaceKey, memberships.write_replace, memberships.read_replace),
+    (21, m.ReplaceRefused, memberships.write_replace_refused, memberships.read_replace_refused),
 )
 _BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

@@ -113,11 +113,13 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class HelloRefusal:
-    """A refusal. `code` is for programs, `message` and `advice` are for users."""
+    """A refusal. `code` is for programs, `message` and `advice` are for users. `statements` prove to a node that it is
+    no member any more; only a dialler that has proved its id gets them."""
 
     code: str
     message: str
     advice: str = ""
+    statements: tuple[bytes, ...] = ()
 
 
 HelloMessage = Hello | OlderHello | Challenge | HelloProof | Welcome | HelloRefusal
@@ -144,7 +146,8 @@ def encode_hello(message: HelloMessage) -> bytes:
         case Welcome():
             parts = (4, *_welcome_fields(message), message.proof)
         case HelloRefusal():
-            parts = (5, message.code, message.message[:MAX_NAME_BYTES], message.advice[:MAX_NAME_BYTES])
+            said = (message.message[:MAX_NAME_BYTES], message.advice[:MAX_NAME_BYTES])
+            parts = (5, message.code, *said, b"".join(message.statements))
     payload: bytes = msgpack.packb(parts)
     return payload
 
@@ -255,12 +258,11 @@ def _read_proof(found: tuple[object, ...]) -> HelloProof:
 
 def _read_welcome(found: tuple[object, ...]) -> Welcome:
     _, mesh, observed, certificate, changes, key, granted, private, proof, *_ = f.fields(found, 9, "welcome")
-    packed = f.multiple(changes, STATEMENT_BYTES, MAX_KEY_CHANGES, "changes of the key")
     return Welcome(
         MeshId(f.exactly(mesh, MESH_ID_BYTES, "mesh")),
         f.address(observed, "observed address") if observed is not None else None,
         f.exactly(certificate, CERTIFICATE_BYTES, "certificate"),
-        tuple([packed[at : at + STATEMENT_BYTES] for at in range(0, len(packed), STATEMENT_BYTES)]),
+        _statements(changes, "changes of the key"),
         _empty_or(key, MESH_KEY_BYTES, "mesh key"),
         _empty_or(granted, CERTIFICATE_BYTES, "certificate"),
         _empty_or(private, MESH_KEY_BYTES, "private mesh key"),
@@ -268,13 +270,19 @@ def _read_welcome(found: tuple[object, ...]) -> Welcome:
     )
 
 
+def _statements(value: object, what: str) -> tuple[bytes, ...]:
+    packed = f.multiple(value, STATEMENT_BYTES, MAX_KEY_CHANGES, what)
+    return tuple([packed[at : at + STATEMENT_BYTES] for at in range(0, len(packed), STATEMENT_BYTES)])
+
+
 def _empty_or(value: object, length: int, what: str) -> bytes:
     return b"" if value == b"" else f.exactly(value, length, what)
 
 
 def _read_refusal(found: tuple[object, ...]) -> HelloRefusal:
-    _, code, text, advice, *_ = f.fields(found, 4, "refusal")
-    return HelloRefusal(f.name(code, "code"), f.text(text, "message"), f.text(advice, "advice"))
+    _, code, text, advice, *more = f.fields(found, 4, "refusal")
+    statements = _statements(more[0], "reasons") if more else ()
+    return HelloRefusal(f.name(code, "code"), f.text(text, "message"), f.text(advice, "advice"), statements)
 
 
 _READERS: dict[int, Callable[[tuple[object, ...]], HelloMessage]] = {

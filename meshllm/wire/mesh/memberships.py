@@ -1,4 +1,4 @@
-"""The messages about membership: statements, renewed certificates, invites made by another node.
+"""The messages about membership: statements, renewed certificates, replaced keys, invites made by another node.
 
 Invariants as in `codec.py`. Signatures are checked by the core (statements) or the daemon (certificates).
 """
@@ -11,9 +11,10 @@ from meshllm.core.membership import messages as m
 from meshllm.core.membership.authority import HASH_BYTES
 from meshllm.core.membership.certificates import ALL_RIGHTS, MESH_KEY_BYTES, SERIAL_BYTES, Right
 from meshllm.core.membership.messages import MAX_STATEMENTS_SENT
+from meshllm.core.records import NODE_ID_BYTES, NodeId
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh import fields as f
-from meshllm.wire.mesh.certificates import CERTIFICATE_BYTES, MAX_UNIX, STATEMENT_BYTES
+from meshllm.wire.mesh.certificates import CERTIFICATE_BYTES, MAX_UNIX, SIGNATURE_BYTES, STATEMENT_BYTES
 
 INVITE_KEY_BYTES = 16
 MAX_FLAGS = 0xFF
@@ -57,6 +58,31 @@ def read_renewed(found: tuple[Any, ...]) -> m.RenewedCertificate:
     return m.RenewedCertificate(
         f.exactly(certificate, CERTIFICATE_BYTES, "certificate"), _optional(private, MESH_KEY_BYTES, "mesh key")
     )
+
+
+def write_replace(message: m.ReplaceKey) -> tuple[Any, ...]:
+    """The fields of `ReplaceKey`."""
+    return (message.successor, message.old_signature, message.new_signature)
+
+
+def read_replace(found: tuple[Any, ...]) -> m.ReplaceKey:
+    """`ReplaceKey`, with unverified signatures."""
+    _, successor, old, new, *_ = f.fields(found, 4, "request for a new id")
+    return m.ReplaceKey(
+        NodeId(f.exactly(successor, NODE_ID_BYTES, "new id")),
+        f.exactly(old, SIGNATURE_BYTES, "signature of the old key"),
+        f.exactly(new, SIGNATURE_BYTES, "signature of the new key"),
+    )
+
+
+def write_replace_refused(message: m.ReplaceRefused) -> tuple[Any, ...]:
+    """The fields of `ReplaceRefused`."""
+    return (message.reason,)
+
+
+def read_replace_refused(found: tuple[Any, ...]) -> m.ReplaceRefused:
+    """`ReplaceRefused`."""
+    return m.ReplaceRefused(f.text(f.fields(found, 2, "refused new id")[1], "reason of the refusal"))
 
 
 def write_ask(message: m.AskInvite) -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ from tests.core.small_mesh import node_id
 from tests.mesh_key import NOW, FakeMeshKey
 
 MESH = FakeMeshKey()
-ONE, TWO = node_id(1), node_id(2)
+ONE, TWO, THREE, FOUR = node_id(1), node_id(2), node_id(3), node_id(4)
 
 
 def record(certificate: bytes) -> SignedRecord:
@@ -146,7 +146,12 @@ def test_authority_keeps_expulsions_over_a_rotation_and_old_certificates_for_a_w
     assert authority.key == new.key
     assert authority.is_expelled(TWO), "there is no moment without it"
     assert authority.admit(old, NOW) is None, "unknown when the key changed"
-    authority.begin_grace([ONE])
+    authority.begin_grace([MESH.certify(ONE, GUEST_RIGHTS).certificate])
+    assert authority.admit(old, NOW) is None, "more rights than were known"
+    authority.begin_grace([MESH.certify(ONE).certificate])
+    assert authority.admit(record(MESH.certify(ONE, expires=NOW + 9999).data), NOW) is None, "valid for longer"
+    assert authority.admit(record(MESH.certify(ONE, inviter=TWO).data), NOW) is None, "another inviter's quota"
+    assert authority.admit(record(MESH.certify(TWO).data), NOW) is None
     assert authority.admit(old, NOW) is not None
     assert not authority.is_current(old.record.certificate)
     assert authority.admit(record(new.certify(ONE).data), NOW) is not None
@@ -173,3 +178,76 @@ def test_authority_gives_no_rights_to_the_expelled_and_the_unknown() -> None:
     assert a.rights_of(None, None) == ALL_RIGHTS, "a mesh of one secret"
     authority.learn(MESH.expel(ONE))
     assert a.rights_of(member, authority) == NO_RIGHTS
+
+
+def test_authority_counts_the_certificate_of_a_replaced_node_for_its_successor_alone() -> None:
+    authority = MESH.authority()
+    held = MESH.certify(ONE)
+    assert authority.certificate(held.data, TWO, NOW) is None
+    new = authority.learn(MESH.replace(ONE, TWO))
+    assert new is not None
+    assert authority.certificate(held.data, ONE, NOW) is None
+    assert authority.certificate(held.data, TWO, NOW) == replace(held.certificate, node=TWO)
+    assert authority.certificate(held.data, THREE, NOW) is None
+    # What it invited has the new id as its inviter.
+    invited = MESH.certify(THREE, inviter=ONE)
+    found = authority.certificate(invited.data, THREE, NOW)
+    assert found == replace(invited.certificate, inviter=TWO)
+    # And once more: the newest id counts, over a restart too.
+    authority.learn(MESH.replace(TWO, FOUR))
+    for known in (authority, MESH.authority(*[said.data for said in authority.statements])):
+        assert known.successor(ONE) == known.successor(TWO) == known.successor(FOUR) == FOUR
+        assert known.certificate(held.data, FOUR, NOW) == replace(held.certificate, node=FOUR)
+        assert known.certificate(held.data, TWO, NOW) is None
+        assert known.is_expelled(ONE)
+        assert known.is_expelled(TWO)
+        assert not known.may_dial(ONE[:16])
+        assert known.hash == authority.hash
+
+
+def test_authority_expels_all_ids_of_a_node_and_both_successors_of_one_in_any_order() -> None:
+    expelled = (MESH.replace(ONE, TWO), MESH.replace(TWO, THREE), MESH.expel(ONE))
+    doubled = (MESH.replace(ONE, TWO), MESH.replace(ONE, THREE), MESH.state(StatementKind.REVOKE_INVITE, b"12345678"))
+    for statements in (expelled, doubled):
+        hashes = set()
+        for order in itertools.permutations(statements):
+            authority = MESH.authority()
+            for data in order:
+                authority.learn(data)
+            hashes.add(authority.hash)
+            for node in (ONE, TWO, THREE):
+                assert authority.is_expelled(node)
+                assert not authority.may_dial(node[:16])
+                assert authority.certificate(MESH.certify(node).data, node, NOW) is None
+                assert authority.certificate(MESH.certify(ONE).data, node, NOW) is None
+        assert len(hashes) == 1
+
+
+def test_authority_bounds_replaced_keys() -> None:
+    authority = MESH.authority()
+    nodes = [node_id(number) for number in range(100, 106)]
+    for old, new in itertools.pairwise(nodes[:5]):
+        assert authority.may_replace(old, new, NOW) == ""
+        authority.learn(MESH.replace(old, new))
+        assert authority.may_replace(old, new, NOW) == ""  # it has it already
+        assert "before" in authority.may_replace(old, ONE, NOW)
+    assert "4 times" in authority.may_replace(nodes[4], nodes[5], NOW)
+    assert authority.may_replace(nodes[4], nodes[5], NOW + 31 * 86_400) == ""
+    assert "before" in authority.may_replace(ONE, nodes[0], NOW)  # back to an old key
+    authority.learn(MESH.expel(TWO))
+    assert "before" in authority.may_replace(ONE, TWO, NOW)
+    for number in range(1000, 1000 + 2 * a.MAX_REPLACED, 2):
+        authority.learn(MESH.replace(node_id(number), node_id(number + 1)))
+    assert "no room" in authority.may_replace(ONE, THREE, NOW)
+
+
+def test_replaced_node_is_shown_the_reason() -> None:
+    authority = MESH.authority()
+    authority.learn(MESH.replace(ONE, TWO))
+    assert authority.expulsion_of(ONE) == (MESH.replace(ONE, TWO),)
+    authority.learn(MESH.expel(ONE))
+    assert MESH.expel(ONE) in authority.expulsion_of(TWO)
+    assert MESH.expel(ONE) in authority.expulsion_of(ONE)
+    for data in authority.expulsion_of(TWO):
+        assert len(authority.expulsion_of(TWO)) <= 4
+        assert MESH.authority(MESH.replace(ONE, TWO)).learn(data) is not None

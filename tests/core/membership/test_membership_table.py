@@ -13,6 +13,7 @@ from meshllm.core.membership import summary as gossip
 from meshllm.core.membership.failure_detector import expiry_seconds, heartbeat_seconds, suspicion_seconds
 from meshllm.core.membership.mesh_merge import MergeDecision, decide
 from meshllm.core.membership.messages import Difference, Digest
+from meshllm.core.membership.quotas import MAX_WATCHERS_PER_INVITER
 from meshllm.core.membership.rings import RINGS, Rings
 from meshllm.core.membership.summary import Summary
 from meshllm.core.membership.table import TOMBSTONE_SECONDS, TRANSITIONS, MembershipTable, MergeResult
@@ -206,6 +207,31 @@ def test_rings_subjects_and_observers_agree(numbers: set[int]) -> None:
         rings.discard(node)
         rings.discard(node)
     assert len(rings) == 0
+
+
+@given(st.sets(st.integers(0, 300), min_size=20, max_size=60), st.randoms())
+def test_rings_let_no_node_be_watched_by_untrusted_nodes_only(numbers: set[int], rng: random.Random) -> None:
+    rings = Rings()
+    nodes = [node_id(number) for number in numbers]
+    # As many as one inviter has places for, wherever they stand.
+    untrusted = set(rng.sample(nodes, MAX_WATCHERS_PER_INVITER))
+    for node in nodes:
+        rings.add(node)
+
+    def trusted(node: NodeId) -> bool:
+        return node not in untrusted
+
+    for node in nodes:
+        watchers = rings.observers(node, lambda n: True, trusted)
+        assert watchers
+        assert not untrusted.intersection(watchers)
+        for watcher in watchers:
+            assert node in rings.subjects(watcher, lambda n: True, trusted)
+            assert node in rings.neighbours(watcher, trusted)
+            assert watcher in rings.neighbours(node, trusted)
+    # Without any trusted node the others watch.
+    watchers = rings.observers(nodes[0], lambda n: True, lambda n: False)
+    assert watchers == rings.observers(nodes[0], lambda n: True)
 
 
 STAMPS = st.dictionaries(st.integers(1, 400), st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=40)

@@ -208,6 +208,7 @@ async def test_openapi_document_lists_all_endpoints(server: PageServer) -> None:
         "/api/members",
         "/api/members/expel",
         "/api/mesh/rotate-key",
+        "/api/node/rotate-key",
         "/api/key",
         "/api/downloads",
         "/api/openapi.json",

@@ -173,6 +173,8 @@ messages = st.one_of(
     st.builds(m.AskInvite, rights, seconds, seconds, st.integers(0, 255)),
     st.builds(m.GrantedInvite, exact, rights, seconds, seconds, st.binary(min_size=16, max_size=16)),
     st.builds(m.GrantedInvite, st.just(b""), rights, seconds, seconds, st.just(b""), names),
+    st.builds(m.ReplaceKey, node_ids, st.binary(min_size=64, max_size=64), st.binary(min_size=64, max_size=64)),
+    st.builds(m.ReplaceRefused, names),
     st.builds(m.TableUpdate, few(signed_records, 3), some_ids, st.booleans(), st.booleans()),
     st.builds(m.Adopted, mesh_ids),
 )

@@ -83,6 +83,8 @@ ONE_OF_EACH = (
     m.RenewedCertificate(b"c" * 158, b"k" * 32),
     m.AskInvite(Right.USE | Right.SERVE, 1_800_000_000, 86_400, 1),
     m.GrantedInvite(b"s" * 8, Right.USE, 1_800_000_000, 86_400, b"k" * 16),
+    m.ReplaceKey(NODE, b"o" * 64, b"n" * 64),
+    m.ReplaceRefused("the asked member may not admit others"),
 )
 each_message = pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda message: type(message).__name__)
 

@@ -1,0 +1,39 @@
+"""What a daemon tells the terminal it was started from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from meshllm.core.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """URLs of this node. `key_place`: file or variable with the key other machines need; empty if they may not call.
+    `lan_urls`: pairs of API and console URL for other machines; empty where none is known. `page`: opens the console as
+    the owner; a secret, for a terminal only."""
+
+    api: str
+    console: str
+    key_place: str = ""
+    lan_urls: tuple[tuple[str, str], ...] = ()
+    page: str = field(default="", repr=False)
+
+
+class Viewer:
+    """Shows what happens on the terminal. Methods run on the event loop and must not block."""
+
+    def listening(self, listening: Listening) -> None:
+        """The API and the console answer."""
+
+    def models_hint(self, *, rejoins: bool) -> None:
+        """The time to say how to serve a model. `rejoins`: the node knows its mesh and connects to it."""
+
+    def invite(self, token: str) -> None:
+        """This node is the only one of its mesh; `token` admits others. A secret: show it, never log it."""
+
+    def no_mesh(self, reason: str) -> None:
+        """This node runs without a mesh."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Something changed."""
