@@ -107,6 +107,8 @@ class MeshNotices:
                 away = [(printable(member.label), now - member.seen) for member in mesh.away]
                 text, tone = f"Alone for now: {away_text(away)}" if away else "Alone for now", NoticeTone.PLAIN
                 fields |= {"away": [member.name for member in mesh.away]}
+            case JoinPhase.EXPELLED:
+                text, tone = f"No member of the mesh any more{reason}. It does not retry.", NoticeTone.BAD
             case JoinPhase.ALONE:
                 text, tone = "This node is the only one of its mesh", NoticeTone.PLAIN
         return [MeshNotice(text, tone, "mesh", fields)]
