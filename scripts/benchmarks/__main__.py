@@ -19,6 +19,7 @@ from . import (
     speculation,
     split,
     split_engine,
+    split_restarts,
     start,
     swarm,
 )
@@ -41,6 +42,10 @@ _COMMANDS = {
     "split-engine": (
         split_engine,
         "model split over machines, engine only: speed, loading and bytes; against stock RPC",
+    ),
+    "split-restarts": (
+        split_restarts,
+        "host and worker of a split restarted at random distances: time until it serves",
     ),
     "soak": (soak, "three daemons under steady requests: memory and file descriptors must stay flat"),
     "start": (start, "--help, start, time until a model is ready; memory and CPU of an idle daemon"),

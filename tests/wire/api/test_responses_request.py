@@ -11,6 +11,7 @@ from meshllm.wire.api.prepared import UNCHANGED, Prepared
 from meshllm.wire.api.routes import Api
 
 SAID = {"role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}
+ASKED = {"role": "user", "content": "a"}
 TEXT = {"type": "reasoning_text", "text": "hm"}
 
 
@@ -19,7 +20,7 @@ TEXT = {"type": "reasoning_text", "text": "hm"}
     [
         ([SAID], [{**SAID, "type": "message"}]),
         ([{"role": "user", "content": "a"}, SAID], [{"role": "user", "content": "a"}, {**SAID, "type": "message"}]),
-        ([{"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "x"}, {"a": 1}], [{"a": 1}]),
+        ([{"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "x"}, ASKED], [ASKED]),
         (
             [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}],
             [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}], "content": [TEXT]}],
