@@ -7,7 +7,21 @@ import signal
 import sys
 from types import FrameType
 
-from . import console, engine, gateway, memory, mesh, models, soak, speculation, split, split_engine, start, swarm
+from . import (
+    console,
+    engine,
+    gateway,
+    memory,
+    mesh,
+    models,
+    soak,
+    speculation,
+    split,
+    split_engine,
+    split_restarts,
+    start,
+    swarm,
+)
 from .native import BenchError
 
 _COMMANDS = {
@@ -26,6 +40,10 @@ _COMMANDS = {
     "split-engine": (
         split_engine,
         "model split over machines, engine only: speed, loading and bytes; against stock RPC",
+    ),
+    "split-restarts": (
+        split_restarts,
+        "host and worker of a split restarted at random distances: time until it serves",
     ),
     "soak": (soak, "three daemons under steady requests: memory and file descriptors must stay flat"),
     "start": (start, "--help, start, time until a model is ready; memory and CPU of an idle daemon"),

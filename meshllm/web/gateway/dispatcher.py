@@ -111,7 +111,7 @@ class RequestDispatcher:
         if (problem := problem_of(body)) is not None:
             parameter, message = problem
             if not from_peer:
-                message += known_models_text(self._table.snapshot, self._table.index)
+                message += known_models_text(self._table.snapshot, self._table.index, self.now())
             self.reject(connection, api, trace, 400, "invalid_parameter", message, cors, parameter, from_peer=from_peer)
             return None
         tasks = tasks_of(api, body)
