@@ -27,7 +27,7 @@ from meshllm.core.membership.certificates import (
     Statement,
     StatementKind,
 )
-from meshllm.core.membership.messages import Message, Records
+from meshllm.core.membership.messages import Message, Ping, Pong, Records
 from meshllm.core.records import BootstrapAddress, MeshId, NodeRecord, PeerAddress, RecordVersion, Role, ServedModel
 from meshllm.net.base import Link, StreamKind
 from meshllm.net.handshake import Credentials
@@ -229,8 +229,13 @@ class HostileMember:
 
     def message(self, link: Link, payload: bytes) -> None:
         parsed = parse_message(payload)
-        if parsed is not None:
-            self._messages.put_nowait(parsed.build((), ()))
+        if parsed is None:
+            return
+        message = parsed.build((), ())
+        if isinstance(message, Ping):
+            link.send(encode_message(Pong(message.number)))  # it wants to count as alive
+        else:
+            self._messages.put_nowait(message)
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
         return self.serve(kind)
