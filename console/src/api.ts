@@ -107,11 +107,12 @@ export interface ForecastStatus {
   seconds_per_token: number
 }
 
-// An invite, when it expires (seconds since the epoch), and its serial, by which it can be revoked.
+// An invite, when it expires (seconds since the epoch), its serial, by which it can be revoked, and its rights.
 export interface InviteAnswer {
   invite: string
   expires: number
   serial?: string
+  rights?: string[]
 }
 
 // An invite that was made here: `by` whom, and the `nodes` that used it.
@@ -153,7 +154,7 @@ export interface JoinAttemptStatus {
   reason: string
 }
 
-export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'failed'] as const
+export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'failed', 'expelled'] as const
 export type JoinPhase = (typeof JOIN_PHASES)[number]
 
 // The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console.
@@ -252,6 +253,7 @@ export interface NodeKeyAnswer {
 }
 
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
+// `notices`: what the owner should know or do.
 // `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
 // are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner.
 export interface NodeStatus {
@@ -270,6 +272,7 @@ export interface NodeStatus {
   splits: SplitStatus[]
   mesh: MeshStatus | null
   mesh_reason: string
+  notices: string[]
   sharing: SharingStatus | null
   machine: MachineStatus | null
   sandbox: SandboxStatus | null

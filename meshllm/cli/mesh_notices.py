@@ -90,6 +90,8 @@ class MeshNotices:
                 fields |= {"nodes": len(alive), "models": models}
             case JoinPhase.FAILED:
                 text, tone = f"Cannot reach the mesh{reason}. Retrying.", NoticeTone.BAD
+            case JoinPhase.EXPELLED:
+                text, tone = f"No member of the mesh any more{reason}. It does not retry.", NoticeTone.BAD
             case JoinPhase.ALONE:
                 text, tone = "This node is the only one of its mesh", NoticeTone.PLAIN
         return [MeshNotice(text, tone, "mesh", fields)]

@@ -48,6 +48,8 @@ def show(port: int | None, *, as_json: bool) -> None:
         _print_plain(console, line.rstrip())
     if status["read_only"]:
         _print_plain(console, "Only a part of the status: for all of it, set MESH_LLM_HOME to the home of that node.")
+    for notice in status.get("notices", ()):
+        _print_plain(console, f"Note: {notice}")
     for line in memory:
         _print_plain(console, line)
     if line := _sandbox_line(status["sandbox"]):

@@ -82,7 +82,7 @@ class InviteBook:
         serial, who = terms.serial.hex(), node.hex()
         entry = self.invites.get(serial)
         if entry is None:
-            if terms.once:
+            if terms.once or terms.maker_only:
                 return "This node does not know the invite any more."
             # Made by another holder of the mesh key.
             entry = InviteEntry(

@@ -142,7 +142,7 @@ class Stage:
         """The URL of the page."""
         return f"http://localhost:{self.port}"
 
-    def _invite(self, wish: InviteWish) -> Invitation:
+    async def _invite(self, wish: InviteWish) -> Invitation:
         if self.invite_problem is not None:
             raise self.invite_problem
         return Invitation(HIDDEN_TOKEN, int(1_800_000_000 + (wish.seconds or 86_400)))

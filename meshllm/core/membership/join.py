@@ -34,6 +34,7 @@ RETRY_CAP_SECONDS = 30.0
 REFUSED_RETRY_SECONDS = 300.0
 # What the owner of an expelled node reads.
 EXPELLED = "this node was expelled from its mesh; it serves its own models only"
+REPLACED = "this node's key was replaced by a new one"
 
 
 # How old an attempt in a state must be to be repeated by a retry (seconds).
@@ -126,10 +127,10 @@ class Joiner:
             self._timers.cancel(Timer.JOIN_SYNC)
             self._cancel_retry()
 
-    def expelled(self) -> None:
-        """The owner of the mesh put this node out: nothing is dialled any more."""
+    def expelled(self, *, replaced: bool) -> None:
+        """This node was expelled, or has another id now (`replaced`): nothing is dialled any more."""
         self._candidates.clear()
-        self.phase, self.reason = JoinPhase.FAILED, EXPELLED
+        self.phase, self.reason = JoinPhase.EXPELLED, REPLACED if replaced else EXPELLED
 
     def unlinked(self, now: float) -> None:
         """A link is gone. Without any link, a sync starts over."""

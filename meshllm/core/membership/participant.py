@@ -415,7 +415,8 @@ class MeshParticipant(ABC):
                 if peer is not None:
                     self._send(peer, ask)
                 else:
-                    self._out.append(c.TakeInvite(m.GrantedInvite(b"", ask.rights, 0, 0, refused=NO_ADMITTER)))
+                    refusal = m.GrantedInvite(b"", ask.rights, 0, 0, refused=NO_ADMITTER)
+                    self._out.append(c.TakeInvite(self._id, refusal))
             case e.ReplacementWanted(request):
                 peer = self._replacement_from = self._admitter()
                 if peer is not None:
@@ -440,7 +441,7 @@ class MeshParticipant(ABC):
             case m.GrantedInvite():
                 if peer == self._invite_from:
                     self._invite_from = None
-                    self._out.append(c.TakeInvite(message))
+                    self._out.append(c.TakeInvite(peer, message))
             case m.ReplaceKey():
                 if Right.ADMIT in self._rights and rights:
                     self._out.append(c.CertifyReplacement(peer, message))
@@ -508,7 +509,7 @@ class MeshParticipant(ABC):
             self._links.down(peer)
         successor = self._authority.successor(self._id) if self._authority is not None else self._id
         self._out.append(c.Expelled(successor if successor != self._id else None))
-        self._joiner.expelled()
+        self._joiner.expelled(replaced=successor != self._id)
         self._left = True
         self._timers.clear()
         self._view = None

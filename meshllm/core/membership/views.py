@@ -49,6 +49,7 @@ class JoinPhase(Enum):
     SYNCING = "syncing"  # linked; the table is being transferred
     JOINED = "joined"
     FAILED = "failed"  # no answer within the deadline; the retries go on
+    EXPELLED = "expelled"  # no member any more: nothing is dialled
 
 
 class JoinAttemptState(Enum):

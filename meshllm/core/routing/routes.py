@@ -280,6 +280,8 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute:
         message = f"No node serves {model} yet. Start one: mesh-llm --model {model} --join INVITE"
         progress = f"waiting for a node that serves {model}"
         return ModelRoute((), Availability.COMING, progress, max_wait=WANTED_SECONDS, timeout_message=message)
+    if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.EXPELLED:
+        return ModelRoute((), Availability.FAILED, f"{model} is not on this node: {snapshot.mesh.reason}")
     if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.FAILED:
         reason = snapshot.mesh.reason or "no bootstrap address answers"
         message = f"{model} is not on this node, and joining the mesh failed: {reason}"

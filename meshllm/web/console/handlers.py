@@ -58,7 +58,7 @@ class ConsoleSources:
     """Where the handlers get their answers from. The fields are the parameters of `Console`."""
 
     status: Callable[[], NodeStatus]
-    invite: Callable[[InviteWish], Invitation]
+    invite: Callable[[InviteWish], Awaitable[Invitation]]
     page: PageFiles | None
     requests: Callable[[], Iterable[RequestSummary]]
     download: Download | None
@@ -243,10 +243,10 @@ class ConsoleHandlers:
             )
             return error_response(400, "invalid_request", message)
         try:
-            made = self._invite(InviteWish(float(seconds), tuple(wish.rights), wish.once, wish.days, wish.label))
+            made = await self._invite(InviteWish(float(seconds), tuple(wish.rights), wish.once, wish.days, wish.label))
         except MeshError as error:
             return error_response(409, error.code, str(error))
-        answer = InviteAnswer(invite=made.text, expires=made.expires, serial=made.serial)
+        answer = InviteAnswer(invite=made.text, expires=made.expires, serial=made.serial, rights=list(made.rights))
         return _json_text(answer.model_dump_json())
 
     async def _events(self, request: web.Request) -> web.StreamResponse:

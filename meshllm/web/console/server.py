@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -37,7 +37,7 @@ LISTEN_BACKLOG = 128
 MAX_EARLY_BYTES = 256 << 10
 
 
-def no_invite(wish: InviteWish) -> Invitation:
+async def no_invite(wish: InviteWish) -> Invitation:
     """Always raises EnvironmentFailure: the node has no mesh."""
     raise EnvironmentFailure("This node has no mesh to invite to.")
 
@@ -60,7 +60,7 @@ class Console:
         self,
         policy: AccessPolicy,
         status: Callable[[], NodeStatus],
-        invite: Callable[[InviteWish], Invitation] = no_invite,
+        invite: Callable[[InviteWish], Awaitable[Invitation]] = no_invite,
         page: PageFiles | None = None,
         requests: Callable[[], Iterable[RequestSummary]] = tuple,
         download: Download | None = None,

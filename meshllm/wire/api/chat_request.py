@@ -12,7 +12,7 @@ from meshllm.wire.api.offered_tools import chat_tools
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
-from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
+from meshllm.wire.api.structured_output import answer_schema, constrain, kept_schemas, refuse_prefill
 from meshllm.wire.api.tool_choice import chat_choice, check_names, names_of
 
 _UNSUPPORTED = {
@@ -63,7 +63,7 @@ def keep_calls(draft: Draft, answer: dict[str, Any] | None) -> MakeTranslator | 
     tools = chat_tools(given) if given is not None else []
     choice = chat_choice(draft.get("tool_choice"))
     check_names(choice, names_of(tools))
-    tools = loosened_tools(tools)
+    tools = kept_schemas(tools)
     allowed = tools if choice.allows_all else [tool for tool in tools if choice.allows(tool["function"]["name"])]
     if allowed and draft.get("grammar") is not None:
         raise invalid("grammar", "'grammar' and 'tools' exclude each other.")

@@ -12,7 +12,7 @@ from typing import Any
 from meshllm.wire.api.call_envelope import ANY_OBJECT, envelope_schema
 from meshllm.wire.api.prepared import Draft
 from meshllm.wire.api.refusal import Refusal, RequestRefused, invalid, unsupported
-from meshllm.wire.api.schemas import for_answer, for_tool
+from meshllm.wire.api.schemas import for_answer, for_strict_tool, for_tool
 from meshllm.wire.api.tool_choice import Mode, ToolChoice
 
 
@@ -44,23 +44,44 @@ def answer_schema(wanted: object, param: str) -> dict[str, Any] | None:
         raise invalid(where, f"'{where}' must be a JSON schema.")
     kept = for_answer(found, strict=strict)
     if isinstance(kept, Refusal):
-        raise RequestRefused(Refusal(f"{where}.{kept.param}" if kept.param else where, kept.message, kept.code))
+        raise _refused(kept, where)
     return kept or ANY_OBJECT
 
 
-def loosened_tools(tools: list[Any], *, flat: bool = False) -> list[Any]:
-    """The tools with schemas that the engine accepts; `flat`: the fields of the function are the tool's own."""
-    kept = [_loosened(tool, flat) for tool in tools]
-    return tools if all(new is old for new, old in zip(kept, tools, strict=True)) else kept
+def kept_schemas(tools: list[Any], *, flat: bool = False, field: str = "parameters") -> list[Any]:
+    """The tools with schemas that the engine accepts; RequestRefused if it cannot keep that of a strict tool.
+
+    `flat`: the fields of the function are the tool's own; `field`: the one with the schema.
+    """
+    kept: list[Any] | None = None
+    place = field if flat else f"function.{field}"
+    for index, tool in enumerate(tools):
+        function = tool if flat else tool["function"]
+        schema = function.get(field)
+        if not isinstance(schema, dict):
+            continue
+        new = _kept_schema(schema, function.get("strict") is True, f"tools[{index}].{place}")
+        if new is not schema:
+            changed = {**function, field: new}
+            kept = list(tools) if kept is None else kept
+            kept[index] = changed if flat else {**tool, "function": changed}
+    return tools if kept is None else kept
 
 
-def _loosened(tool: dict[str, Any], flat: bool) -> dict[str, Any]:
-    function = tool if flat else tool["function"]
-    schema = function.get("parameters")
-    if not isinstance(schema, dict) or (kept := for_tool(schema)) is schema:
-        return tool
-    loosened = {**function, "parameters": kept}
-    return loosened if flat else {**tool, "function": loosened}
+def _kept_schema(schema: dict[str, Any], strict: bool, param: str) -> dict[str, Any]:
+    if not strict:
+        return for_tool(schema)
+    kept = for_strict_tool(schema)
+    if isinstance(kept, Refusal):
+        raise _refused(kept, param)
+    return kept
+
+
+def _refused(refusal: Refusal, param: str) -> RequestRefused:
+    """The refusal of a schema, with the path of the schema before that of the keyword."""
+    return RequestRefused(
+        Refusal(f"{param}.{refusal.param}" if refusal.param else param, refusal.message, refusal.code)
+    )
 
 
 def refuse_prefill(last: object, param: str) -> None:

@@ -17,7 +17,7 @@ from web_rig import OWNER, TOKEN, Bench, Caller, Response, ask, bench, request, 
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import Snapshot
 from meshllm.web.console.endpoints import ENDPOINTS
-from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import PUBLIC, WITHHELD, Audience, redacted, redacted_status
 from meshllm.web.console.request_status import RequestsAnswer
@@ -57,13 +57,16 @@ def status() -> NodeStatus:
     return node_status(inputs, 1.0)
 
 
+async def invitation(wish: InviteWish) -> Invitation:
+    """An invite."""
+    return Invitation("mesh1-SECRET", 0)
+
+
 class ConsoleServer:
     """A console that accepts other machines."""
 
     def __init__(self, folder: Path, policy: AccessPolicy, token: str = TOKEN) -> None:
-        self.console = Console(
-            policy, status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder), token=token
-        )
+        self.console = Console(policy, status, invitation, PageFiles(folder), token=token)
         self.host = "127.0.0.1"
 
     async def start(self) -> None:

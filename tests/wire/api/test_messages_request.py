@@ -13,6 +13,7 @@ from meshllm.wire.api.messages_request import CHAT_PATH
 from meshllm.wire.api.prepared import UNCHANGED, Prepared
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
+from meshllm.wire.api.schemas import for_answer
 
 ASKED = {"role": "user", "content": "hi"}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -154,13 +155,14 @@ def test_disabled_thinking_is_disabled() -> None:
 
 def test_a_schema_goes_to_the_engine_as_chat() -> None:
     use = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
+    thought = {"type": "thinking", "thinking": "hm"}
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
     result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "done"}]}
     body = {
         "system": [{"type": "text", "text": "S"}],
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "look"}, image]},
-            {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "ok"}, use]},
+            {"role": "assistant", "content": [thought, {"type": "text", "text": "ok"}, use]},
             {"role": "user", "content": [result]},
         ],
         "stop_sequences": ["x"],
@@ -173,7 +175,7 @@ def test_a_schema_goes_to_the_engine_as_chat() -> None:
     assert found.path == CHAT_PATH
     assert found.body is not None
     chat = dict(found.body)
-    assert chat.pop("json_schema") == CITY
+    assert chat.pop("json_schema") == for_answer(CITY)
     call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
     assert chat.pop("messages") == [
         {"role": "system", "content": "S"},
