@@ -15,7 +15,7 @@ from meshllm.wire.api.offered_tools import messages_tools
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import chained
-from meshllm.wire.api.structured_output import answer_schema, constrain, kept_schemas, refuse_prefill
+from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
 from meshllm.wire.api.tool_choice import Mode, ToolChoice, check_names, messages_choice
 
 CHAT_PATH = "/v1/chat/completions"
@@ -62,7 +62,7 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
     ):
         return _as_chat(draft, choice, allowed, answer, prefill)
     if allowed:
-        draft.replace("tools", kept_schemas(allowed, flat=True, field="input_schema"))
+        draft.replace("tools", loosened_tools(allowed, flat=True, key="input_schema"))
     return draft.prepared(partial(_cut, prefill) if prefill else None)
 
 
@@ -79,7 +79,7 @@ def _as_chat(
         chat.set("parallel_tool_calls", False)
     if chat.get("stop"):
         chat.set("verbose", True)  # says which stop sequence it was
-    tools = kept_schemas([chat_tool(tool) for tool in allowed])
+    tools = [chat_tool(tool) for tool in loosened_tools(allowed, flat=True, key="input_schema")]
     chat.replace("tools", tools or None)
     offered = [(tool["function"]["name"], tool["function"].get("parameters")) for tool in tools]
     calls = ChatCalls if constrain(chat, choice, offered, answer) else None

@@ -13,7 +13,7 @@ from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import chained
 from meshllm.wire.api.responses_calls import CallerNames, ResponsesCalls
 from meshllm.wire.api.responses_items import kept_items
-from meshllm.wire.api.structured_output import answer_schema, constrain, kept_schemas, refuse_prefill
+from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
 from meshllm.wire.api.tool_choice import ToolChoice, check_names, responses_choice
 
 _NO_STATE = "This node keeps no state between requests: send the whole conversation in 'input'."
@@ -96,7 +96,7 @@ def _keep_calls(draft: Draft, offered: OfferedTools) -> bool:
     choice = responses_choice(draft.get("tool_choice"))
     if choice.names is not None:
         choice = ToolChoice(choice.mode, tuple(map(offered.offered_name, choice.names)))
-    tools = kept_schemas(offered.tools, flat=True)
+    tools = loosened_tools(offered.tools, flat=True)
     check_names(choice, [tool["name"] for tool in tools])
     allowed = tools if choice.allows_all else [tool for tool in tools if choice.allows(tool["name"])]
     draft.replace("tools", allowed or None)

@@ -6,7 +6,7 @@ a special way (Kimi's, GigaChat's) drop it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meshllm.wire.api.call_envelope import ANY_OBJECT, envelope_schema
@@ -27,11 +27,11 @@ def answer_schema(wanted: object, param: str) -> dict[str, Any] | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        found, strict, where = wanted.get("schema"), False, f"{param}.schema"
+        found, where = wanted.get("schema"), f"{param}.schema"
     elif kind == "json_schema":
         inner = wanted.get("json_schema")
         wrapper, where = (inner, f"{param}.json_schema") if isinstance(inner, dict) else (wanted, param)
-        found, strict, where = wrapper.get("schema"), wrapper.get("strict") is True, f"{where}.schema"
+        found, where = wrapper.get("schema"), f"{where}.schema"
         if found is None:
             raise invalid(where, f"'{where}' is missing.")
     else:
@@ -40,48 +40,51 @@ def answer_schema(wanted: object, param: str) -> dict[str, Any] | None:
         )
     if found is None:
         return ANY_OBJECT
-    if not isinstance(found, dict):
+    return _kept_answer(found, where)
+
+
+def own_schema(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema in the engine's own field `json_schema`, which chat and completions have beside `response_format`."""
+    found = body.get("json_schema")
+    return None if found is None else _kept_answer(found, "json_schema")
+
+
+def _kept_answer(schema: object, where: str) -> dict[str, Any]:
+    if not isinstance(schema, dict):
         raise invalid(where, f"'{where}' must be a JSON schema.")
-    kept = for_answer(found, strict=strict)
+    kept = for_answer(schema)
     if isinstance(kept, Refusal):
         raise _refused(kept, where)
-    return kept or ANY_OBJECT
-
-
-def kept_schemas(tools: list[Any], *, flat: bool = False, field: str = "parameters") -> list[Any]:
-    """The tools with schemas that the engine accepts; RequestRefused if it cannot keep that of a strict tool.
-
-    `flat`: the fields of the function are the tool's own; `field`: the one with the schema.
-    """
-    kept: list[Any] | None = None
-    place = field if flat else f"function.{field}"
-    for index, tool in enumerate(tools):
-        function = tool if flat else tool["function"]
-        schema = function.get(field)
-        if not isinstance(schema, dict):
-            continue
-        new = _kept_schema(schema, function.get("strict") is True, f"tools[{index}].{place}")
-        if new is not schema:
-            changed = {**function, field: new}
-            kept = list(tools) if kept is None else kept
-            kept[index] = changed if flat else {**tool, "function": changed}
-    return tools if kept is None else kept
-
-
-def _kept_schema(schema: dict[str, Any], strict: bool, param: str) -> dict[str, Any]:
-    if not strict:
-        return for_tool(schema)
-    kept = for_strict_tool(schema)
-    if isinstance(kept, Refusal):
-        raise _refused(kept, param)
     return kept
 
 
-def _refused(refusal: Refusal, param: str) -> RequestRefused:
-    """The refusal of a schema, with the path of the schema before that of the keyword."""
+def _refused(refusal: Refusal, where: str) -> RequestRefused:
     return RequestRefused(
-        Refusal(f"{param}.{refusal.param}" if refusal.param else param, refusal.message, refusal.code)
+        Refusal(f"{where}.{refusal.param}" if refusal.param else where, refusal.message, refusal.code)
     )
+
+
+def loosened_tools(tools: list[Any], *, flat: bool = False, key: str = "parameters") -> list[Any]:
+    """The tools with schemas that the engine accepts; RequestRefused if that of a tool with `strict` cannot be kept.
+
+    `flat`: the fields of the function are the tool's own. `key` is the field with the schema.
+    """
+    kept = [_loosened(tool, flat, key, f"tools[{index}]") for index, tool in enumerate(tools)]
+    return tools if all(new is old for new, old in zip(kept, tools, strict=True)) else kept
+
+
+def _loosened(tool: dict[str, Any], flat: bool, key: str, param: str) -> dict[str, Any]:
+    function, where = (tool, param) if flat else (tool["function"], f"{param}.function")
+    schema = function.get(key)
+    if not isinstance(schema, dict):
+        return tool
+    kept = for_strict_tool(schema) if function.get("strict") is True else for_tool(schema)
+    if isinstance(kept, Refusal):
+        raise _refused(kept, f"{where}.{key}")
+    if kept is schema:
+        return tool
+    loosened = {**function, key: kept}
+    return loosened if flat else {**tool, "function": loosened}
 
 
 def refuse_prefill(last: object, param: str) -> None:
