@@ -64,6 +64,10 @@ class MeshSecrets:
         made = Certificate(node, rights, issued, expires, secrets.token_bytes(8), node, NO_INVITE)
         return sign_certificate(made, self.key, Ed25519PrivateKey.from_private_bytes(self.private).sign)
 
+    def sign(self, made: Certificate) -> bytes:
+        """The bytes of a certificate with the mesh key's signature."""
+        return sign_certificate(made, self.key, Ed25519PrivateKey.from_private_bytes(self.private).sign).data
+
     def state(self, kind: StatementKind, subject: bytes, by: NodeId, made: int) -> bytes:
         """A statement with the mesh key's signature."""
         statement = Statement(kind, subject, made, by)
