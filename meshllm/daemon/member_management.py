@@ -18,13 +18,14 @@ from meshllm.core.membership.certificates import (
     NO_INVITE,
     NO_RIGHTS,
     SERIAL_BYTES,
+    Certificate,
     MeshKey,
     Right,
     SignedCertificate,
     StatementKind,
 )
 from meshllm.core.membership.messages import Message, RenewedCertificate
-from meshllm.core.membership.views import MeshView, PeerStatus
+from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
 from meshllm.daemon.audit_log import WriteAudit
 from meshllm.daemon.invite_book import InviteBook
@@ -141,6 +142,10 @@ class MemberManagement:
             record = next((peer.record for peer in self.view.peers if peer.node == node), None)
             found = keys.authority.certificate(record.certificate, node, now) if record is not None else None
         return found.rights if found is not None and found.valid_at(now) else NO_RIGHTS
+
+    def certificate_of(self, peer: PeerView) -> Certificate | None:
+        """The certificate of a node's record; None if it does not count."""
+        return self._keys.authority.certificate(peer.record.certificate, peer.node, self._wall.now())
 
     def members(self) -> list[MemberRow]:
         """All members that this node knows, itself first."""
