@@ -33,7 +33,7 @@ def test_bench_split_restarts_measures_and_cleans_up() -> None:
         told = json.loads(result.stdout)
         (restart,) = told["restarts"]
         assert restart["status"] == "200", restart
-        assert 0 < restart["served"]
+        assert restart["served"] > 0
         assert {bar["name"] for bar in told["bars"]} >= {"answers that are errors"}
         left = [
             each.info["cmdline"]
