@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from meshllm.core.ids import NodeId
-from meshllm.core.membership.certificates import MAX_NODES_PER_INVITE, Certificate
+from meshllm.core.membership.certificates import MAX_NODES_PER_INVITE, SERIAL_BYTES, Certificate, Right
 from meshllm.util.atomic_file import replace_file
 from meshllm.wire.mesh.invite import InviteTerms
 
@@ -139,14 +139,18 @@ class InviteBook:
         known = self.members[node.hex()]
         self.members[node.hex()] = replace(known, name=name)
 
-    def knows(self, certificate: Certificate) -> bool:
-        """Whether the member was met with a certificate of the same terms."""
-        known = self.members.get(certificate.node.hex())
-        return known is not None and certificate.terms == (
-            certificate.node,
-            known.rights,
-            known.expires - known.issued,
-            bytes.fromhex(known.inviter),
+    def known_as(self, node: NodeId) -> Certificate | None:
+        """What the newest certificate with which the member was met said; its serial is not kept."""
+        known = self.members.get(node.hex())
+        if known is None:
+            return None
+        return Certificate(
+            node,
+            Right(known.rights),
+            known.issued,
+            known.expires,
+            bytes(SERIAL_BYTES),
+            NodeId(bytes.fromhex(known.inviter)),
             bytes.fromhex(known.invite),
         )
 

@@ -320,14 +320,15 @@ class Supervisor:
         return self._engine
 
     def _known_to_mesh_only(self, name: str) -> bool:
-        """Whether a model is requested here whose files only the hub or the mesh knows."""
+        """Whether a model is requested here whose files only the hub or the mesh knows. Of a catalogue's model the mesh
+        is believed nothing but the digest that the catalogue has."""
         if name not in self._wanted:
             return False
         source = self._wanted[name]
         return (
             source is None
             or isinstance(source, HubReference)
-            or (isinstance(source, CatalogEntry) and source.hub is not None)
+            or (isinstance(source, CatalogEntry) and source.hub is not None and bool(source.sha256))
         )
 
     # -- backends

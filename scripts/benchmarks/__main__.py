@@ -10,6 +10,7 @@ from types import FrameType
 from . import (
     console,
     engine,
+    expel,
     gateway,
     memory,
     mesh,
@@ -32,6 +33,7 @@ _COMMANDS = {
     "engine": (engine, "real model: tokens/s and time to first token, directly and through the gateway"),
     "memory": (memory, "predicted memory of models against allocated and used memory"),
     "mesh": (mesh, "model on another node: joining, added latency, tokens/s, idle nodes, loss of a host"),
+    "expel": (expel, "expelled member of a mesh of real daemons: seconds until it is out of every table and link"),
     "console": (console, "console page in a browser: size, first paint, a changing mesh of 300 nodes"),
     "models": (models, "all about models in one run: downloads, memory, swarm, speculative decoding"),
     "speculation": (speculation, "speculative decoding against none: repetitive and other text"),

@@ -15,6 +15,7 @@ from meshllm.web.http.client import UpstreamPool
 from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
 from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
+from meshllm.wire.api.json_size import has_too_many_values
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
 from meshllm.wire.api.response_translation import MakeTranslator, TranslatedStream
@@ -133,7 +134,7 @@ class ApiRequest:
     def whole_response(
         self, body: bytes, kind: TargetKind | None, *, is_json: bool, wall: Callable[[], int]
     ) -> bytes | Refusal | None:
-        """The response body to forward; None if it is not JSON. Responses of two APIs are repaired.
+        """The response body to forward; None if it is not JSON or too large. Responses of two APIs are repaired.
 
         `kind`: of the target; `wall`: the time in seconds since the epoch. A Refusal, if only the response shows that
         the request cannot be kept.
@@ -141,6 +142,8 @@ class ApiRequest:
         make = self._translator(kind)
         if is_json and make is None and self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body or None
+        if has_too_many_values(body):
+            return None
         try:
             response = orjson.loads(body)
         except orjson.JSONDecodeError:

@@ -10,7 +10,7 @@ from meshllm.wire.api.engine_bounds import keep_bounds
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
-from meshllm.wire.api.structured_output import answer_schema
+from meshllm.wire.api.structured_output import answer_schema, own_schema
 
 Event = dict[str, Any]
 
@@ -30,7 +30,7 @@ def prepare_completion(body: Mapping[str, Any]) -> Prepared:
     best, count = body.get("best_of"), body.get("n") or 1
     if best is not None and best != count:
         raise unsupported("best_of", "'best_of' is not supported: all 'n' completions are returned.")
-    answer = answer_schema(body.get("response_format"), "response_format")
+    answer = answer_schema(body.get("response_format"), "response_format") or own_schema(body)
     if answer is not None:
         if draft.get("grammar") is not None:
             raise invalid("grammar", "'grammar' and a schema of the answer exclude each other.")

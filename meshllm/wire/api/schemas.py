@@ -17,12 +17,11 @@ from meshllm.wire.api.schema_writer import Writer
 from meshllm.wire.api.tool_schemas import loosened
 
 
-def for_answer(schema: Any, *, strict: bool = False) -> dict[str, Any] | Refusal:
-    """A schema that the engine keeps, whose values all validate against `schema`; `strict` makes no difference.
+def for_answer(schema: Any) -> dict[str, Any] | Refusal:
+    """A schema that the engine keeps, whose values all validate against `schema`.
 
     The refusal's `param` is the path of the keyword within the schema.
     """
-    del strict
     if schema is True or schema == {}:
         return {"type": "object"}  # as every server reads it: any object
     return _compiled(schema, inline=False)
@@ -34,8 +33,9 @@ def for_tool(schema: Any) -> dict[str, Any]:
 
 
 def for_strict_tool(schema: Any) -> dict[str, Any] | Refusal:
-    """The parameters of a tool whose calls must all validate."""
-    return _compiled(schema, inline=True)
+    """The parameters of a tool whose calls must all validate; `schema` itself if it needs no change."""
+    kept = _compiled(schema, inline=True)
+    return schema if kept == schema else kept
 
 
 def _compiled(schema: Any, *, inline: bool) -> dict[str, Any] | Refusal:

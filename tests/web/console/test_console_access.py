@@ -21,7 +21,7 @@ from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import PUBLIC, WITHHELD, Audience, redacted, redacted_status
 from meshllm.web.console.request_status import RequestsAnswer
-from meshllm.web.console.server import MAX_REMOTE_CONNECTIONS, Console
+from meshllm.web.console.server import MAX_ADDRESS_CONNECTIONS, MAX_REMOTE_CONNECTIONS, Console
 from meshllm.web.console.status import (
     BackendStatus,
     FileStatus,
@@ -331,6 +331,34 @@ async def test_console_limits_remote_connections(server: ConsoleServer, monkeypa
     assert await third.eof() == b""
     assert (await server.ask("/api/status", "localhost")).status == 200
     for caller in (*held, third):
+        await caller.close()
+
+
+async def test_console_leaves_room_for_other_addresses(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_ADDRESS_CONNECTIONS < MAX_REMOTE_CONNECTIONS / 2
+    monkeypatch.setattr("meshllm.web.console.server.MAX_ADDRESS_CONNECTIONS", 1)
+    host = lan_address()
+    first, second = await server.caller(host), await server.caller(host)
+    assert await second.eof() == b""
+    for caller in (first, second):
+        await caller.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost: "])
+async def test_console_closes_remote_connections_that_ask_nothing(
+    server: ConsoleServer, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("meshllm.web.console.server.FIRST_REQUEST_SECONDS", 0.2)
+    host = lan_address()
+    asks = await server.caller(host)
+    asks.send(request("GET", "/", host=host))
+    assert (await asks.response()).status == 200
+    mute = await server.caller(host)
+    mute.send(sent)
+    assert await mute.eof() == b""
+    asks.send(request("GET", "/", host=host))
+    assert (await asks.response()).status == 200, "one that has asked stays"
+    for caller in (asks, mute):
         await caller.close()
 
 
