@@ -290,13 +290,14 @@ class Supervisor:
                     raise
                 log.warning("%s Asking the mesh for %s.", failure.message, name)
         assert sharing is not None
+        from meshllm.models.p2p.model_lookup import verifiable_part  # loaded with the mesh, after the start
 
         def report(text: str) -> None:
             tell(model_progress.TransferProgress(model_progress.TransferStage.CONNECTING, file=name, detail=text))
 
         report("asking the mesh")
         sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""
-        found = await sharing.find(name, sha256, report)
+        found = verifiable_part(await sharing.find(name, sha256, report), source)
         log.warning("%s is downloaded from %s", name, found.origin)
         return await ensure.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
 

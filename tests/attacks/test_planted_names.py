@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +136,11 @@ def test_members_word_is_no_digest_of_the_catalogue(here: Site, real: Path) -> N
             member.serve = lambda kind: seeder.serve("victim") if kind is StreamKind.FILES else None
             member.publish(name="hostile", on_disk=(wanted,))
             try:
-                victim = await asyncio.to_thread(
-                    partial(here.node, "victim", "--model", wanted, join=host, environment=around(folder))
-                )
+                # With an invite that names the host alone: the hostile member admits nobody.
+                token = here.run("host", "invite", "--once").stdout
+                words = ("--model", wanted, "--join", "-")
+                node = Node(host.host, here.folder / "v", *words, environment=around(folder), stdin=token)
+                victim = await asyncio.to_thread(here.adopt, node)
                 await asyncio.to_thread(victim.until, lambda status: on_disk(status, "hostile"), "the hostile member")
                 return await asyncio.to_thread(
                     victim.until,

@@ -130,6 +130,29 @@ def chat(*messages: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
     return "/v1/chat/completions", {"messages": [{"role": role, "content": text} for role, text in messages]}
 
 
+def test_the_prompt_cache_serves_the_next_turn(caller: Caller) -> None:
+    """Also where a system message became part of the user's, as in every request of Claude Code."""
+    messages = [
+        {"role": "user", "content": "Tell me of zebras." + MORE_WORDS},
+        {"role": "system", "content": "Be brief." + MORE_WORDS},
+    ]
+    body = {"model": caller.model, "system": "You help.", "messages": messages, "max_tokens": 8, "temperature": 0}
+    for _ in range(2):
+        status, text = caller.post("/v1/messages", body)
+        assert status == 200, text
+        answer = json.loads(text)
+        prompt = answer["usage"]["input_tokens"] + answer["usage"]["cache_read_input_tokens"]
+        messages += [
+            {"role": "assistant", "content": answer["content"]},
+            {"role": "user", "content": "Go on."},
+            {"role": "system", "content": "Still brief."},
+        ]
+    status, text = caller.post("/v1/messages", body)
+    assert status == 200, text
+    # All but what follows the prompt of the turn before, and some tokens where the answer is cut into others.
+    assert json.loads(text)["usage"]["cache_read_input_tokens"] >= prompt - 2
+
+
 def item(role: str, text: str) -> dict[str, Any]:
     return {"type": "message", "role": role, "content": [{"type": "input_text", "text": text}]}
 
