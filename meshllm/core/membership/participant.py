@@ -347,7 +347,7 @@ class MeshParticipant(ABC):
                 self._pong(peer, link, message, now)
             case m.Adopted():
                 if link.role is Role.NODE:
-                    self._consider_mesh(message.mesh)
+                    self._consider_mesh(peer, message.mesh)
             case m.Statements():
                 if self._statements is not None:
                     self._apply(self._statements.received(peer, link, message, now), now)
@@ -380,7 +380,11 @@ class MeshParticipant(ABC):
             entry.loads = message.loads
             self._entry_changed(entry)
 
-    def _consider_mesh(self, mesh: MeshId) -> None:
+    def _consider_mesh(self, peer: NodeId, mesh: MeshId) -> None:
+        """`peer` holds that mesh id. Only members that may admit others decide on it: any other could set the smallest
+        one, which nothing changes any more."""
+        if self._authority is not None and Right.ADMIT not in self.rights_of(peer):
+            return
         if decide(self._mesh, mesh) is MergeDecision.ADOPT:
             self._out.append(c.SaveMesh(mesh))
             self._set_mesh(mesh)
