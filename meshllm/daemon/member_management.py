@@ -7,6 +7,7 @@ private key. `MeshSession` carries the messages.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -287,14 +288,19 @@ class MemberManagement:
         else:
             self._post(e.RenewalDue())
 
-    def close_expired(self) -> None:
-        """Close the links of peers whose certificate has expired."""
+    def close_expired(self) -> float:
+        """Close the links of peers whose certificate has expired; returns the seconds until the next one does."""
+        for link in [link for link in self._links() if self.has_expired(link)]:
+            log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
+            link.close("its certificate has expired")
+        found = [link.facts.certificate for link in self._links() if link.facts.certificate is not None]
         now = self._wall.now()
-        for link in self._links():
-            certificate = link.facts.certificate
-            if certificate is not None and not certificate.valid_at(now):
-                log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
-                link.close("its certificate has expired")
+        return min([each.expires - now for each in found if each.valid_at(now)], default=math.inf)
+
+    def has_expired(self, link: Link) -> bool:
+        """Whether the certificate with which a link came up has expired."""
+        certificate = link.facts.certificate
+        return certificate is not None and not certificate.valid_at(self._wall.now())
 
     def carry_out(
         self,
@@ -319,7 +325,8 @@ class MemberManagement:
                 self._rotating = None
                 self._save(lambda: self._state.save_statements(key, statements, previous))
             case c.IssueCertificate(peer, certificate):
-                if keys.may_admit and not keys.authority.is_expelled(certificate.node):
+                valid = certificate.valid_at(self._wall.now())
+                if keys.may_admit and valid and not keys.authority.is_expelled(certificate.node):
                     given = keys.renewed(certificate)
                     private = keys.private if Right.ADMIT in given.certificate.rights else b""
                     self._send(peer, RenewedCertificate(given.data, private))
