@@ -55,7 +55,7 @@ def test_deep_grammars_and_many_prompts_are_refused(node: Daemon) -> None:
 def test_request_at_two_deaths_of_the_engine_is_refused(node: Daemon) -> None:
     poison = {"prompt": "One, two", "max_tokens": 1500, "ignore_eos": True}
     found: list[tuple[int, Any]] = []
-    caller = threading.Thread(target=lambda: found.append(ask(node, "/completions", **poison)))
+    caller = threading.Thread(target=lambda: found.append(ask(node, "/completions", **poison)), daemon=True)
     caller.start()
     for deaths in (0, 1):
         if deaths:
