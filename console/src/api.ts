@@ -14,6 +14,14 @@ export interface AttemptStatus {
   error: string
 }
 
+// A member that is not here now. `models`: what it served last; `seen_seconds`: how long ago it was alive last.
+export interface AwayInfo {
+  id: string
+  name: string
+  models: string[]
+  seen_seconds: number
+}
+
 // An OpenAI-compatible server in the pool (`--backend`).
 export interface BackendStatus {
   url: string
@@ -33,6 +41,14 @@ export interface BannedStatus {
 export interface CheckStatus {
   file: string
   percent: number
+}
+
+// A client that is linked to this node. `since_seconds`: for how long; `rtt` in seconds.
+export interface ClientInfo {
+  id: string
+  name: string
+  since_seconds: number
+  rtt: number
 }
 
 // An accelerator. `shared`: it uses the computer's main memory; `used`: models may be placed on it.
@@ -107,11 +123,12 @@ export interface ForecastStatus {
   seconds_per_token: number
 }
 
-// An invite, when it expires (seconds since the epoch), and its serial, by which it can be revoked.
+// An invite, when it expires (seconds since the epoch), its serial, by which it can be revoked, and its rights.
 export interface InviteAnswer {
   invite: string
   expires: number
   serial?: string
+  rights?: string[]
 }
 
 // An invite that was made here: `by` whom, and the `nodes` that used it.
@@ -153,7 +170,7 @@ export interface JoinAttemptStatus {
   reason: string
 }
 
-export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'failed'] as const
+export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'alone for now', 'failed', 'expelled'] as const
 export type JoinPhase = (typeof JOIN_PHASES)[number]
 
 // The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console.
@@ -207,7 +224,9 @@ export interface MembersAnswer {
   upgraded: boolean
 }
 
-// The mesh as this node sees it. `memory`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes.
+// The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
+// `away`: members that were known and are not here now, the last seen first. `memory`, `on_disk` and `aliases` (see
+// PeerInfo) are what this node publishes.
 export interface MeshStatus {
   node: string
   mesh: string
@@ -223,6 +242,8 @@ export interface MeshStatus {
   memory: number
   on_disk: string[]
   aliases: Record<string, string>
+  client_list: ClientInfo[]
+  away: AwayInfo[]
 }
 
 export const MODALITIES = ['text', 'image'] as const
@@ -252,6 +273,7 @@ export interface NodeKeyAnswer {
 }
 
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
+// `notices`: what the owner should know or do.
 // `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
 // are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner.
 export interface NodeStatus {
@@ -270,6 +292,7 @@ export interface NodeStatus {
   splits: SplitStatus[]
   mesh: MeshStatus | null
   mesh_reason: string
+  notices: string[]
   sharing: SharingStatus | null
   machine: MachineStatus | null
   sandbox: SandboxStatus | null

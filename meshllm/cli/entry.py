@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -14,6 +14,9 @@ from meshllm.cli.flags import Commands, LazyCommand
 from meshllm.cli.standard_streams import drop_output, is_broken_pipe, is_failed_write, open_closed_streams, output_error
 from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_MAX_CLIENTS, DEFAULT_PORT
 from meshllm.errors import EnvironmentFailure, InputError, MeshError, unusable_file
+
+if TYPE_CHECKING:
+    from meshllm.wire.mesh.invite import Invite
 
 # Set to anything: tracebacks of crashes in C code (faulthandler) and of errors that are otherwise one message.
 DEBUG_VARIABLE = "MESH_LLM_DEBUG"
@@ -152,7 +155,13 @@ def serve(
     from meshllm.cli import origin_host_args, start
     from meshllm.daemon.settings import Settings
 
-    invites = join_option.read(join or [])
+    def is_member(invite: Invite, now: float) -> bool:
+        from meshllm.daemon import mesh_choice  # slow to import, and needed for expired invites only
+
+        return mesh_choice.is_member(paths.home(), invite, now)
+
+    notices: list[str] = []
+    invites = join_option.read(join or [], is_member=is_member, say=notices.append)
     settings = Settings(
         home=paths.home(),
         models=tuple(model or ()),
@@ -168,6 +177,7 @@ def serve(
         max_memory=None if max_vram is None else int(max_vram * 1e9),
         devices=tuple(name.strip() for text in device or () for name in text.split(",") if name.strip()),
         invites=invites,
+        notices=tuple(notices),
         client=client,
         bind_port=bind_port,
         node_name=start.node_name(name),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -26,11 +26,19 @@ INVITE_PREFIX = re.compile(r"mesh[0-9]+-")
 GET_NEW = "Get a new one: run 'mesh-llm invite' on a node of the mesh."
 
 
-def read(options: list[str], stdin: TextIO | None = None, now_unix: float | None = None) -> tuple[Invite, ...]:
+def read(
+    options: list[str],
+    stdin: TextIO | None = None,
+    now_unix: float | None = None,
+    *,
+    is_member: Callable[[Invite, float], bool] = lambda invite, now: False,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Invite, ...]:
     """The invites that the values of `--join` name, each once, in their order.
 
-    Removes them from the process's arguments first. Raises BadInvite (damaged, expired, of different meshes),
-    UsageError (no such file, empty file).
+    Removes them from the process's arguments first. `is_member`: whether this node is in the mesh of an invite at that
+    time; an expired one is then left out, and `say` is called with that: a service starts with the same words forever.
+    Raises BadInvite (damaged, expired, of different meshes), UsageError (no such file, empty file).
     """
     tokens = [value for value in options if value != STANDARD_INPUT and not value.startswith(FILE_MARK)]
     if not hide_secrets.hide(tokens):
@@ -45,7 +53,10 @@ def read(options: list[str], stdin: TextIO | None = None, now_unix: float | None
             raise BadInvite(f"{where}: {error.message}", advice=error.advice) from None
         if len(found) > MAX_INVITES:
             raise UsageError(f"More than {MAX_INVITES} invites are given.", advice="One that works is enough.")
-    _check(found, datetime.now(UTC).timestamp() if now_unix is None else now_unix)
+    now = datetime.now(UTC).timestamp() if now_unix is None else now_unix
+    for invite in [invite for invite in found if not invite.terms.valid_at(now) and is_member(invite, now)]:
+        say(f"{_expired(invite, found.pop(invite))} This node is a member already and goes on without it.")
+    _check(found, now)
     return tuple(found)
 
 
@@ -107,11 +118,15 @@ def _lines(text: str, where: str) -> Iterator[tuple[str, str]]:
     yield pending, f"{where}, line {begun}"
 
 
+def _expired(invite: Invite, where: str) -> str:
+    until = datetime.fromtimestamp(invite.terms.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{where}: this invite expired at {until}."
+
+
 def _check(found: dict[Invite, str], now_unix: float) -> None:
     for invite, where in found.items():
         if not invite.terms.valid_at(now_unix):
-            until = datetime.fromtimestamp(invite.terms.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
-            raise BadInvite(f"{where}: this invite expired at {until}.", advice=GET_NEW)
+            raise BadInvite(_expired(invite, where), advice=GET_NEW)
     if len({invite.mesh for invite in found}) > 1:
         raise BadInvite(
             "These invites are of different meshes; a node can join only one.",

@@ -210,8 +210,9 @@ class MakeInvite(Command):
 
 @dataclass(frozen=True, slots=True)
 class TakeInvite(Command):
-    """The answer to an `InviteWanted` of this node's owner, by the member that was asked, or a refusal of the core."""
+    """The answer to an `InviteWanted` of this node's owner: of `maker`, which was asked, or a refusal by this node."""
 
+    maker: NodeId
     answer: GrantedInvite
 
 

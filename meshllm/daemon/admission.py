@@ -64,18 +64,28 @@ class MemberAdmission:
 
     def _of_another_key(self, node: NodeId, data: bytes) -> Certificate | None:
         """A certificate that has expired, of a key that is just being taken over, or of the key before: the last only
-        for a member that this node knew, and only where it can get a new one."""
+        as far as this node knew it, and only where the member can get a new one. Others of that key may be forged."""
         authority = self._keys.authority
         keys = [authority.key] + ([self._coming] if self._coming is not None else [])
-        if authority.previous is not None and self._keys.may_admit and node.hex() in self._book.members:
+        if authority.previous is not None and self._keys.may_admit:
             keys.append(authority.previous)
         try:
-            found = read_certificate(data, keys, verify).certificate
+            signed = read_certificate(data, keys, verify)
         except BadMessage:
             return None
+        found = signed.certificate
         if found.node != node and authority.successor(found.node) == node:
             found = replace(found, node=node)
-        return found if found.node == node else None
+        if found.node != node:
+            return None
+        if signed.key != authority.previous:
+            return found
+        known = self._book.known_as(node)
+        return _as_known(self._renamed(found), self._renamed(known)) if known is not None else None
+
+    def _renamed(self, certificate: Certificate) -> Certificate:
+        """With the newest id of the inviter."""
+        return replace(certificate, inviter=self._keys.authority.successor(certificate.inviter))
 
     def refused(self, statements: tuple[bytes, ...]) -> None:
         """A peer refused this node and showed why: the core checks it, and leaves the mesh if that is so."""
@@ -138,6 +148,13 @@ class MemberAdmission:
         given = keys.issue(node, terms.rights, terms.member_lifetime, inviter=inviter, invite=terms.serial)
         self._audit("member_admitted", node=node.hex(), rights=int(terms.rights), invite=terms.serial.hex())
         return keys.authority.key, given.data, keys.private if Right.ADMIT in terms.rights else b""
+
+
+def _as_known(shown: Certificate, known: Certificate) -> Certificate | None:
+    """What a certificate of the previous mesh key counts for at a node that met its member with `known`: the same
+    rights, and no longer, whatever it says. An expelled member may still hold that key."""
+    counts = replace(shown, issued=known.issued, expires=known.expires)
+    return counts if counts.terms == known.terms else None
 
 
 def _expelled(statements: tuple[bytes, ...]) -> HelloRefusal:

@@ -193,6 +193,8 @@ class App:
             self._audit.start()
             stack.callback(self._audit.close)
             log_start(settings)
+            for notice in settings.notices:
+                log.warning("%s", notice)
             sandbox_facts.log_start(self._sandboxing, settings)
             stack.callback(self._log_stop)
             raise_file_limit()
@@ -364,7 +366,7 @@ class App:
 
     def _show_invite(self) -> None:
         try:
-            token = self._invite(InviteWish()).text
+            token = self._joined().invite_here(InviteWish()).text
         except MeshError as error:
             log.warning("no invite: %s", error)
             return
@@ -408,7 +410,7 @@ class App:
         self._stop_signals += 1
         ports = [urlsplit(url).port or 0 for url in (self._listening.api, self._listening.console)]
         # The invites have been used: this node is a member.
-        self.next_settings = replace(self._settings, port=ports[0], console=ports[1], invites=())
+        self.next_settings = replace(self._settings, port=ports[0], console=ports[1], invites=(), notices=())
         log.info("starting again with a new key")
         self._finish_answers()
 
@@ -477,8 +479,8 @@ class App:
     def _members(self) -> MemberManagement:
         return self._joined().members
 
-    def _invite(self, wish: InviteWish) -> Invitation:
-        return self._joined().invite(wish)
+    async def _invite(self, wish: InviteWish) -> Invitation:
+        return await self._joined().invite(wish)
 
     def _last_requests(self) -> tuple[RequestSummary, ...]:
         """The last requests of the API, for the console."""
@@ -500,6 +502,7 @@ class App:
             loads=[_target_load(queue) for queue in self._gateway.target_queues()],
             transports=session.vias() if session is not None else {},
             mesh_reason=self._no_mesh_reason,
+            notices=(*self._settings.notices, *(session.notices if session is not None else ())),
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._planner.machine(),
             drafts=self._draft_stats.counts(),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from meshllm.core.ids import NodeId
-from meshllm.core.membership.certificates import MAX_NODES_PER_INVITE, Certificate
+from meshllm.core.membership.certificates import MAX_NODES_PER_INVITE, SERIAL_BYTES, Certificate, Right
 from meshllm.util.atomic_file import replace_file
 from meshllm.wire.mesh.invite import InviteTerms
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 FILE = "invites.json"
 MAX_INVITES, MAX_MEMBERS = 1024, 1024
+# Models of a member that are kept, by name.
+MAX_SERVED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class InviteEntry:
 
 @dataclass(frozen=True, slots=True)
 class KnownMember:
-    """A member as its certificate says; times in unix seconds."""
+    """A member as its certificate says; times in unix seconds. `seen`: when it was met last; `served`: models that it
+    served then."""
 
     name: str
     rights: int
@@ -48,6 +52,7 @@ class KnownMember:
     inviter: str
     invite: str
     seen: int
+    served: list[str] = field(default_factory=list)
 
 
 class InviteBook:
@@ -82,7 +87,7 @@ class InviteBook:
         serial, who = terms.serial.hex(), node.hex()
         entry = self.invites.get(serial)
         if entry is None:
-            if terms.once:
+            if terms.once or terms.maker_only:
                 return "This node does not know the invite any more."
             # Made by another holder of the mesh key.
             entry = InviteEntry(
@@ -105,6 +110,11 @@ class InviteBook:
 
     def seen(self, member: Certificate, name: str, now: float) -> None:
         """A member was met."""
+        self.note(member, name, now)
+        self._save(durable=False)
+
+    def note(self, member: Certificate, name: str, now: float, served: Sequence[str] | None = None) -> None:
+        """The same without writing it to the disk, which `flush` does. `served`: its models, None if not known."""
         who = member.node.hex()
         known = self.members.pop(who, None)
         while len(self.members) >= MAX_MEMBERS:
@@ -117,8 +127,32 @@ class InviteBook:
             member.inviter.hex(),
             member.invite.hex(),
             int(now),
+            (known.served if known is not None else []) if served is None else list(served)[:MAX_SERVED],
         )
+
+    def flush(self) -> None:
+        """Write what was noted."""
         self._save(durable=False)
+
+    def rename(self, node: NodeId, name: str) -> None:
+        """A member that was met says its name; `flush` writes it."""
+        known = self.members[node.hex()]
+        self.members[node.hex()] = replace(known, name=name)
+
+    def known_as(self, node: NodeId) -> Certificate | None:
+        """What the newest certificate with which the member was met said; its serial is not kept."""
+        known = self.members.get(node.hex())
+        if known is None:
+            return None
+        return Certificate(
+            node,
+            Right(known.rights),
+            known.issued,
+            known.expires,
+            bytes(SERIAL_BYTES),
+            NodeId(bytes.fromhex(known.inviter)),
+            bytes.fromhex(known.invite),
+        )
 
     def replaced(self, old: NodeId, new: NodeId) -> None:
         """A member has another id: it keeps its name, its place among the users of its invite, and its own invites."""

@@ -18,16 +18,18 @@ from meshllm.core.membership.certificates import (
     NO_INVITE,
     NO_RIGHTS,
     SERIAL_BYTES,
+    Certificate,
     MeshKey,
     Right,
     SignedCertificate,
     StatementKind,
 )
-from meshllm.core.membership.messages import AskInvite, GrantedInvite, Message, RenewedCertificate
-from meshllm.core.membership.views import MeshView, PeerStatus
+from meshllm.core.membership.messages import Message, RenewedCertificate
+from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
 from meshllm.daemon.audit_log import WriteAudit
 from meshllm.daemon.invite_book import InviteBook
+from meshllm.daemon.invite_requests import INVITE_SECONDS, InviteRequests
 from meshllm.daemon.key_replacement import KeyReplacement, newest, saved_authority
 from meshllm.daemon.member_rows import (
     ExpelledMember,
@@ -49,9 +51,6 @@ from meshllm.wire.mesh.certificates import read_certificate
 from meshllm.wire.mesh.invite import Invite, InviteTerms, encode, invite_key
 
 log = logging.getLogger(__name__)
-
-# Validity of an invite that says nothing else.
-INVITE_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +125,7 @@ class MemberManagement:
         self.replacement = KeyReplacement(
             found.home, found.identity, found.keys, found.state, found.clock.now, save, post, restart
         )
+        self.requests = InviteRequests(found.keys, found.book, found.clock.now, post, audit)
         self.view: MeshView | None = None
 
     # -- rights
@@ -142,6 +142,10 @@ class MemberManagement:
             record = next((peer.record for peer in self.view.peers if peer.node == node), None)
             found = keys.authority.certificate(record.certificate, node, now) if record is not None else None
         return found.rights if found is not None and found.valid_at(now) else NO_RIGHTS
+
+    def certificate_of(self, peer: PeerView) -> Certificate | None:
+        """The certificate of a node's record; None if it does not count."""
+        return self._keys.authority.certificate(peer.record.certificate, peer.node, self._wall.now())
 
     def members(self) -> list[MemberRow]:
         """All members that this node knows, itself first."""
@@ -245,7 +249,8 @@ class MemberManagement:
     def needs(self, terms: InviteTerms) -> bool:
         """Whether an invite to this node's own mesh gives it anything."""
         own = self._keys.certificate
-        valid = own is not None and own.certificate.valid_at(self._wall.now()) and own.key == self._keys.authority.key
+        keys = (self._keys.authority.key, self._keys.authority.previous)
+        valid = own is not None and own.certificate.valid_at(self._wall.now()) and own.key in keys
         return not valid or bool(terms.rights & ~self._keys.rights)
 
     def renew_if_due(self) -> None:
@@ -304,9 +309,9 @@ class MemberManagement:
                 self._take_certificate(peer, answer)
             case c.MakeInvite(peer, ask):
                 if keys.may_admit:
-                    self._send(peer, self._granted(peer, ask))
-            case c.TakeInvite(_):
-                log.warning("a member sent an invite without a request")
+                    self._send(peer, self.requests.grant(peer, ask))
+            case c.TakeInvite(maker, answer):
+                self.requests.answered(maker, answer)
             case c.CertifyReplacement(peer, _):
                 refusal = self.replacement.certify(command, self.rights_of(peer))
                 if refusal is not None:
@@ -333,21 +338,6 @@ class MemberManagement:
         self._save(lambda: self._state.save_certificate(taken.data, private))
         self._post(e.CertificateRenewed(taken))
 
-    def _granted(self, peer: NodeId, ask: AskInvite) -> GrantedInvite:
-        """An invite for a member that may invite, but does not hold the mesh key."""
-        now = int(self._wall.now())
-        expires = min(ask.expires, now + 7 * INVITE_SECONDS)
-        terms = InviteTerms(
-            secrets.token_bytes(SERIAL_BYTES), ask.rights, expires, min(ask.lifetime, default_lifetime(ask.rights))
-        )
-        try:
-            self._book.add(terms, peer, f"asked for by {short(peer)}", now)
-        except (ValueError, OSError) as error:
-            return GrantedInvite(b"", ask.rights, 0, 0, refused=str(error))
-        self._audit("invite_made", serial=terms.serial.hex(), by=peer.hex(), rights=int(terms.rights))
-        key = invite_key(self._keys.private, terms, self._keys.node)
-        return GrantedInvite(terms.serial, terms.rights, terms.expires, terms.member_lifetime, key)
-
     # -- invites
 
     def make_invite(self, wish: InviteWish, mesh: MeshId, ways: tuple[BootstrapAddress, ...]) -> Invitation:
@@ -365,4 +355,4 @@ class MemberManagement:
         token = encode(Invite(mesh, key, terms, ways))
         serial = terms.serial.hex()
         self._audit("invite_made", serial=serial, expires=expires, rights=int(rights), once=wish.once)
-        return Invitation(token, expires, serial)
+        return Invitation(token, expires, serial, tuple(right_names(rights)))

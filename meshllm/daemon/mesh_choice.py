@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from meshllm.core.records import BootstrapAddress, MeshId
-from meshllm.errors import UsageError
+from meshllm.daemon.mesh_state import saved_membership
+from meshllm.errors import BadMessage, UsageError
+from meshllm.net.identity import verify
+from meshllm.wire.mesh.certificates import read_certificate
 from meshllm.wire.mesh.invite import Invite, InviteTerms
 
 
@@ -25,6 +29,19 @@ class MeshChoice:
     invite: tuple[bytes, InviteTerms] | None = field(default=None, repr=False)
     addresses: tuple[BootstrapAddress, ...] = ()
     foreign: bool = False
+
+
+def is_member(home: Path, invite: Invite, now_unix: float) -> bool:
+    """Whether the node of `home` is a member of the mesh of `invite` already, or by that invite. Creates nothing."""
+    saved = saved_membership(home)
+    if saved is None:
+        return False
+    mesh, keys, data = saved
+    try:
+        certificate = read_certificate(data, keys, verify).certificate
+    except BadMessage:
+        return False
+    return certificate.valid_at(now_unix) and (mesh == invite.mesh or certificate.invite == invite.terms.serial)
 
 
 def decide(mesh: MeshId, needed: Callable[[InviteTerms], bool], invites: Sequence[Invite]) -> MeshChoice:

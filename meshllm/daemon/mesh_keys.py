@@ -100,7 +100,8 @@ class MeshKeys:
     def renewed(self, old: Certificate) -> SignedCertificate:
         """A new certificate with the rights of `old`, valid as long; after half of its lifetime, for as long again."""
         if self._now() >= (old.issued + old.expires) / 2:
-            return self.issue(old.node, old.rights, old.expires - old.issued, inviter=old.inviter, invite=old.invite)
+            lifetime = max(1, old.expires - old.issued - CLOCK_SLACK_SECONDS)
+            return self.issue(old.node, old.rights, lifetime, inviter=old.inviter, invite=old.invite)
         return _sign(self.private, replace(old, serial=secrets.token_bytes(SERIAL_BYTES)))
 
     def issue_own(self) -> SignedCertificate:

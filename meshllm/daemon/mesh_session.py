@@ -30,8 +30,9 @@ from meshllm.daemon.admission import MemberAdmission
 from meshllm.daemon.audit_log import WriteAudit, no_audit
 from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.member_management import HomeState, MemberManagement
+from meshllm.daemon.member_sightings import MemberSightings
 from meshllm.daemon.mesh_choice import MeshChoice, decide
-from meshllm.daemon.mesh_state import PRIVATE_BYTES, public_key
+from meshllm.daemon.mesh_state import PRIVATE_BYTES, UPGRADED, public_key
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
@@ -67,8 +68,8 @@ RIGHTS_FOR = {
     StreamKind.LANE_TICKET: ALL_RIGHTS,
 }
 EXPELLED = (
-    "This node was expelled from its mesh and goes on alone, with its own models. "
-    "To join again, it needs a fresh identity and an invite: ask the owner of the mesh."
+    "This node was expelled from its mesh. It does not retry, and goes on alone with its own models. "
+    "To join again: ask the owner of the mesh for a fresh invite, and start a node with a new MESH_LLM_HOME and that."
 )
 
 
@@ -115,6 +116,7 @@ class MeshSession:
             lambda: self._transport.links() if self._transport is not None else [],
             restart,
         )
+        self._sightings = MemberSightings(self._book, self._wall.now, self.members.certificate_of)
         self._choice: MeshChoice = decide(found.state.mesh, self.members.needs, settings.invites)
         self.expelled = found.keys.authority.is_expelled(found.identity.node) and not self._choice.foreign
         invited = self._choice.invite
@@ -133,6 +135,7 @@ class MeshSession:
             authority=found.keys.authority,
             certificate=b"" if found.keys.certificate is None else found.keys.certificate.data,
             rights=found.keys.rights,
+            rejoins=bool(found.state.peers) and not self._choice.foreign,
             lease_refusal=lease_refusal
             or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
         )
@@ -175,6 +178,8 @@ class MeshSession:
 
         Raises PortTaken if `--bind-port` is, EnvironmentFailure if no UDP port can be opened.
         """
+        if self.members.upgraded:
+            log.warning("%s", UPGRADED)
         await self._listen()
         assert self._tunnels is not None
         self._tunnels.serve(StreamKind.HTTP_TUNNEL, serve)
@@ -182,8 +187,11 @@ class MeshSession:
             self._writer.add(lambda: self._state.save_port(self._port))
         self._read_addresses()
         if self.expelled:
-            log.warning("%s", EXPELLED)
-            return
+            return  # the core says it
+        if not self._choice.foreign:
+            now = asyncio.get_running_loop().time()
+            known = self._sightings.remembered(self.config.node, self._keys.authority.is_expelled, now)
+            self._post(e.MembersRemembered(known))
         if self._choice.addresses:
             self._post(e.JoinWanted(self._choice.addresses))
         if not self._choice.foreign and self._state.peers:
@@ -221,6 +229,7 @@ class MeshSession:
         """Close all links and tunnels, and finish writing the state."""
         if self._watcher is not None:
             self._watcher.cancel()
+        self._sightings.tick(last=True)
         await self._links.close()
         if self._tunnels is not None:
             await self._tunnels.close()
@@ -277,6 +286,8 @@ class MeshSession:
     def publish(self, view: MeshView | None) -> None:
         """Take the newest view of the mesh."""
         self._view = self.members.view = view
+        if view is not None and not self._choice.foreign:
+            self._sightings.publish(view)
 
     def _send(self, peer: NodeId, message: Message) -> None:
         self._links.carry_out(c.Send(peer, message))
@@ -377,6 +388,7 @@ class MeshSession:
     def _read_addresses(self) -> None:
         self._watcher = asyncio.get_running_loop().call_later(ADDRESSES_SECONDS, self._read_addresses)
         self._facts = read_interfaces()
+        self._sightings.tick()
         self._post_addresses()
         if self._wall.due():
             self._writer.add(self._wall.save)
@@ -393,14 +405,40 @@ class MeshSession:
 
     # -- for the console, the gateway and file sharing
 
-    def invite(self, wish: InviteWish) -> Invitation:
-        """An invite into this mesh. Raises EnvironmentFailure."""
+    @property
+    def notices(self) -> list[str]:
+        """What the owner should know about this node's part in its mesh, each text with what to do."""
+        found = [self._state.notice, UPGRADED if self.members.upgraded else "", EXPELLED if self.expelled else ""]
+        return list(dict.fromkeys(text for text in found if text))
+
+    async def invite(self, wish: InviteWish) -> Invitation:
+        """An invite into this mesh, made here or by a linked member that may admit. Raises UsageError,
+        EnvironmentFailure."""
+        self._check_joined()
+        if self._keys.may_admit:
+            return self.invite_here(wish)
+        return await self.members.requests.ask(wish, self._choice.mesh, self._way_to)
+
+    def _way_to(self, node: NodeId) -> BootstrapAddress | None:
+        """Where others reach a linked node: what its record says, and where this node dialled it."""
+        peers = self._view.peers if self._view is not None else ()
+        listens = [place for peer in peers if peer.node == node for place in peer.record.addresses]
+        link = self._transport.link(node) if self._transport is not None else None
+        if link is not None and link.facts.dialled:
+            listens.append(link.facts.address)
+        return BootstrapAddress(node, tuple(dict.fromkeys(listens))) if listens else None
+
+    def _check_joined(self) -> None:
         if self._choice.foreign or self._keys.certificate is None:
             raise EnvironmentFailure(
                 "This node has not joined its mesh yet.", advice="'mesh-llm status' shows the progress."
             )
         if self.expelled:
             raise EnvironmentFailure(EXPELLED)
+
+    def invite_here(self, wish: InviteWish) -> Invitation:
+        """An invite that this node makes itself, with the mesh key. Raises EnvironmentFailure."""
+        self._check_joined()
         if self.config.role is Role.CLIENT and Right.ADMIT in self._keys.rights:
             raise EnvironmentFailure(
                 "A client accepts no links, so it cannot make invites.",
@@ -408,8 +446,8 @@ class MeshSession:
             )
         if not self._keys.may_admit:
             raise EnvironmentFailure(
-                "This node may not admit others, so it cannot make invites.",
-                advice="Run 'mesh-llm invite' on one of the owner's machines: 'mesh-llm members' lists their rights.",
+                "This node does not hold the mesh key now, so it cannot make invites itself.",
+                advice="Try again in a few seconds; 'mesh-llm status' shows the state of the mesh.",
             )
         here = addresses(self._facts, self._port, observed=self._observed.confirmed(), loopback=True)
         found = [BootstrapAddress(self.config.node, here)] if here else []

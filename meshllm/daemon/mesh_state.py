@@ -280,12 +280,25 @@ def _forget_secrets(home: Path) -> None:
 
 def knows_others(home: Path) -> bool:
     """Whether the file in `home` lists peers; False if it cannot be read. Creates nothing."""
+    found = _peek(home)
+    return found is not None and bool(found.peers)
+
+
+def saved_membership(home: Path) -> tuple[MeshId, tuple[MeshKey, ...], bytes] | None:
+    """Mesh id, mesh keys and certificate in the file of `home`; None if it cannot be read. Creates nothing."""
+    found = _peek(home)
+    if found is None:
+        return None
+    return found.mesh, (found.key, *(() if found.previous is None else (found.previous,))), found.certificate
+
+
+def _peek(home: Path) -> _StateFile | None:
     path = home / FILE
     try:
         text = _read(path)
-        return text is not None and bool(_parse(text, path)[0].peers)
+        return _parse(text, path)[0] if text is not None else None
     except (_Damaged, DamagedState):
-        return False  # `MeshState.open` reports it
+        return None  # `MeshState.open` reports it
 
 
 # -- the file

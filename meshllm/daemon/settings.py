@@ -28,9 +28,10 @@ class Settings:
     """The options of a start. Ports: 0 is any free one. Sizes in bytes, rates in bytes per second, context in tokens.
 
     `models`: names or paths as given; the first runs here, the others are requested from the mesh. `invites`: all of
-    one mesh. `client`: only use the mesh. `bind_port`: UDP; None is the last one used, or any free one. `node_name`:
-    shown to other nodes. `max_clients`: clients that this node admits. `draft`: draft model for the first of `models`;
-    `drafts`: whether draft models may be used; `speculation`: whether speculative decoding is used at all.
+    one mesh; `notices`: what the user should know about them. `client`: only use the mesh. `bind_port`: UDP; None is
+    the last one used, or any free one. `node_name`: shown to other nodes. `max_clients`: clients that this node admits.
+    `draft`: draft model for the first of `models`; `drafts`: whether draft models may be used; `speculation`: whether
+    speculative decoding is used at all.
 
     `max_memory`: most accelerator memory to use (system RAM if there is no accelerator). `devices`: names of the
     accelerators to use ("none": CPU only), empty for the engine's choice. `share`: which model files other nodes may
@@ -56,6 +57,7 @@ class Settings:
     only_from: tuple[str, ...] = ()
     context: int | None = None
     invites: tuple[Invite, ...] = ()
+    notices: tuple[str, ...] = ()
     client: bool = False
     bind_port: int | None = None
     node_name: str = ""

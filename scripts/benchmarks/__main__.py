@@ -7,7 +7,22 @@ import signal
 import sys
 from types import FrameType
 
-from . import console, engine, gateway, memory, mesh, models, soak, speculation, split, split_engine, start, swarm
+from . import (
+    console,
+    engine,
+    expel,
+    gateway,
+    memory,
+    mesh,
+    models,
+    soak,
+    speculation,
+    split,
+    split_engine,
+    split_restarts,
+    start,
+    swarm,
+)
 from .native import BenchError
 
 _COMMANDS = {
@@ -18,6 +33,7 @@ _COMMANDS = {
     "engine": (engine, "real model: tokens/s and time to first token, directly and through the gateway"),
     "memory": (memory, "predicted memory of models against allocated and used memory"),
     "mesh": (mesh, "model on another node: joining, added latency, tokens/s, idle nodes, loss of a host"),
+    "expel": (expel, "expelled member of a mesh of real daemons: seconds until it is out of every table and link"),
     "console": (console, "console page in a browser: size, first paint, a changing mesh of 300 nodes"),
     "models": (models, "all about models in one run: downloads, memory, swarm, speculative decoding"),
     "speculation": (speculation, "speculative decoding against none: repetitive and other text"),
@@ -26,6 +42,10 @@ _COMMANDS = {
     "split-engine": (
         split_engine,
         "model split over machines, engine only: speed, loading and bytes; against stock RPC",
+    ),
+    "split-restarts": (
+        split_restarts,
+        "host and worker of a split restarted at random distances: time until it serves",
     ),
     "soak": (soak, "three daemons under steady requests: memory and file descriptors must stay flat"),
     "start": (start, "--help, start, time until a model is ready; memory and CPU of an idle daemon"),

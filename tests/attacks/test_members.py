@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,11 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meshllm.core.membership.certificates import Right
+from meshllm.wire.mesh.invite import decode, encode
 from tests.daemons import PROGRAM, Daemon
 
 
@@ -85,7 +89,10 @@ def wait(fact: Callable[[], bool], what: str, seconds: float = 60.0) -> float:
     return time.monotonic() - began
 
 
-def test_expelled_member_is_out_everywhere_and_for_ever(mesh: Mesh) -> None:
+def test_expelled_member_is_out_everywhere_and_for_ever(
+    mesh: Mesh, record_property: Callable[[str, object], None]
+) -> None:
+    """How long that takes is recorded, for the report; `scripts/bench expel` measures it."""
     names = ["a", "b", "c", "d", "e"]
     mesh.start("a")
     token = mesh.invite("a")
@@ -98,7 +105,7 @@ def test_expelled_member_is_out_everywhere_and_for_ever(mesh: Mesh) -> None:
     assert answer["rotated"] is True
     for name in names[:4]:
         wait(lambda name=name: "e" not in mesh.alive(name), f"{name} without e")  # type: ignore[misc]
-    assert time.monotonic() - began < 10.0
+    record_property("expelled_seconds", round(time.monotonic() - began, 3))
     wait(lambda: mesh.alive("e") == set(), "e alone")
     # The others get certificates of the new key and stay together.
     for name in names[:4]:
@@ -181,6 +188,9 @@ def test_upgrade_from_a_secret_needs_no_invite(mesh: Mesh) -> None:
     assert mesh.ask("a", "/api/members")["upgraded"] is True
     assert "secret" not in json.loads((mesh.root / "a" / "mesh.json").read_text())
     home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "a")}
+    (notice,) = mesh.ask("a", "/api/status")["notices"]
+    assert "rotate-key --mesh" in notice
+    assert mesh.running["a"].wait_for(lambda line: "rotate-key --mesh" in str(line.get("message")), "the notice")
     listed = subprocess.run([str(PROGRAM), "members"], env=home, capture_output=True, text=True, check=True).stdout
     assert "rotate-key --mesh" in listed
 
@@ -292,3 +302,111 @@ def test_node_that_crashed_while_its_key_was_replaced_is_a_member(mesh: Mesh, le
     wait(lambda: mesh.alive("b") == {"a"} and mesh.alive("a") == {"b"}, "b in the mesh again")
     assert mesh.members("b")["b"]["node"] == mesh.members("a")["b"]["node"] == new
     assert not (home / "node-key.next").exists()
+
+
+def test_member_without_the_mesh_key_has_its_invites_made_by_another(mesh: Mesh) -> None:
+    mesh.start("a")
+    mesh.start("other", mesh.invite("a"))
+    mesh.start("b", mesh.invite("a", rights=["use", "serve", "invite"]))
+    wait(lambda: mesh.alive("b") == {"a", "other"}, "b in the mesh")
+    wait(lambda: mesh.alive("a") == {"b", "other"}, "all known at a")
+    # The maker is a member chosen at random: with one linked, it is known which.
+    mesh.stop("other")
+    wait(lambda: mesh.alive("b") == {"a"}, "b linked to a alone")
+    home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "b")}
+
+    def invite(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(PROGRAM), "invite", *options], env=home, capture_output=True, text=True, check=False)
+
+    said = invite("--once", "--label", "for c")
+    assert said.returncode == 0, said.stderr
+    assert "use,serve" in said.stderr
+    token = said.stdout.strip()
+    terms = decode(token).terms
+    assert (terms.rights, terms.once, terms.maker_only) == (Right.USE | Right.SERVE, True, True)
+    assert "for c" in invite("--list").stdout
+    mesh.start("c", token)
+    wait(lambda: mesh.alive("c") == {"a", "b"}, "c in the mesh")
+    row, inviter = mesh.members("a")["c"], mesh.members("b")["b"]["node"]
+    assert (row["rights"], row["inviter"]) == (["use", "serve"], inviter)
+    # It admits one node; and more than it has, no member can give.
+    mesh.start("d", token)
+    assert mesh.running["d"].wait_for(lambda line: "used" in json.dumps(line), "the refusal")
+    refused = invite("--rights", "use,admit")
+    assert refused.returncode != 0
+    assert "may not give the rights admit" in refused.stderr
+    # An invite for several nodes admits at its maker only: elsewhere its users would count for nobody.
+    wide = invite("--rights", "use").stdout.strip()
+    assert [way.pin for way in decode(wide).ways] == [bytes.fromhex(mesh.members("a")["a"]["node"])[:16]]
+    mesh.start("other")
+    wait(lambda: "a" in mesh.alive("other"), "the other one back")
+    elsewhere = dataclasses.replace(decode(wide), ways=decode(mesh.invite("other", once=True)).ways)
+    mesh.start("f", encode(elsewhere))
+    assert mesh.running["f"].wait_for(lambda line: "wrong" in json.dumps(line) or "belongs" in json.dumps(line), "f")
+    assert mesh.alive("f") == set()
+    for name in ("a", "other"):
+        mesh.stop(name)
+    wait(lambda: mesh.alive("b") & {"a", "other"} == set(), "no member that may admit")
+    refused = invite()
+    assert refused.returncode != 0
+    assert "no member that may admit others is linked" in refused.stderr
+    assert "Run 'mesh-llm invite' on a machine that may admit" in refused.stderr
+
+
+def test_expired_invite_does_not_keep_a_member_from_starting_again(mesh: Mesh) -> None:
+    mesh.start("a")
+    file = mesh.root / "invite"
+    file.write_text(mesh.invite("a", expires=5))
+    mesh.start("b", "", "--join", f"@{file}")
+    wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh")
+    wait(lambda: bool(json.loads((mesh.root / "b" / "mesh.json").read_text())["peers"]), "the mesh in the file of b")
+    mesh.stop("b")
+    wait(lambda: not decode(file.read_text()).terms.valid_at(datetime.now(UTC).timestamp()), "the expiry")
+    mesh.start("b", "", "--join", f"@{file}")
+    wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh again")
+    (notice,) = mesh.ask("b", "/api/status")["notices"]
+    assert "this invite expired" in notice
+    assert "is a member already" in notice
+    said = [line for line in mesh.running["b"].lines if line["event"] == "log" and "expired" in line["message"]]
+    assert len(said) == 1
+    # One that is no member is refused, as before.
+    refused = subprocess.run(
+        [str(PROGRAM), "--join", f"@{file}"],
+        env={**os.environ, "MESH_LLM_HOME": str(mesh.root / "c")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "this invite expired" in refused.stderr
+
+
+def test_expelled_node_says_so_and_does_not_retry(mesh: Mesh) -> None:
+    mesh.start("a")
+    mesh.start("b", mesh.invite("a"))
+    mesh.start("off", mesh.invite("a", rights=["use", "serve"]))
+    wait(lambda: mesh.alive("a") == {"b", "off"}, "all in the mesh")
+    wait(lambda: mesh.alive("off") == {"a", "b"}, "all known")
+    mesh.stop("off")
+    for name in ("b", "off"):
+        mesh.ask("a", "/api/members/expel", {"node": name})
+
+    def told(name: str) -> None:
+        wait(lambda: (mesh.ask(name, "/api/status")["mesh"] or {}).get("phase") == "expelled", f"{name} knowing it")
+        (notice,) = mesh.ask(name, "/api/status")["notices"]
+        assert "was expelled" in notice
+        assert "does not retry" in notice
+        assert "fresh invite" in notice
+        home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / name)}
+        shown = subprocess.run([str(PROGRAM), "status"], env=home, capture_output=True, text=True, check=True).stdout
+        assert "was expelled from its mesh. It does not retry" in " ".join(shown.split())
+        assert mesh.running[name].wait_for(lambda line: "does not retry" in str(line.get("message")), "the notice")
+
+    told("b")
+    # A node that was off learns it from the first member that refuses it; and each of them knows it at the next start.
+    mesh.start("off")
+    told("off")
+    for name in ("b", "off"):
+        mesh.stop(name)
+        mesh.start(name)
+        told(name)

@@ -375,7 +375,7 @@ def test_invite_command_prints_the_invite_alone_on_a_line(console: Callable[[int
 def test_invite_command_asks_for_an_expiry(console: Callable[[int, bytes], FakeConsole]) -> None:
     server = console(200, answer(1_800_007_200))
     told = json.loads(ask_invite(server, "--guest", "--once", "--expires", "2h", "--json"))
-    assert told == {"invite": TOKEN, "expires": 1_800_007_200, "serial": "00"}
+    assert told == {"invite": TOKEN, "expires": 1_800_007_200, "serial": "00", "rights": ""}
     asked = json.loads(server.asked[0][2])
     assert (asked["expires"], asked["rights"], asked["once"]) == (7200, ["use"], True)
 
@@ -459,3 +459,20 @@ def test_installed_command_hides_first() -> None:
 
     told = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
     assert told["project"]["scripts"] == {"mesh-llm": "meshllm.cli.program:main"}
+
+
+def test_join_leaves_out_an_expired_invite_of_a_member_and_says_so_once() -> None:
+    asked: list[Invite] = []
+
+    def is_member(invite: Invite, now: float) -> bool:
+        asked.append(invite)
+        return True
+
+    said: list[str] = []
+    assert join.read([encode(INVITE)], now_unix=NOW + 9, is_member=is_member, say=said.append) == ()
+    (notice,) = said
+    assert "expired" in notice
+    assert "member already" in notice
+    assert asked == [INVITE]
+    with pytest.raises(BadInvite, match="expired"):
+        join.read([encode(INVITE)], now_unix=NOW + 9)

@@ -100,7 +100,7 @@ async def test_mesh_session_saves_an_invited_mesh_once_a_link_proves_it(rig: Mak
     before = there.kept()
     assert there.membership.config.mesh == MESH
     with pytest.raises(EnvironmentFailure, match="not joined"):
-        there.membership.invite(InviteWish())
+        await there.membership.invite(InviteWish())
     there.membership.carry_out(c.SaveMesh(MeshId(b"a" * 16)))
     there.membership.carry_out(c.SaveIncarnation(before["incarnation"] + 5))
     assert there.up(FakeLink(given(there))).closed == ""
@@ -166,14 +166,14 @@ async def test_mesh_session_invite_lists_this_node_and_two_live_peers(rig: Make)
 
     peers = tuple(peer(n, PeerStatus.ALIVE if n % 2 else PeerStatus.DEAD) for n in range(1, 20))
     there.membership.publish(MeshView(config.node, config.mesh, Role.NODE, peers=peers))
-    given = decode(there.membership.invite(InviteWish()).text)
+    given = decode((await there.membership.invite(InviteWish())).text)
     assert given.ways[0] == BootstrapAddress(config.node[:16], (PeerAddress("192.0.2.9", 99),))
     assert len(given.ways) == 3
     assert all(way.pin[0] % 2 for way in given.ways[1:])
     private = bytes.fromhex(there.kept()["private"])
     assert given.key == invite_key(private, given.terms, config.node)
     assert (given.terms.rights, given.terms.once) == (ALL_RIGHTS, False)
-    guest = there.membership.invite(InviteWish(60, ("use",), once=True))
+    guest = await there.membership.invite(InviteWish(60, ("use",), once=True))
     found = decode(guest.text)
     assert found.terms.expires == guest.expires < given.terms.expires
     assert (found.terms.rights, found.terms.once, len(found.ways)) == (Right.USE, True, 1)
@@ -190,7 +190,7 @@ async def test_mesh_session_of_a_guest_is_a_client_and_creates_no_invites(rig: M
     assert there.membership.members.rights_of(there.membership.config.node) == Right.USE
     assert there.membership.members.rights_of(PEER) == NO_RIGHTS
     with pytest.raises(EnvironmentFailure, match="may not admit"):
-        there.membership.invite(InviteWish())
+        await there.membership.invite(InviteWish())
     await there.membership.close()
     assert rig().membership.config.role is Role.CLIENT
 

@@ -1,9 +1,10 @@
 """Who is a member: the mesh key, the statements it signed, and the certificates that count.
 
-Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates of nodes
-that were known by then. An expulsion is never forgotten, not even by a rotation. The set only grows, and its hash is
-that of its meaning: nodes with the same set have the same hash, in whatever order they took the statements in. A node
-that replaced its key is one member: its old id counts no longer, and an expulsion of one of its ids is one of all.
+Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates that were
+known by then; no others of the old key, which may be in wrong hands. An expulsion is never forgotten, not even by a
+rotation. The set only grows, and its hash is that of its meaning: nodes with the same set have the same hash, in
+whatever order they took the statements in. A node that replaced its key is one member: its old id counts no longer, and
+an expulsion of one of its ids is one of all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from meshllm.core.membership.certificates import (
     NO_RIGHTS,
     NODE_RIGHTS,
     Certificate,
+    CertificateTerms,
     MeshKey,
     Right,
     SignedCertificate,
@@ -70,7 +72,8 @@ class Authority:
         self._prefixes: set[bytes] = set()
         self._successors: dict[NodeId, set[NodeId]] = {}
         self._predecessors: dict[NodeId, set[NodeId]] = {}
-        self._grace: frozenset[NodeId] = frozenset()
+        self._grace: frozenset[CertificateTerms] = frozenset()
+        self._grace_nodes: frozenset[NodeId] = frozenset()
         self._read: dict[bytes, SignedCertificate] = {}
         self._hash = _hash_of(b"key", key)
         for data in statements:
@@ -189,8 +192,8 @@ class Authority:
         if kind is StatementKind.REPLACE:
             self._successors.setdefault(old, set()).add(new)
             self._predecessors.setdefault(new, set()).add(old)
-            if old in self._grace:
-                self._grace |= {new}
+            self._grace |= {_renamed(terms, old, new) for terms in self._grace if old in (terms[0], terms[4])}
+            self._grace_nodes = frozenset([terms[0] for terms in self._grace])
         self._prefixes |= {node[:PIN_BYTES] for node in self._ids(old) if self.is_expelled(node)}
 
     def _ids(self, node: NodeId) -> set[NodeId]:
@@ -224,13 +227,16 @@ class Authority:
 
     # -- the time after a rotation
 
-    def begin_grace(self, nodes: Iterable[NodeId]) -> None:
-        """For these nodes certificates of the previous key still count."""
-        self._grace = frozenset(nodes)
+    def begin_grace(self, known: Iterable[Certificate]) -> None:
+        """Certificates of the previous key with the terms of these still count. Others do not: who has the old private
+        key could give a member more rights, or the same for longer."""
+        self._grace = frozenset([certificate.terms for certificate in known])
+        self._grace_nodes = frozenset([terms[0] for terms in self._grace])
 
     def end_grace(self) -> None:
         """Certificates of the previous key count no longer."""
         self._grace = frozenset()
+        self._grace_nodes = frozenset()
 
     # -- certificates
 
@@ -244,7 +250,9 @@ class Authority:
         signature."""
         read = self._read.get(data)
         if read is None:
-            keys = (self.key,) if self.previous is None or node not in self._grace else (self.key, self.previous)
+            keys: tuple[MeshKey, ...] = (self.key,)
+            if self.previous is not None and node in self._grace_nodes:
+                keys = (self.key, self.previous)
             read = self._read_certificate(data, keys)
             if read is None:
                 return None
@@ -252,12 +260,14 @@ class Authority:
                 del self._read[next(iter(self._read))]
             self._read[data] = read
         found = read.certificate
-        late = read.key != self.key and (read.key != self.previous or node not in self._grace)
         ours = found.node == node or self.successor(found.node) == node
-        if late or not ours or not found.valid_at(now_unix) or self.is_expelled(node):
+        if not ours or not found.valid_at(now_unix) or self.is_expelled(node):
             return None
         inviter = self.successor(found.inviter)
-        return found if found.node == node and found.inviter == inviter else replace(found, node=node, inviter=inviter)
+        if found.node != node or found.inviter != inviter:
+            found = replace(found, node=node, inviter=inviter)
+        void = read.key != self.key and (read.key != self.previous or found.terms not in self._grace)
+        return None if void else found
 
     def admit(self, signed: SignedRecord, now_unix: float) -> SignedRecord | None:
         """The record as far as its certificate allows; None if its node is no member with a record."""
@@ -286,6 +296,12 @@ def rights_of(member: Certificate | None, authority: Authority | None) -> Right:
     if authority is None:
         return ALL_RIGHTS
     return NO_RIGHTS if member is None or authority.is_expelled(member.node) else member.rights
+
+
+def _renamed(terms: CertificateTerms, old: NodeId, new: NodeId) -> CertificateTerms:
+    """`terms` of a node, or of an invited one, that has a new id."""
+    node, rights, issued, expires, inviter, invite = terms
+    return (new if node == old else node, rights, issued, expires, new if inviter == old else inviter, invite)
 
 
 def portions(statements: tuple[SignedStatement, ...], most: int) -> Iterator[tuple[bytes, ...]]:

@@ -63,6 +63,10 @@ def trust_domain(node: NodeId, rights: Right) -> str:
     return "" if is_owner(rights) else node.hex()
 
 
+# Node, rights, issued, expires, inviter, invite.
+CertificateTerms = tuple[NodeId, Right, int, int, NodeId, bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What the mesh key says of a node. `issued` and `expires` in unix seconds; `serial` is random, 8 bytes.
@@ -81,6 +85,11 @@ class Certificate:
     def valid_at(self, now_unix: float) -> bool:
         """Whether the certificate has not expired."""
         return now_unix < self.expires
+
+    @property
+    def terms(self) -> CertificateTerms:
+        """All but the serial: certificates with the same terms give the same node the same for the same time."""
+        return self.node, self.rights, self.issued, self.expires, self.inviter, self.invite
 
 
 @dataclass(frozen=True, slots=True)

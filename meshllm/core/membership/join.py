@@ -34,6 +34,7 @@ RETRY_CAP_SECONDS = 30.0
 REFUSED_RETRY_SECONDS = 300.0
 # What the owner of an expelled node reads.
 EXPELLED = "this node was expelled from its mesh; it serves its own models only"
+REPLACED = "this node's key was replaced by a new one"
 
 
 # How old an attempt in a state must be to be repeated by a retry (seconds).
@@ -56,7 +57,10 @@ class _JoinCandidate:
 class Joiner:
     """The join of one node or client."""
 
-    def __init__(self, links: LinkTable, timers: Timers, rng: Rng) -> None:
+    def __init__(self, links: LinkTable, timers: Timers, rng: Rng, *, rejoins: bool = False) -> None:
+        """`rejoins`: this node was in the mesh before. Then the others may be switched off: once every address was
+        tried in vain it does not wait for the deadline."""
+        self.rejoins = rejoins
         self.phase = JoinPhase.ALONE
         self.reason = ""
         self._links = links
@@ -126,10 +130,10 @@ class Joiner:
             self._timers.cancel(Timer.JOIN_SYNC)
             self._cancel_retry()
 
-    def expelled(self) -> None:
-        """The owner of the mesh put this node out: nothing is dialled any more."""
+    def expelled(self, *, replaced: bool) -> None:
+        """This node was expelled, or has another id now (`replaced`): nothing is dialled any more."""
         self._candidates.clear()
-        self.phase, self.reason = JoinPhase.FAILED, EXPELLED
+        self.phase, self.reason = JoinPhase.EXPELLED, REPLACED if replaced else EXPELLED
 
     def unlinked(self, now: float) -> None:
         """A link is gone. Without any link, a sync starts over."""
@@ -207,6 +211,8 @@ class Joiner:
             refused = min(known.attempt.at for known in self._candidates.values())
             self._timers.set(Timer.JOIN_RETRY, max(now, refused + REFUSED_RETRY_SECONDS))
         elif not self._backing_off:
+            if self.rejoins and self.phase is JoinPhase.DIALLING:
+                self._give_up("no other member answers")
             self._backing_off = True
             delay = backoff(self._rounds, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, rng=self._rng)
             self._rounds += 1

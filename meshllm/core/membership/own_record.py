@@ -38,7 +38,8 @@ class MeshConfig:
     `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
     version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
     request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's.
-    `lease_refusal`: why it accepts no lease at all ("": it does).
+    `lease_refusal`: why it accepts no lease at all ("": it does). `rejoins`: it was in this mesh with others before, so
+    that without an answer it is alone for now, and nothing has failed.
     """
 
     node: NodeId
@@ -54,6 +55,7 @@ class MeshConfig:
     authority: Authority | None = None
     certificate: bytes = b""
     rights: Right = ALL_RIGHTS
+    rejoins: bool = False
 
 
 @dataclass(frozen=True, slots=True)

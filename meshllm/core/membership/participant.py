@@ -9,7 +9,9 @@ from dataclasses import replace
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
+from meshllm.core.membership import reader_views
 from meshllm.core.membership.authority import KEY_GRACE_SECONDS, rights_of
+from meshllm.core.membership.away import AwayMembers
 from meshllm.core.membership.certificates import Right, SignedStatement, StatementKind
 from meshllm.core.membership.failure_detector import PROBE_SECONDS, FailureDetector
 from meshllm.core.membership.join import JOIN_TIMERS, Joiner
@@ -67,7 +69,8 @@ class MeshParticipant(ABC):
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
-        self._joiner = Joiner(self._links, self._timers, rng)
+        self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins and config.role is Role.NODE)
+        self._away = AwayMembers()
         self._started = False
         self._left = False
         self._now = 0.0  # of the event at hand
@@ -114,7 +117,12 @@ class MeshParticipant(ABC):
     @property
     def phase(self) -> JoinPhase:
         """How far this participant is with joining its mesh."""
-        return self._joiner.phase
+        phase = self._joiner.phase
+        if self._left or not self._alone:
+            return phase
+        if phase is JoinPhase.JOINED or (phase is JoinPhase.FAILED and self._joiner.rejoins):
+            return JoinPhase.ALONE_FOR_NOW
+        return phase
 
     @property
     def joined(self) -> bool:
@@ -163,12 +171,13 @@ class MeshParticipant(ABC):
                 self._id,
                 self._mesh,
                 self._role,
-                self._joiner.phase,
+                self.phase,
                 self._joiner.attempts,
                 self.record,
-                tuple([entry.peer_view() for entry in sorted(self.entries(), key=lambda entry: entry.record.node)]),
-                self._links.clients if self._role is Role.NODE else 0,
+                reader_views.peers(self.entries(), self._links),
+                reader_views.clients(self._links) if self._role is Role.NODE else (),
                 self._joiner.reason,
+                self._away.view(),
             )
         return self._view
 
@@ -230,6 +239,11 @@ class MeshParticipant(ABC):
     def _set_mesh(self, mesh: MeshId) -> None:
         """Take over another mesh id and tell the peers."""
 
+    @property
+    def _alone(self) -> bool:
+        """Whether no other node is known that may be alive, of a node of the mesh."""
+        return False
+
     def _other_event(self, event: e.Event, now: float) -> None:  # noqa: B027
         """An event that does not concern links or the join."""
 
@@ -266,6 +280,9 @@ class MeshParticipant(ABC):
             case e.JoinWanted():
                 self._joiner.join(event.addresses, event.invited, self._id, now)
                 self._join_requested(event)
+                self._view = None
+            case e.MembersRemembered(members):
+                self._away.remember(members, lambda node: self.entry(node) is not None or node == self._id)
                 self._view = None
             case e.StopWanted():
                 self._leave(now)
@@ -307,7 +324,9 @@ class MeshParticipant(ABC):
 
     def _dial_failed(self, event: e.DialFailed, now: float) -> None:
         self._links.failed(event.target, now, final=event.final, local=event.local)
-        self._joiner.failed(event.target, f"{event.reason} {event.advice}".rstrip(), event.final, now)
+        entry = self.entry(event.target.node) if event.target.node is not None else None
+        reason = reader_views.named_reason(event, entry, self._away)
+        self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now)
         self._view = None
         node = event.target.node
         # A refusal is an answer: the peer is alive. A limit of this node says nothing about the peer.
@@ -415,7 +434,8 @@ class MeshParticipant(ABC):
                 if peer is not None:
                     self._send(peer, ask)
                 else:
-                    self._out.append(c.TakeInvite(m.GrantedInvite(b"", ask.rights, 0, 0, refused=NO_ADMITTER)))
+                    refusal = m.GrantedInvite(b"", ask.rights, 0, 0, refused=NO_ADMITTER)
+                    self._out.append(c.TakeInvite(self._id, refusal))
             case e.ReplacementWanted(request):
                 peer = self._replacement_from = self._admitter()
                 if peer is not None:
@@ -440,7 +460,7 @@ class MeshParticipant(ABC):
             case m.GrantedInvite():
                 if peer == self._invite_from:
                     self._invite_from = None
-                    self._out.append(c.TakeInvite(message))
+                    self._out.append(c.TakeInvite(peer, message))
             case m.ReplaceKey():
                 if Right.ADMIT in self._rights and rights:
                     self._out.append(c.CertifyReplacement(peer, message))
@@ -508,7 +528,7 @@ class MeshParticipant(ABC):
             self._links.down(peer)
         successor = self._authority.successor(self._id) if self._authority is not None else self._id
         self._out.append(c.Expelled(successor if successor != self._id else None))
-        self._joiner.expelled()
+        self._joiner.expelled(replaced=successor != self._id)
         self._left = True
         self._timers.clear()
         self._view = None
@@ -516,10 +536,9 @@ class MeshParticipant(ABC):
     def _key_changed(self, now: float) -> None:
         """The mesh has a new key: nodes that are known now have time to get a new certificate, this one too."""
         assert self._authority is not None
-        known = [
-            entry.record.node for entry in self.entries() if entry.status not in (PeerStatus.DEAD, PeerStatus.LEFT)
-        ]
-        self._authority.begin_grace([*known, *[peer for peer, _ in self._links.items()], self._id])
+        known = [e.signed.member for e in self.entries() if e.status not in (PeerStatus.DEAD, PeerStatus.LEFT)]
+        known += [link.member for _, link in self._links.items()]
+        self._authority.begin_grace([member for member in known if member is not None])
         self._rotated_at = now
         self._timers.set(Timer.KEY_GRACE, now + KEY_GRACE_SECONDS)
         self._timers.set(Timer.CERTIFICATE, now + RENEWAL_SECONDS * self._rng.random())

@@ -41,11 +41,12 @@ class InviteOptions(_Body):
 
 
 class InviteAnswer(_Body):
-    """An invite, when it expires (seconds since the epoch), and its serial, by which it can be revoked."""
+    """An invite, when it expires (seconds since the epoch), its serial, by which it can be revoked, and its rights."""
 
     invite: str
     expires: int
     serial: str = ""
+    rights: list[str] = []
 
 
 class MemberFacts(_Body):

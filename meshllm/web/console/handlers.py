@@ -14,6 +14,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from aiohttp import web
 
@@ -58,7 +59,7 @@ class ConsoleSources:
     """Where the handlers get their answers from. The fields are the parameters of `Console`."""
 
     status: Callable[[], NodeStatus]
-    invite: Callable[[InviteWish], Invitation]
+    invite: Callable[[InviteWish], Awaitable[Invitation]]
     page: PageFiles | None
     requests: Callable[[], Iterable[RequestSummary]]
     download: Download | None
@@ -86,6 +87,8 @@ class ConsoleHandlers:
         self._viewers = self._foreign_viewers = 0
         self._closing = False
         self._open_to_all: set[Handler] = set()
+        # The connections that have sent a request.
+        self.asked = WeakSet[asyncio.BaseTransport]()
         self._owner_only: set[Handler] = set()
         app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
         members = MemberHandlers(sources.members)
@@ -148,6 +151,8 @@ class ConsoleHandlers:
     async def _check(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        if request.transport is not None:
+            self.asked.add(request.transport)
         headers = {
             # Bytes that are not UTF-8 stay as they are.
             name.lower().encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
@@ -243,10 +248,10 @@ class ConsoleHandlers:
             )
             return error_response(400, "invalid_request", message)
         try:
-            made = self._invite(InviteWish(float(seconds), tuple(wish.rights), wish.once, wish.days, wish.label))
+            made = await self._invite(InviteWish(float(seconds), tuple(wish.rights), wish.once, wish.days, wish.label))
         except MeshError as error:
             return error_response(409, error.code, str(error))
-        answer = InviteAnswer(invite=made.text, expires=made.expires, serial=made.serial)
+        answer = InviteAnswer(invite=made.text, expires=made.expires, serial=made.serial, rights=list(made.rights))
         return _json_text(answer.model_dump_json())
 
     async def _events(self, request: web.Request) -> web.StreamResponse:

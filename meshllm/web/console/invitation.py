@@ -19,11 +19,12 @@ class InviteWish:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """An invite token; `expires` in seconds since the epoch. The repr does not show the token."""
+    """An invite token; `expires` in seconds since the epoch, `rights` by name. The repr does not show the token."""
 
     text: str
     expires: int
     serial: str = ""
+    rights: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Invitation {self.serial} until {self.expires}>"

@@ -199,6 +199,7 @@ class SharingStatus(StatusModel):
 
 class NodeStatus(StatusModel):
     """The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
+    `notices`: what the owner should know or do.
     `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
     are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner."""
 
@@ -217,6 +218,7 @@ class NodeStatus(StatusModel):
     splits: list[SplitStatus]
     mesh: MeshStatus | None = None
     mesh_reason: str = ""
+    notices: tuple[str, ...] = ()
     sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
     sandbox: SandboxStatus | None = None
@@ -256,6 +258,7 @@ class StatusInputs:
     loads: Sequence[TargetLoad] = ()
     transports: Mapping[NodeId, str] = field(default_factory=dict)
     mesh_reason: str = ""
+    notices: Sequence[str] = ()
     sharing: SharingStatus | None = None
     machine: MachineMemory | None = None
     drafts: Mapping[str, DraftCounts] = field(default_factory=dict)
@@ -283,6 +286,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         load=_loads(snapshot, inputs.loads),
         mesh=None if mesh is None else mesh_status(mesh, inputs.transports, snapshot.wants, now),
         mesh_reason=inputs.mesh_reason,
+        notices=tuple(inputs.notices),
         sharing=inputs.sharing,
         machine=None if inputs.machine is None else machine_status(inputs.machine),
         sandbox=inputs.sandbox,

@@ -15,9 +15,12 @@ from meshllm.web.http.client import UpstreamPool
 from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
 from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
+from meshllm.wire.api.json_size import has_too_many_values
 from meshllm.wire.api.prepared import Prepared
-from meshllm.wire.api.refusal import Refusal
-from meshllm.wire.api.routes import ROUTES, Api, find_route, model_in_path
+from meshllm.wire.api.refusal import Refusal, RequestRefused
+from meshllm.wire.api.response_translation import MakeTranslator, TranslatedStream, Translator
+from meshllm.wire.api.routes import Api, find_route, model_in_path
+from meshllm.wire.api.several_choices import assembled, events_in
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
@@ -103,11 +106,11 @@ class ApiRequest:
 
     def wire(self, pool: UpstreamPool, key: str | None) -> bytes:
         """The whole HTTP request for a target; `key`: the bearer token it requires."""
-        address, body = pool.address, self.body
-        if pool.target.kind is TargetKind.ENGINE:
-            body = self._prepared_body or body
+        address, path, body = pool.address, self.path, self.body
+        if pool.target.kind is TargetKind.ENGINE and (prepared := self._prepared) is not None:
+            path, body = prepared.path or path, self._prepared_body or body
         lines = [
-            f"POST {address.prefix}{self.path} HTTP/1.1\r\nhost: {address.authority}\r\n"
+            f"POST {address.prefix}{path} HTTP/1.1\r\nhost: {address.authority}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
             f"x-request-id: {self.request_id}\r\n".encode("latin-1")
         ]
@@ -118,27 +121,50 @@ class ApiRequest:
             lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
         return b"".join([*lines, b"\r\n", body])
 
-    def stream_repair(self, now: int, *, split: bool) -> StreamRepair:
-        """The repair of the response stream; `now` in seconds since the epoch, `split` as in `TargetOffer`."""
-        return stream_repair(self.api, **self._defaults(now), shared=split, request_id=self.request_id)
+    def stream_repair(self, now: int, kind: TargetKind | None, *, split: bool) -> StreamRepair:
+        """The repair of the response stream of a target of this `kind`.
 
-    def whole_response(self, body: bytes, *, is_json: bool, wall: Callable[[], int]) -> bytes | None:
-        """The response body to forward; None if it is not JSON. Responses of two APIs are repaired.
-
-        `wall`: the time in seconds since the epoch.
+        `now` in seconds since the epoch, `split` as in `TargetOffer`.
         """
-        if is_json and self.api not in (Api.RESPONSES, Api.MESSAGES):
+        defaults = self._defaults(now)
+        repair = stream_repair(self.api, **defaults, shared=split, request_id=self.request_id)
+        if (make := self._translator(kind)) is not None:
+            return TranslatedStream(make(defaults["ident"]), repair)
+        return repair
+
+    def whole_response(
+        self, body: bytes, kind: TargetKind | None, *, is_json: bool, wall: Callable[[], int]
+    ) -> bytes | Refusal | None:
+        """The response body to forward; None if it is not JSON or too large. Responses of two APIs are repaired.
+
+        `kind`: of the target; `wall`: the time in seconds since the epoch. A Refusal, if only the response shows that
+        the request cannot be kept.
+        """
+        make = self._translator(kind)
+        if make is not None and self._prepared is not None and self._prepared.streamed and not is_json:
+            return _assembled(make(secrets.token_hex(12)), body)
+        if is_json and make is None and self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body or None
+        if has_too_many_values(body):
+            return None
         try:
             response = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
-        if not isinstance(response, dict) or self.api not in (Api.RESPONSES, Api.MESSAGES):
+        if not isinstance(response, dict) or (make is None and self.api not in (Api.RESPONSES, Api.MESSAGES)):
             return body
         try:
-            return orjson.dumps(repair_response(self.api, response, **self._defaults(wall())))
+            defaults = self._defaults(wall())
+            if make is not None:
+                response = make(defaults["ident"]).whole(response)
+            return orjson.dumps(repair_response(self.api, response, **defaults))
+        except RequestRefused as refused:
+            return refused.refusal
         except (orjson.JSONEncodeError, RecursionError):
             return body  # nested more deeply, or with larger numbers, than orjson can write
+
+    def _translator(self, kind: TargetKind | None) -> MakeTranslator | None:
+        return self._prepared.translator if kind is TargetKind.ENGINE and self._prepared is not None else None
 
     def _defaults(self, now: int) -> dict[str, Any]:
         """The values of fields that the target left out."""
@@ -152,9 +178,18 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         return json.dumps(body, separators=(",", ":")).encode()
 
 
+def _assembled(translator: Translator, stream: bytes) -> bytes | None:
+    """The whole answer that a stream makes; None if it is no answer."""
+    try:
+        events = (new for event in events_in(stream) for new in translator.event(event))
+        return orjson.dumps(assembled(events))
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
 def api_of(path: str) -> Api:
     """The API whose error shape suits a path, known or not."""
-    route = ROUTES.get(path)
+    route = find_route(path)
     if route is not None:
         return route.api
     return Api.MESSAGES if path.startswith("/v1/messages") else Api.CHAT

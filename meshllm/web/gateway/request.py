@@ -29,6 +29,7 @@ from meshllm.web.gateway.usage import TokenUsage, whole_usage
 from meshllm.web.http.client import UpstreamConnection, UpstreamPool
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_body, translate_error
+from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.stream_repair import StreamRepair
 from meshllm.wire.api.worker_loss import UPSTREAM_LOST, WORKER_LOST, worker_loss_message
 
@@ -310,7 +311,7 @@ class ProxiedRequest:
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
             self.phase = RequestPhase.STREAMING
             split = self._target is not None and self._target.offer.split
-            self._repair = self._request.stream_repair(self._host.wall(), split=split)
+            self._repair = self._request.stream_repair(self._host.wall(), self.kind, split=split)
         else:
             self.phase = RequestPhase.BUFFERING
             self._whole = WholeResponse(status, content_type.startswith("application/json"), retry_after(headers))
@@ -471,7 +472,10 @@ class ProxiedRequest:
             # A client would look for events in it, find none, and take that for an empty response.
             self._fail(502, "upstream_error", "The model server did not return a stream although one was requested.")
             return
-        body = self._request.whole_response(whole.body, is_json=whole.is_json, wall=self._host.wall)
+        body = self._request.whole_response(whole.body, self.kind, is_json=whole.is_json, wall=self._host.wall)
+        if isinstance(body, Refusal):
+            self._fail(body.status, body.code, body.message, param=body.param)
+            return
         if body is None:
             self._send_error(self._translated(502, whole))
             return

@@ -1,8 +1,8 @@
 """Repairs streams of `/v1/chat/completions` and `/v1/completions`.
 
 Faults of the engine: the first delta of a choice lacks its role if the first token is half a character; an error in a
-stream ends it without `[DONE]`. Faults of other backends: no finish reason, no `[DONE]`, errors in a shape that clients
-do not raise.
+stream ends it without `[DONE]`; a stream for a list of prompts has `null` events. Faults of other backends: no finish
+reason, no `[DONE]`, errors in a shape that clients do not raise.
 
 Invariants: after the first delta of every choice, bytes pass unchanged and no event is parsed: two substring scans per
 block (three if the engine computes with other nodes). Generated text cannot match them, because JSON escapes quotes and
@@ -93,6 +93,8 @@ class ChatRepair(RepairBase):
             return raw
         if event.data.strip() == b"[DONE]":
             return self._close()
+        if event.data.strip() == b"null":  # the engine's beginning of a stream for a list of prompts
+            return b""
         chunk = strict_json.loads_object(event.data)
         if chunk is None:
             return self._invalid()

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshllm.wire.api import strict_json
+from meshllm.wire.api.engine_faults import engine_fault
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import DONE, encode_event
 
@@ -157,6 +158,8 @@ def _client_error(status: int, found: dict[str, Any]) -> tuple[int, dict[str, An
     if status == 500 and _NO_TEXT in message:
         text = "This model does not generate text. Use it for embeddings or reranking."
         return 400, {"message": text, "code": "wrong_purpose"}
+    if status in (400, 500) and "param" not in found:
+        return engine_fault(status, {**found, "message": message})
     return status, found
 
 

@@ -1,16 +1,19 @@
 """The HTTP APIs that the gateway serves, and the paths of each.
 
-Paths match exactly. The engine gives some bare paths (`/completions`, `/embeddings`) another meaning than OpenAI, so an
-alias is always rewritten to its canonical path.
+Paths match exactly, but for repeated and trailing slashes. The engine gives some bare paths (`/completions`,
+`/embeddings`) another meaning than OpenAI, so an alias is always rewritten to its canonical path.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import unquote
 
 from meshllm.core.snapshot import Purpose
+
+_SLASHES = re.compile(r"/{2,}")
 
 
 class Api(Enum):
@@ -91,8 +94,11 @@ ROUTES: dict[str, ApiRoute] = _table()
 
 
 def find_route(path: str) -> ApiRoute | None:
-    """The route of a path without query string, or None. The caller compares `route.method` (405 if it differs)."""
-    return ROUTES.get(path)
+    """The route of a path without query string, or None. The caller compares `route.method` (405 if it differs).
+
+    Clients whose base URL ends with a slash ask for `/v1//chat/completions`, others for `/v1/messages/`.
+    """
+    return ROUTES.get(path) or ROUTES.get(_SLASHES.sub("/", path).rstrip("/"))
 
 
 def model_in_path(path: str) -> str | None:

@@ -18,15 +18,24 @@ from meshllm.wire.api.routes import Api
 class StreamRepair(Protocol):
     """Repairs one stream. Never raises; the output does not depend on how the input is cut."""
 
-    complete: bool
-    """The end of the stream was passed on (`[DONE]`, `message_stop`, `response.completed`, an error): later input is
-    dropped, and upstream's connection may end in any way."""
-    started: bool
-    """Something other than comments was passed on: the request cannot be tried elsewhere."""
-    failed: bool
-    """The stream ended with an error event."""
-    worker_lost: bool
-    """That error came from an engine that lost a worker; its text was replaced by ours."""
+    @property
+    def complete(self) -> bool:
+        """The end of the stream was passed on (`[DONE]`, `message_stop`, `response.completed`, an error).
+
+        Later input is dropped, and upstream's connection may end in any way.
+        """
+
+    @property
+    def started(self) -> bool:
+        """Something other than comments was passed on: the request cannot be tried elsewhere."""
+
+    @property
+    def failed(self) -> bool:
+        """The stream ended with an error event."""
+
+    @property
+    def worker_lost(self) -> bool:
+        """That error came from an engine that lost a worker; its text was replaced by ours."""
 
     def feed(self, data: bytes) -> bytes:
         """Repair a piece of the stream; returns the bytes to send now."""
@@ -56,7 +65,9 @@ def stream_repair(
     with workers (see `worker_loss`); `request_id`: for error events.
     """
     if api in (Api.CHAT, Api.COMPLETIONS):
-        choices = _count(request.get("n"))
+        prompts = request.get("prompt") if api is Api.COMPLETIONS else None
+        listed = isinstance(prompts, list) and not all(isinstance(token, int) for token in prompts)
+        choices = _count(request.get("n")) * (len(prompts) if isinstance(prompts, list) and listed else 1)
         return ChatRepair(
             api, model=model, ident=ident, created=created, choices=choices, shared=shared, request_id=request_id
         )

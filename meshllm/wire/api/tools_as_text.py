@@ -26,7 +26,8 @@ def describe_tools(api: Api, body: Mapping[str, Any]) -> dict[str, Any] | None:
     The tools stay, for the engine's parser of calls. Raises RequestRefused if a call is required: nothing enforces it.
     """
     tools, choice = body.get("tools"), body.get("tool_choice")
-    if not isinstance(tools, list) or not tools or choice == "none":
+    # With a schema, "none" concerns the engine's own parser only: the schema is that of a call (`call_envelope`).
+    if not isinstance(tools, list) or not tools or (choice == "none" and "json_schema" not in body):
         return None
     if choice == "required" or (isinstance(choice, dict) and choice.get("type") not in ("auto", "none")):
         message = "The chat template of this model does not support tools, so that a call cannot be required."

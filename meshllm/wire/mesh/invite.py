@@ -29,9 +29,10 @@ MAX_ADDRESSES = 4
 MAX_CHARACTERS = 1000
 CHECKSUM_BYTES = 4
 WAYS_MASK = 0x03
-# Serial, rights, expires, lifetime of the certificate, once.
+# Serial, rights, expires, lifetime of the certificate, flags.
 _TERMS = struct.Struct(">8sBIIB")
 TERMS_BYTES = _TERMS.size
+ONCE_BIT, MAKER_BIT = 0x01, 0x02
 COUNT_MASK, ONE_PORT_BIT = 0x0F, 0x10
 
 # Characters that a chat or an editor adds around a pasted token.
@@ -44,7 +45,8 @@ FRESH = "Ask for a fresh one: 'mesh-llm invite' prints it on a node of the mesh.
 @dataclass(frozen=True, slots=True)
 class InviteTerms:
     """What an invite is good for: until `expires` (unix seconds) it gives a certificate with `rights` for
-    `member_lifetime` seconds. `serial`: 8 random bytes; `once`: it admits one node, at its maker only.
+    `member_lifetime` seconds. `serial`: 8 random bytes; `once`: it admits one node, at its maker only; `maker_only`: it
+    admits at its maker only.
     """
 
     serial: bytes
@@ -52,6 +54,7 @@ class InviteTerms:
     expires: int
     member_lifetime: int
     once: bool = False
+    maker_only: bool = False
 
     def valid_at(self, now_unix: float) -> bool:
         """Whether the invite has not expired."""
@@ -71,27 +74,27 @@ class Invite:
 def invite_key(private: bytes, terms: InviteTerms, maker: NodeId) -> bytes:
     """The key of an invite, which each holder of the private mesh key alone can derive.
 
-    It is bound to the terms, so that an invite is good for nothing else, and if it admits once, to its maker, the only
-    node that admits by it.
+    It is bound to the terms, so that an invite is good for nothing else, and to the maker where no other admits by it.
     """
-    bound = maker if terms.once else b""
+    bound = maker if terms.once or terms.maker_only else b""
     return hmac.digest(private, b"mesh-llm/2 invite\0" + encode_terms(terms) + bound, "sha256")[:KEY_BYTES]
 
 
 def encode_terms(terms: InviteTerms) -> bytes:
     """The terms as `TERMS_BYTES` bytes. Raises ValueError for values out of bounds."""
     try:
-        return _TERMS.pack(terms.serial, int(terms.rights), terms.expires, terms.member_lifetime, int(terms.once))
+        flags = terms.once * ONCE_BIT | terms.maker_only * MAKER_BIT
+        return _TERMS.pack(terms.serial, int(terms.rights), terms.expires, terms.member_lifetime, flags)
     except struct.error as error:
         raise ValueError(f"not the terms of an invite: {error}") from error
 
 
 def read_terms(data: object) -> InviteTerms:
     """The terms in those bytes. Raises BadMessage."""
-    serial, rights, expires, lifetime, once = _TERMS.unpack(exactly(data, TERMS_BYTES, "terms of an invite"))
-    if not rights or rights & ~int(ALL_RIGHTS) or once > 1:
+    serial, rights, expires, lifetime, flags = _TERMS.unpack(exactly(data, TERMS_BYTES, "terms of an invite"))
+    if not rights or rights & ~int(ALL_RIGHTS) or flags & ~(ONCE_BIT | MAKER_BIT):
         raise BadMessage("terms of an invite: unknown rights or flags")
-    return InviteTerms(serial, Right(rights), expires, lifetime, bool(once))
+    return InviteTerms(serial, Right(rights), expires, lifetime, bool(flags & ONCE_BIT), bool(flags & MAKER_BIT))
 
 
 def encode(invite: Invite) -> str:

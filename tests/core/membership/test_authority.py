@@ -146,7 +146,12 @@ def test_authority_keeps_expulsions_over_a_rotation_and_old_certificates_for_a_w
     assert authority.key == new.key
     assert authority.is_expelled(TWO), "there is no moment without it"
     assert authority.admit(old, NOW) is None, "unknown when the key changed"
-    authority.begin_grace([ONE])
+    authority.begin_grace([MESH.certify(ONE, GUEST_RIGHTS).certificate])
+    assert authority.admit(old, NOW) is None, "more rights than were known"
+    authority.begin_grace([MESH.certify(ONE).certificate])
+    assert authority.admit(record(MESH.certify(ONE, expires=NOW + 9999).data), NOW) is None, "valid for longer"
+    assert authority.admit(record(MESH.certify(ONE, inviter=TWO).data), NOW) is None, "another inviter's quota"
+    assert authority.admit(record(MESH.certify(TWO).data), NOW) is None
     assert authority.admit(old, NOW) is not None
     assert not authority.is_current(old.record.certificate)
     assert authority.admit(record(new.certify(ONE).data), NOW) is not None
@@ -163,6 +168,24 @@ def test_authority_keeps_expulsions_over_a_rotation_and_old_certificates_for_a_w
     saved = [signed.data for signed in authority.statements]
     again = a.Authority(new.key, authority._read_certificate, authority._read_statement, saved, MESH.key)
     assert (again.hash, again.rotation, again.is_expelled(TWO)) == (known, authority.rotation, True)
+
+
+@pytest.mark.parametrize("by", [-500, 500])
+def test_certificate_of_the_previous_key_counts_for_the_known_time_only(by: int) -> None:
+    new = FakeMeshKey("new")
+    authority = MESH.authority()
+    known = MESH.certify(ONE).certificate
+    authority.learn(MESH.state(StatementKind.NEW_KEY, new.key))
+    authority.begin_grace([known])
+    # As long a time at another moment: whoever still holds the old key would make it last for ever.
+    moved = MESH.certify(ONE, issued=known.issued + by, expires=known.expires + by)
+    assert authority.certificate(moved.data, ONE, NOW) is None
+    # An earlier beginning would make the renewal longer.
+    assert authority.certificate(MESH.certify(ONE, issued=known.issued - 500).data, ONE, NOW) is None
+    assert authority.certificate(MESH.certify(ONE).data, ONE, NOW) == known
+    authority.learn(new.replace(ONE, TWO))
+    assert authority.certificate(moved.data, TWO, NOW) is None
+    assert authority.certificate(MESH.certify(ONE).data, TWO, NOW) == replace(known, node=TWO)
 
 
 def test_authority_gives_no_rights_to_the_expelled_and_the_unknown() -> None:

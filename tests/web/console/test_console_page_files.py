@@ -14,7 +14,7 @@ import pytest
 from web_rig import OWNER, TOKEN, Caller, Response, request
 
 from meshllm.core.snapshot import Snapshot
-from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.page_files import FOLDER, PageFiles
 from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
@@ -38,14 +38,17 @@ def status() -> NodeStatus:
     return node_status(inputs, 1.0)
 
 
+async def invitation(wish: InviteWish) -> Invitation:
+    """An invite."""
+    return Invitation("mesh2-SECRET", 0)
+
+
 class PageServer:
     """A console that serves a page."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.console = Console(
-            AccessPolicy(), status, lambda seconds: Invitation("mesh2-SECRET", 0), PageFiles(folder), token=TOKEN
-        )
+        self.console = Console(AccessPolicy(), status, invitation, PageFiles(folder), token=TOKEN)
 
     async def start(self) -> None:
         """Listen."""

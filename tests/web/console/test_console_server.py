@@ -65,7 +65,7 @@ class ConsoleServer:
     def __post_init__(self) -> None:
         self.console = Console(AccessPolicy(), self.status, self.invite, token=TOKEN)
 
-    def invite(self, wish: InviteWish) -> Invitation:
+    async def invite(self, wish: InviteWish) -> Invitation:
         if wish.seconds == 7:
             raise EnvironmentFailure("This node only uses the API.", advice="Ask another.")
         return Invitation("mesh2-SECRET", int(wish.seconds), "00")
@@ -179,7 +179,10 @@ async def test_status_contains_the_mesh(server: ConsoleServer) -> None:
 
 async def test_invite_is_given_to_the_owner(server: ConsoleServer) -> None:
     given = await server.call(owned("POST", "/api/invite", {"expires": 3600}))
-    assert (given.status, given.json) == (200, {"invite": "mesh2-SECRET", "expires": 3600, "serial": "00"})
+    assert (given.status, given.json) == (
+        200,
+        {"invite": "mesh2-SECRET", "expires": 3600, "serial": "00", "rights": []},
+    )
     assert given.headers["cache-control"] == "no-store"
     for body in (None, {}, {"expires": None}, {"expires": 0}):
         assert (await server.call(owned("POST", "/api/invite", body))).json["expires"] == 0

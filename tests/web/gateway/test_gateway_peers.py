@@ -838,7 +838,9 @@ async def test_wrong_purpose_of_a_peers_model_is_400(place: Town) -> None:
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 SHOWN = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": [PICTURE]}]},
-    "/v1/messages": {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]}]},
+    "/v1/messages": {
+        "messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": "AA=="}}]}]
+    },
     "/v1/responses": {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
 }
 
@@ -875,7 +877,7 @@ async def test_image_for_a_model_without_vision_is_400(place: Town, path: str, s
         assert "does not support images" in error["message"]
     assert (here.calls, there.calls) == ([], [])
     place.here.publish(mine)
-    assert (await place.here.call(ask(path, messages=["image"]))).status == 200
+    assert (await place.here.call(ask(path, messages=[{"role": "user", "content": "image"}]))).status == 200
 
 
 async def test_models_list_shows_modalities_of_peers(place: Town) -> None:

@@ -603,11 +603,11 @@ async def test_deeply_nested_request_is_forwarded(table: Bench) -> None:
     """A body that is nested more deeply than orjson writes is prepared all the same."""
     engine = await table.serve(well)
     deep = b"[" * 600 + b"]" * 600
-    body = b'{"model":"m","metadata":' + deep + b',"input":[{"role":"assistant","content":' + deep + b"}]}"
+    body = b'{"model":"m","metadata":' + deep + b',"input":[{"role":"assistant","content":"a"}]}'
     response = await table.call(request("POST", "/v1/responses", body))
     assert response.status == 200
     assert json.loads(engine.calls[0].body)["input"][0]["type"] == "message"
-    assert engine.calls[0].body.count(deep) == 2
+    assert engine.calls[0].body.count(deep) == 1
     streamed = body.replace(b'{"model"', b'{"stream":true,"model"')
     assert (await table.call(request("POST", "/v1/responses", streamed))).status == 200
 

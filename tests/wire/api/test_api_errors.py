@@ -149,13 +149,18 @@ def test_error_event_has_the_apis_shape(api: Api) -> None:
         assert len(events) == (1 if api.anthropic else 2)
 
 
+@pytest.mark.parametrize("path", ["/v1//chat/completions", "/v1/chat/completions/", "//v1///chat/completions//"])
+def test_more_slashes_than_needed_are_the_same_route(path: str) -> None:
+    assert find_route(path) is find_route("/v1/chat/completions")
+
+
 def test_find_route_is_exact_and_canonical() -> None:
     for path in ("/v1/completions", "/completions"):
         route = find_route(path)
         assert route is not None
         assert (route.api, route.method, route.path) == (Api.COMPLETIONS, "POST", "/v1/completions")
     assert {route.path for route in ROUTES.values()} <= set(ROUTES)
-    for path in ("/v1/chat/completions/", "/v1//models", "/V1/models", "/v1", "/", "/v1/models/x", "/props", "/slots"):
+    for path in ("/V1/models", "/v1", "/", "/v1/models/x", "/props", "/slots"):
         assert find_route(path) is None
     assert model_in_path("/v1/models/org/name%20x") == "org/name x"
     assert model_in_path("/v1/models/") is None

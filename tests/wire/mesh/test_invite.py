@@ -165,7 +165,7 @@ ONE_WAY = b"p" * 16 + b"\x11\x00" + b"\x00\x01" + b"\x01\x02\x03\x04"
         b"\x02" + HEAD + ONE_WAY,
         b"\x01" + HEAD + ONE_WAY + b"\x00",
         b"\x01" + HEAD[:40] + b"\x00" + HEAD[41:] + ONE_WAY,
-        b"\x01" + HEAD[:-1] + b"\x02" + ONE_WAY,
+        b"\x01" + HEAD[:-1] + b"\x04" + ONE_WAY,
         b"\x01" + HEAD + b"p" * 16 + b"\x10\x00" + b"\x00\x01",
         b"\x01" + HEAD + b"p" * 16 + b"\x15\x00" + b"\x00\x01" + b"\x01" * 20,
         b"\x01" + HEAD + b"p" * 16 + b"\x31\x00" + b"\x00\x01" + b"\x01" * 4,

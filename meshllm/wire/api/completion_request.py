@@ -1,0 +1,138 @@
+"""Prepares bodies of `/v1/completions` and translates the answers into OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from meshllm.wire.api.engine_bounds import keep_bounds
+from meshllm.wire.api.prepared import Draft, Prepared
+from meshllm.wire.api.refusal import invalid, unsupported
+from meshllm.wire.api.response_translation import MakeTranslator, chained
+from meshllm.wire.api.structured_output import answer_schema, own_schema
+
+Event = dict[str, Any]
+
+# OpenAI's limit is 5.
+MAX_LOGPROBS = 20
+
+
+def prepare_completion(body: Mapping[str, Any]) -> Prepared:
+    """A completion request as the engine keeps it; RequestRefused if it cannot."""
+    draft = Draft(body)
+    keep_bounds(draft)
+    if body.get("suffix"):
+        raise unsupported("suffix", "'suffix' is not supported: the models here continue a text at its end only.")
+    prompt = body.get("prompt")
+    if not isinstance(prompt, str | list | None) or prompt == []:  # the engine refuses none
+        raise invalid("prompt", "'prompt' must be a text, a list of texts, or a list of tokens.")
+    best, count = draft.get("best_of"), draft.get("n") or draft.get("n_cmpl") or 1
+    if best is not None and best != count:
+        raise unsupported("best_of", "'best_of' is not supported: all 'n' completions are returned.")
+    answer = answer_schema(body.get("response_format"), "response_format") or own_schema(body)
+    if answer is not None:
+        if draft.get("grammar") is not None:
+            raise invalid("grammar", "'grammar' and a schema of the answer exclude each other.")
+        draft.set("response_format", None)
+        draft.set("json_schema", answer)
+    logprobs = _keep_logprobs(draft)
+    prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt) else 1
+    return draft.prepared(chained(logprobs, _keep_echo(draft, prompt, count)), choices=prompts * count, each=count)
+
+
+def _keep_logprobs(draft: Draft) -> MakeTranslator | None:
+    wanted = draft.get("logprobs")
+    if wanted is None or wanted is False:
+        if wanted is False:
+            draft.set("logprobs", None)
+        return None
+    count = 1 if wanted is True else wanted
+    if not isinstance(count, int) or not 0 <= count <= MAX_LOGPROBS:
+        raise invalid("logprobs", f"'logprobs' must be a whole number of 0 to {MAX_LOGPROBS}.")
+    if count != wanted or not count:
+        draft.set("logprobs", count or 1)  # the engine takes 0 for none at all
+    return partial(_listed, count)
+
+
+def _listed(count: int, _ident: str) -> ListedLogprobs:
+    return ListedLogprobs(count)
+
+
+def _keep_echo(draft: Draft, prompt: str | list[Any] | None, count: int) -> MakeTranslator | None:
+    if not draft.get("echo"):
+        return None
+    if draft.get("logprobs") is not None:
+        raise unsupported(
+            "echo", "'echo' with 'logprobs' is not supported: the prompt's log-probabilities are not computed."
+        )
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    texts = [text for text in prompts if isinstance(text, str)]
+    if len(texts) != len(prompts):
+        raise unsupported("echo", "'echo' is supported for prompts that are texts only.")
+    draft.set("echo", None)
+    return lambda _ident: Echo([text for text in texts for _ in range(count)])
+
+
+class ListedLogprobs:
+    """Log-probabilities as lists by kind, which `/v1/completions` has, instead of one list of tokens."""
+
+    def __init__(self, count: int) -> None:
+        """`count`: how many alternatives the caller wants."""
+        self._count = count
+        self._offsets: dict[object, int] = {}
+
+    def event(self, event: Event) -> Iterable[Event]:
+        """A chunk."""
+        return (self.whole(event),)
+
+    def whole(self, body: Event) -> Event:
+        """An answer."""
+        choices = body.get("choices")
+        if not isinstance(choices, list):
+            return body
+        return {**body, "choices": [self._choice(choice) if isinstance(choice, dict) else choice for choice in choices]}
+
+    def _choice(self, choice: Event) -> Event:
+        found = choice.get("logprobs")
+        tokens = found.get("content") if isinstance(found, dict) else None
+        if not isinstance(tokens, list):
+            return choice
+        offset, offsets = self._offsets.get(choice.get("index"), 0), []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token["token"])
+        self._offsets[choice.get("index")] = offset
+        listed = {
+            "tokens": [token["token"] for token in tokens],
+            "token_logprobs": [token["logprob"] for token in tokens],
+            "top_logprobs": [self._alternatives(token) for token in tokens] if self._count else None,
+            "text_offset": offsets,
+        }
+        return {**choice, "logprobs": listed}
+
+    def _alternatives(self, token: Event) -> dict[str, float]:
+        return {other["token"]: other["logprob"] for other in token.get("top_logprobs", ())[: self._count]}
+
+
+class Echo:
+    """Puts its prompt before each text."""
+
+    def __init__(self, prompts: list[str]) -> None:
+        """`prompts`: by the index of the choice."""
+        self._prompts: dict[object, str] = dict(enumerate(prompts))
+
+    def event(self, event: Event) -> Iterable[Event]:
+        """A chunk."""
+        return (self.whole(event),)
+
+    def whole(self, body: Event) -> Event:
+        """An answer."""
+        choices = body.get("choices")
+        if not isinstance(choices, list):
+            return body
+        return {**body, "choices": [self._choice(choice) if isinstance(choice, dict) else choice for choice in choices]}
+
+    def _choice(self, choice: Event) -> Event:
+        prompt = self._prompts.pop(choice.get("index"), "")
+        return {**choice, "text": prompt + str(choice.get("text") or "")} if prompt else choice
