@@ -1,4 +1,4 @@
-"""Audit, H3 and H4: a member floods real daemons with nodes that it made up. `tests/sim/test_sim_sybils.py` has those that it invited."""
+"""Audit, H3: a member floods real daemons with nodes that it made up. `tests/sim/test_sim_sybils.py` has the rest."""
 
 from __future__ import annotations
 
