@@ -73,7 +73,7 @@ def test_no_request_holds_the_engine(node: Daemon, name: str) -> None:
     before = [process.pid for process in engines(node)]
     found: list[tuple[int, Any]] = []
     bomb = threading.Thread(
-        target=lambda: found.append(ask(node, "/completions", prompt="x", max_tokens=16, **BOMBS[name]))
+        target=lambda: found.append(ask(node, "/completions", prompt="x", max_tokens=16, **BOMBS[name])), daemon=True
     )
     bomb.start()
     assert ask(node, "/completions", prompt="x", max_tokens=1)[0] == 200
