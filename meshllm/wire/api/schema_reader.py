@@ -248,7 +248,7 @@ class Reader:
             if name in schema_formats.UNSUPPORTED:
                 raise self.problem("format", f"the format {name!r} cannot be kept")
             if (regex := schema_formats.of_format(name)) is not None:
-                patterns.append(("format", regex))
+                patterns += [("format", regex)] if all(regex != other for _, other in patterns) else []
         least, most = self._count(schema, "minLength") or 0, self._count(schema, "maxLength")
         return None if most is not None and most < least else StringShape(least, most, tuple(patterns))
 

@@ -13,7 +13,8 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import Any
 
-from meshllm.wire.api import schema_patterns
+from meshllm.wire.api import schema_formats, schema_patterns
+from meshllm.wire.api.schema_inclusion import included
 from meshllm.wire.api.schema_patterns import Chars, Choice, PatternProblem, Regex, Sequence
 from meshllm.wire.api.schema_reader import Reader
 from meshllm.wire.api.schema_shapes import (
@@ -162,10 +163,8 @@ class Writer:
             return {"type": "string"}
         most = None if shape.most is None else min(shape.most, max(MAX_LENGTH, shape.least))
         keyword = "minLength" if shape.least else "maxLength"
-        if len(shape.patterns) > 1:
-            raise self._problem(shape.patterns[-1][0], "two patterns (or a pattern and a format) for one string")
         if shape.patterns:
-            keyword, regex = shape.patterns[0]
+            keyword, regex = shape.patterns[0] if len(shape.patterns) == 1 else self._common(shape)
             fitted = schema_patterns.within(regex, shape.least, most)
             if fitted is None:
                 keyword = "minLength" if shape.least else "maxLength"
@@ -179,6 +178,15 @@ class Writer:
             return {"type": "string", "pattern": pattern}
         except PatternProblem as problem:
             raise self._problem(keyword, str(problem)) from None
+
+    def _common(self, shape: StringShape) -> tuple[str, Regex]:
+        """The pattern whose texts match all others."""
+        patterns = [regex for _, regex in shape.patterns]
+        self._reader.spend(500 * len(patterns) ** 2)
+        for keyword, one in (*shape.patterns, ("format", schema_formats.utc())):
+            if all(one is other or included(one, other) for other in patterns):
+                return keyword, one
+        raise self._problem(shape.patterns[-1][0], "two patterns (or a pattern and a format) for one string")
 
     # -- numbers
 
