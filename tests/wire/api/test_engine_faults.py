@@ -26,11 +26,7 @@ TEMPLATE = "\nWhile executing CallExpression at line 3 in source:\n...\nError: J
         (400, "'messages' is required", "messages"),
         (500, "'messages' is required", "messages"),
         (500, "[json.exception.type_error.302] type must be string, but is null", None),
-        (
-            500,
-            "\\n----\\nWhile executing CallExpression at line 3 in source:\\n...\\nError: Jinja Exception: roles must alternate",
-            "messages",
-        ),
+        (500, TEMPLATE, "messages"),
     ],
 )
 def test_a_fault_of_the_caller_is_a_400(api: Api, status: int, message: str, param: str | None) -> None:
