@@ -273,12 +273,13 @@ class MemberManagement:
         return not valid or bool(terms.rights & ~self._keys.rights)
 
     def renew_if_due(self) -> None:
-        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key."""
+        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key; at once if
+        the mesh has another key: the node may have been stopped before it got a certificate of that."""
         keys, own = self._keys, self._keys.certificate
         if own is None:
             return
         late = self._wall.now() >= (own.certificate.issued + own.certificate.expires) / 2
-        if not late and own.certificate.node == keys.node:
+        if not late and own.certificate.node == keys.node and own.key == keys.authority.key:
             return
         if keys.may_admit:
             renewed = keys.renewed(keys.certificate_as(keys.node))
