@@ -125,7 +125,7 @@ class MemberManagement:
         self._links = links
         self._rotating: MeshKey | None = None
         self.replacement = KeyReplacement(
-            found.home, found.identity, found.keys, found.state, found.clock.now, save, post, restart
+            found.home, found.identity, found.keys, found.state, found.clock.now, save, post, restart, found.book
         )
         self.requests = InviteRequests(found.keys, found.book, found.clock.now, post, audit)
         self.view: MeshView | None = None

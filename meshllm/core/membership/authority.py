@@ -38,6 +38,8 @@ HASH_BYTES = 8
 # Replaced keys that are kept: half of the room, so that members cannot fill what expulsions need. One member may
 # replace its key this often in this time (seconds).
 MAX_REPLACED = MAX_STATEMENTS // 2
+# Guests stop at a quarter of that: the rest is for the owner's machines.
+MAX_REPLACED_FOR_GUESTS = MAX_REPLACED // 4
 MAX_REPLACED_RECENTLY, REPLACED_RECENTLY = 4, 30 * 86_400
 # Statements that a refused node is shown as the reason.
 MAX_REASONS = 3
@@ -122,8 +124,11 @@ class Authority:
                 left += self._predecessors.get(old, ())
         return found
 
-    def may_replace(self, node: NodeId, successor: NodeId, now_unix: float) -> str:
-        """Why `node` may not get the new id `successor`; "" if it may, or has it already."""
+    def may_replace(self, node: NodeId, successor: NodeId, now_unix: float, *, owned: bool) -> str:
+        """Why `node` may not get the new id `successor`; "" if it may, or has it already. `owned`: it is one of the
+        owner's machines."""
+        if node == successor:
+            return "the new key is the old one"
         if self._successors.get(node) == {successor}:
             return ""
         if node in self._successors or successor in self._predecessors or self.is_expelled(successor):
@@ -133,9 +138,14 @@ class Authority:
         recent = sum(each.subject in before and each.made > now_unix - REPLACED_RECENTLY for each in replaced)
         if recent >= MAX_REPLACED_RECENTLY:
             return f"the node replaced its key {recent} times in the last {REPLACED_RECENTLY // 86_400} days"
-        if len(replaced) >= MAX_REPLACED or len(self._known) >= MAX_STATEMENTS:
+        if len(replaced) >= (MAX_REPLACED if owned else MAX_REPLACED_FOR_GUESTS) or len(self._known) >= MAX_STATEMENTS:
             return "the mesh has no room for more replaced keys"
         return ""
+
+    def replaced_since(self, made: float) -> set[NodeId]:
+        """The newest ids of the nodes that replaced their key after `made` (unix seconds)."""
+        said = [known.statement for (kind, _), known in self._known.items() if kind is StatementKind.REPLACE]
+        return {self.successor(NodeId(each.subject)) for each in said if each.made > made}
 
     def expulsion_of(self, node: NodeId) -> tuple[bytes, ...]:
         """The statements that tell `node` why it is no member any more, the change to the current key first."""
