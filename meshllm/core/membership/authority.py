@@ -233,6 +233,23 @@ class Authority:
         self._grace = frozenset([certificate.terms for certificate in known])
         self._grace_nodes = frozenset([terms[0] for terms in self._grace])
 
+    @property
+    def grace(self) -> frozenset[CertificateTerms]:
+        """The terms of the certificates of the previous key that still count."""
+        return self._grace
+
+    def restore_grace(self, terms: frozenset[CertificateTerms]) -> None:
+        """As it was before a restart."""
+        self._grace = terms
+        self._grace_nodes = frozenset([each[0] for each in terms])
+
+    def grace_left(self, now_unix: float) -> float:
+        """How long after the last change of the key certificates of the one before count yet (seconds, or 0)."""
+        if self.rotation is None:
+            return 0.0
+        left = self.rotation.statement.made + KEY_GRACE_SECONDS - now_unix
+        return min(max(left, 0.0), KEY_GRACE_SECONDS)
+
     def end_grace(self) -> None:
         """Certificates of the previous key count no longer."""
         self._grace = frozenset()
@@ -244,6 +261,10 @@ class Authority:
         """Whether the certificate of these bytes was signed by the current key; it was read before."""
         read = self._read.get(data)
         return read is not None and read.key == self.key
+
+    def is_current_member(self, member: Certificate) -> bool:
+        """Whether the current key signed this certificate; it was read before."""
+        return any(read.key == self.key and read.certificate.serial == member.serial for read in self._read.values())
 
     def certificate(self, data: bytes, node: NodeId, now_unix: float) -> Certificate | None:
         """The certificate of `node` in these bytes if it counts now, else None. A known one costs no check of a

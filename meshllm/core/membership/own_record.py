@@ -37,7 +37,8 @@ class MeshConfig:
 
     `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
     version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
-    request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's.
+    request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's;
+    `key_grace`: how long those of the previous mesh key count yet (seconds).
     `lease_refusal`: why it accepts no lease at all ("": it does).
     """
 
@@ -54,6 +55,7 @@ class MeshConfig:
     authority: Authority | None = None
     certificate: bytes = b""
     rights: Right = ALL_RIGHTS
+    key_grace: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class MeshParticipant(ABC):
         self._replacement_from: NodeId | None = None  # the peer that was asked for a new id
         self._invite_from: NodeId | None = None  # the peer that was asked for an invite
         self._rotated_at = 0.0
+        self._key_grace = config.key_grace
         may_dial = {} if self._authority is None else {"may_dial": self._authority.may_dial}
         self._links = LinkTable(config.node, self._out, **may_dial)
         self._statements = (
@@ -96,6 +97,8 @@ class MeshParticipant(ABC):
             return
         self._timers.set(Timer.PROBE, now + PROBE_SECONDS * self._rng.random())
         self._timers.set(Timer.SAVE_PEERS, now + SAVE_SECONDS)
+        if self._key_grace > 0:  # the mesh key changed before this start
+            self._timers.set(Timer.KEY_GRACE, now + self._key_grace)
         self._start(now)
 
     def update_facts(self, facts: OwnFacts, now: float) -> list[c.Command]:
@@ -482,6 +485,8 @@ class MeshParticipant(ABC):
             elif said.kind is StatementKind.REPLACE:
                 self._out.append(c.NodeReplaced(NodeId(said.subject), said.by))
                 self._remove_expelled(NodeId(said.subject), said.by)
+                if self._authority is not None and self._authority.grace:
+                    self._out.append(c.SaveGrace(self._authority.grace))
         if self._authority is not None and self._authority.is_expelled(self._id):
             self._expelled()
 
@@ -520,6 +525,7 @@ class MeshParticipant(ABC):
         known = [e.signed.member for e in self.entries() if e.status not in (PeerStatus.DEAD, PeerStatus.LEFT)]
         known += [link.member for _, link in self._links.items()]
         self._authority.begin_grace([member for member in known if member is not None])
+        self._out.append(c.SaveGrace(self._authority.grace))
         self._rotated_at = now
         self._timers.set(Timer.KEY_GRACE, now + KEY_GRACE_SECONDS)
         self._timers.set(Timer.CERTIFICATE, now + RENEWAL_SECONDS * self._rng.random())
@@ -527,9 +533,10 @@ class MeshParticipant(ABC):
     def _end_grace(self) -> None:
         assert self._authority is not None
         self._authority.end_grace()
+        self._out.append(c.SaveGrace(self._authority.grace))
         for peer, link in self._links.items():
             entry = self.entry(peer)
-            renewed = link.up_at > self._rotated_at
+            renewed = link.member is not None and self._authority.is_current_member(link.member)
             if link.role is Role.NODE and entry is not None:
                 renewed = self._authority.is_current(entry.record.certificate)
             if not renewed:
