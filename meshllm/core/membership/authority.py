@@ -15,7 +15,6 @@ from hashlib import blake2b
 
 from meshllm.core.ids import NodeId
 from meshllm.core.membership.certificates import (
-    ALL_RIGHTS,
     MAX_STATEMENTS,
     NO_RIGHTS,
     NODE_RIGHTS,
@@ -313,10 +312,8 @@ def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
 
 
 def rights_of(member: Certificate | None, authority: Authority | None) -> Right:
-    """The rights of a peer with that certificate. Without an authority, in a mesh of one secret, all have all."""
-    if authority is None:
-        return ALL_RIGHTS
-    return NO_RIGHTS if member is None or authority.is_expelled(member.node) else member.rights
+    """The rights of a peer with that certificate; none without a certificate or a mesh key."""
+    return NO_RIGHTS if member is None or authority is None or authority.is_expelled(member.node) else member.rights
 
 
 def _renamed(terms: CertificateTerms, old: NodeId, new: NodeId) -> CertificateTerms:

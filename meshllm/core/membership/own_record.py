@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from meshllm.core.membership.authority import Authority
-from meshllm.core.membership.certificates import ALL_RIGHTS, Right
+from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
     MAX_FAILURE_REPORTS,
@@ -54,7 +54,7 @@ class MeshConfig:
     lease_refusal: str = ""
     authority: Authority | None = None
     certificate: bytes = b""
-    rights: Right = ALL_RIGHTS
+    rights: Right = NO_RIGHTS
     key_grace: float = 0.0
 
 

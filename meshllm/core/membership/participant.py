@@ -63,8 +63,9 @@ class MeshParticipant(ABC):
         self._invite_from: NodeId | None = None  # the peer that was asked for an invite
         self._rotated_at = 0.0
         self._key_grace = config.key_grace
-        may_dial = {} if self._authority is None else {"may_dial": self._authority.may_dial}
-        self._links = LinkTable(config.node, self._out, **may_dial)
+        # Without a mesh key nobody is expelled, and nobody has a right.
+        may_dial = self._authority.may_dial if self._authority is not None else lambda pin: True
+        self._links = LinkTable(config.node, self._out, may_dial)
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
