@@ -214,3 +214,15 @@ def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def with_chat_template(model: Path, template: str, path: Path) -> Path:
+    """A copy of a GGUF file with another chat template, padded so that the tensors stay aligned."""
+    data, key = model.read_bytes(), b"tokenizer.chat_template"
+    place = data.index(key) + len(key) + 4
+    (size,) = struct.unpack_from("<Q", data, place)
+    text = template.encode()
+    gap = 4 + (size - len(text) - 4) % 32
+    text += b"{#" + b" " * (gap - 4) + b"#}"
+    path.write_bytes(data[:place] + struct.pack("<Q", len(text)) + text + data[place + 8 + size :])
+    return path

@@ -46,11 +46,12 @@ class FakeMeshKey:
         *,
         inviter: NodeId = FOUNDER,
         invite: bytes = NO_INVITE,
+        issued: int = NOW - 1000,
         expires: int = NOW + 1000,
     ) -> SignedCertificate:
         """A certificate."""
         serial = hashlib.sha256(node).digest()[:8]
-        made = Certificate(node, rights, NOW - 1000, expires, serial, inviter, invite)
+        made = Certificate(node, rights, issued, expires, serial, inviter, invite)
         return sign_certificate(made, self.key, lambda data: _signature(self.key, data))
 
     def state(self, kind: StatementKind, subject: bytes, by: NodeId = FOUNDER) -> bytes:

@@ -19,7 +19,7 @@ PURE_FORBIDDEN = {
 STANDARD = {
     "__future__", "collections", "dataclasses", "enum", "re", "json", "math", "typing", "functools", "itertools",
     "urllib", "hashlib", "hmac", "struct", "base64", "heapq", "bisect", "string", "abc", "types", "contextlib",
-    "ipaddress",
+    "ipaddress", "fractions", "binascii",
 }  # fmt: skip
 # Modules of `util` that `core` and `wire` may import: they keep the same rules themselves.
 PURE_UTIL = {"backoff", "format", "progress", "rate_limiter", "rate_meter"}

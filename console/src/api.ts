@@ -14,6 +14,14 @@ export interface AttemptStatus {
   error: string
 }
 
+// A member that is not here now. `models`: what it served last; `seen_seconds`: how long ago it was alive last.
+export interface AwayInfo {
+  id: string
+  name: string
+  models: string[]
+  seen_seconds: number
+}
+
 // An OpenAI-compatible server in the pool (`--backend`).
 export interface BackendStatus {
   url: string
@@ -33,6 +41,14 @@ export interface BannedStatus {
 export interface CheckStatus {
   file: string
   percent: number
+}
+
+// A client that is linked to this node. `since_seconds`: for how long; `rtt` in seconds.
+export interface ClientInfo {
+  id: string
+  name: string
+  since_seconds: number
+  rtt: number
 }
 
 // An accelerator. `shared`: it uses the computer's main memory; `used`: models may be placed on it.
@@ -154,7 +170,7 @@ export interface JoinAttemptStatus {
   reason: string
 }
 
-export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'failed', 'expelled'] as const
+export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'alone for now', 'failed', 'expelled'] as const
 export type JoinPhase = (typeof JOIN_PHASES)[number]
 
 // The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console.
@@ -208,7 +224,9 @@ export interface MembersAnswer {
   upgraded: boolean
 }
 
-// The mesh as this node sees it. `memory`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes.
+// The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
+// `away`: members that were known and are not here now, the last seen first. `memory`, `on_disk` and `aliases` (see
+// PeerInfo) are what this node publishes.
 export interface MeshStatus {
   node: string
   mesh: string
@@ -224,6 +242,8 @@ export interface MeshStatus {
   memory: number
   on_disk: string[]
   aliases: Record<string, string>
+  client_list: ClientInfo[]
+  away: AwayInfo[]
 }
 
 export const MODALITIES = ['text', 'image'] as const
@@ -458,10 +478,11 @@ export interface TransferStatus {
 export const TRANSPORT_KINDS = ['lane', 'quic'] as const
 export type TransportKind = (typeof TRANSPORT_KINDS)[number]
 
-// This node's part as a worker in the split of another host.
+// This node's part as a worker in the split of another host. `host_name` is empty if it is not known.
 export interface WorkerLeaseStatus {
   model: string
   host: string
+  host_name: string
   session: string
   generation: number
   phase: LeasePhase

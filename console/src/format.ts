@@ -50,3 +50,24 @@ export function percent(fraction: number): string {
 export function counted(count: number, one: string, many = `${one}s`): string {
   return `${count.toLocaleString('en')} ${count === 1 ? one : many}`
 }
+
+// When something was, by the clock of this device: "18:53" today, else with the day. `now` in milliseconds.
+export function clock(secondsAgo: number, now: number): string {
+  const then = new Date(now - secondsAgo * 1000)
+  const time = then.toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })
+  if (then.toDateString() === new Date(now).toDateString()) return time
+  return `${then.toLocaleDateString([], { day: 'numeric', month: 'short' })} ${time}`
+}
+
+// Members that are away: "cellar last seen 18:53 (served Qwen3-8B)"; the first three, and how many more.
+export function awayText(
+  away: readonly { id: string; name: string; models: string[]; seen_seconds: number }[],
+  now: number,
+): string {
+  const texts = away.slice(0, 3).map((one) => {
+    const served = one.models.length === 0 ? '' : ` (served ${one.models.join(', ')})`
+    return `${one.name || one.id.slice(0, 10)} last seen ${clock(one.seen_seconds, now)}${served}`
+  })
+  if (away.length > 3) texts.push(`${away.length - 3} more`)
+  return texts.join(', ')
+}

@@ -70,6 +70,8 @@ export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): 
       memory: 0,
       on_disk: [],
       aliases: {},
+      client_list: [],
+      away: [],
     },
     ...more,
   }

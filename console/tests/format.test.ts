@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { address, parse } from '../src/address'
 import { clientSetups, quoted } from '../src/views/client-setup'
-import { bytes, duration, milliseconds, speed, tokens } from '../src/format'
+import { awayText, bytes, duration, milliseconds, speed, tokens } from '../src/format'
 
 describe('numbers', () => {
   it('are formatted with units', () => {
@@ -17,6 +17,19 @@ describe('numbers', () => {
     expect([0.00042, 0.0123, 1.5].map(milliseconds)).toEqual(['0.4 ms', '12 ms', '1500 ms'])
     expect([-1, 59.9, 61, 3700, 90_000].map(duration)).toEqual(['0 s', '59 s', '1 min', '1 h 1 min', '1 d 1 h'])
     expect([8.94, 87.3].map(speed)).toEqual(['8.9 tok/s', '87 tok/s'])
+  })
+})
+
+describe('members that are away', () => {
+  it('are named with the time they were seen last, the day only if it was another one', () => {
+    const noon = new Date(2026, 10, 29, 12, 0).getTime()
+    const member = { id: 'ab12cd34ef56', name: 'cellar', models: ['m'], seen_seconds: 3600 }
+    expect(awayText([member], noon)).toMatch(/^cellar last seen 11.00( AM)? \(served m\)$/)
+    expect(awayText([{ ...member, name: '', models: [], seen_seconds: 86_400 }], noon)).toMatch(
+      /^ab12cd34ef last seen .*28/,
+    )
+    expect(awayText([member, member, member, member, member], noon)).toMatch(/, 2 more$/)
+    expect(awayText([], noon)).toBe('')
   })
 })
 

@@ -14,6 +14,17 @@ describe('isForeign', () => {
 })
 
 describe('nodesOf', () => {
+  it('lists linked clients, steadily', () => {
+    const known = status([peer('a')])
+    const client = { id: 'cc', name: 'laptop', since_seconds: 10.4, rtt: 0.001 }
+    const of = (since: number, wall: number, before: MeshNode[] = []): MeshNode[] =>
+      nodesOf({ ...known, mesh: { ...known.mesh!, client_list: [{ ...client, since_seconds: since }] } }, wall, before)
+    const first = of(10.4, 1000)
+    expect(first.map((node) => [node.name, node.role])).toContainEqual(['laptop', 'client'])
+    expect(first.at(-1)).toMatchObject({ status: 'alive', linked: true, models: [], rtt: 0.001, since: 990 })
+    expect(of(15.9, 1005, first).at(-1)?.since).toBe(990)
+  })
+
   it('lists this node, its peers and its backends', () => {
     const backends = [{ url: 'http://localhost:8000', healthy: true, models: ['x'], reason: '' }]
     const found = nodesOf(

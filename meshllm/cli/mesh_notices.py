@@ -6,12 +6,22 @@ than 8 changes at once become one line with their number.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import Enum
 
-from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.cli.last_seen import away_text
+from meshllm.core.membership.views import (
+    ClientView,
+    JoinAttempt,
+    JoinAttemptState,
+    JoinPhase,
+    MeshView,
+    PeerStatus,
+    PeerView,
+)
 from meshllm.core.records import NodeId, short
-from meshllm.util.format import printable
+from meshllm.util.format import counted, printable
 
 # More changes than this at once become one line.
 MAX_CHANGES = 8
@@ -59,6 +69,7 @@ class MeshNotices:
         self._steps: dict[tuple[bytes, object], tuple[str, str]] = {}
         self._peers: dict[NodeId, tuple[PeerStatus, tuple[str, ...]]] = {}
         self._seen: object = None
+        self._clients: dict[NodeId, ClientView] = {}
 
     def changes(self, mesh: MeshView) -> list[MeshNotice]:
         """The changes since the view before."""
@@ -66,6 +77,7 @@ class MeshNotices:
         if mesh.peers is not self._seen:
             self._seen = mesh.peers
             found += self._of_peers(mesh)
+        found += self._of_clients(mesh)
         phase = self._of_phase(mesh)
         return phase + found if mesh.phase is JoinPhase.DIALLING else found + phase
 
@@ -77,7 +89,7 @@ class MeshNotices:
         reason = f": {printable(mesh.reason).rstrip('.')}" if mesh.reason else ""
         match mesh.phase:
             case JoinPhase.DIALLING:
-                again = " again" if before in (JoinPhase.JOINED, JoinPhase.FAILED) else ""
+                again = " again" if before not in (JoinPhase.ALONE, JoinPhase.DIALLING, JoinPhase.SYNCING) else ""
                 text, tone = f"Connecting to the mesh{again}: {_addresses(len(mesh.join_attempts))}", NoticeTone.PLAIN
             case JoinPhase.SYNCING:
                 text, tone = "Connected; loading the list of nodes", NoticeTone.PLAIN
@@ -90,6 +102,11 @@ class MeshNotices:
                 fields |= {"nodes": len(alive), "models": models}
             case JoinPhase.FAILED:
                 text, tone = f"Cannot reach the mesh{reason}. Retrying.", NoticeTone.BAD
+            case JoinPhase.ALONE_FOR_NOW:
+                now = time.monotonic()
+                away = [(printable(member.label), now - member.seen) for member in mesh.away]
+                text, tone = f"Alone for now: {away_text(away)}" if away else "Alone for now", NoticeTone.PLAIN
+                fields |= {"away": [member.name for member in mesh.away]}
             case JoinPhase.EXPELLED:
                 text, tone = f"No member of the mesh any more{reason}. It does not retry.", NoticeTone.BAD
             case JoinPhase.ALONE:
@@ -105,6 +122,20 @@ class MeshNotices:
                 self._steps[key] = result
                 found.append(_of_step(step))
         return found
+
+    def _of_clients(self, mesh: MeshView) -> list[MeshNotice]:
+        """Clients that came or went. A client says its name a moment after its link is up: it is shown then."""
+        named = {client.node: client for client in mesh.clients if client.name}
+        before, self._clients = self._clients, named
+        came = [client for node, client in named.items() if node not in before]
+        went = [client for node, client in before.items() if node not in named]
+        if len(came) + len(went) > MAX_CHANGES:
+            text = f"{counted(len(mesh.clients), 'client')} connected"
+            return [MeshNotice(text, NoticeTone.PLAIN, "clients", {"clients": len(mesh.clients)})]
+        return [
+            *[_of_client(client, linked=True) for client in came],
+            *[_of_client(client, linked=False) for client in went],
+        ]
 
     def _of_peers(self, mesh: MeshView) -> list[MeshNotice]:
         found: list[MeshNotice] = []
@@ -122,6 +153,14 @@ class MeshNotices:
         return [
             MeshNotice(f"{len(found)} nodes changed; {alive} are online", NoticeTone.PLAIN, "peers", {"alive": alive})
         ]
+
+
+def _of_client(client: ClientView, *, linked: bool) -> MeshNotice:
+    name = printable(client.name)
+    label = f"{name} ({short(client.node)})" if name else short(client.node)
+    text = f"Client {label} {'is connected' if linked else 'has disconnected'}"
+    fields: dict[str, object] = {"peer": client.node.hex(), "name": client.name, "linked": linked}
+    return MeshNotice(text, NoticeTone.GOOD if linked else NoticeTone.PLAIN, "client", fields)
 
 
 def _addresses(count: int) -> str:

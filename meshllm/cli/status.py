@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
+from meshllm.cli.last_seen import away_text, clock_text
 from meshllm.cli.split_text import split_lines, worker_lease_line
 from meshllm.errors import NotRunning
 from meshllm.util.format import counted, gigabytes, printable, printable_json, printable_message, whole_duration
@@ -18,6 +19,8 @@ PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left"
 # Peers are listed in this order of their status; of a large mesh only the first MAX_PEERS.
 PEER_ORDER = ("alive", "suspect", "unverified", "left", "dead")
 MAX_PEERS = 60
+# Members that are away, with a line each.
+MAX_AWAY = 8
 
 
 def show(port: int | None, *, as_json: bool) -> None:
@@ -162,14 +165,25 @@ def _memory_lines(machine: dict[str, Any]) -> list[str]:
 
 
 def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
-    """The mesh in one line, and the join attempts while the node has not joined."""
-    alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
-    node = f"mesh {mesh['mesh'][:10]} {mesh['phase']}, this is {mesh['role']} {mesh['node'][:10]}"
-    reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
-    _print_plain(console, f"{node}, {counted(alive, 'other node')}, {counted(mesh['clients'], 'client')}{reason}")
+    """The mesh in one line, who is away, and the join attempts while the node has not joined."""
+    node, clients = f"{mesh['role']} {mesh['node'][:10]}", counted(mesh["clients"], "client")
+    if mesh["phase"] == "alone for now":
+        # Machines that are switched off are no failure: their names say more than why a dial failed.
+        away = [(printable(member["name"]) or member["id"][:10], member["seen_seconds"]) for member in mesh["away"]]
+        text = f": {away_text(away)}" if away else ""
+        _print_plain(console, f"mesh {mesh['mesh'][:10]} alone for now{text} (this is {node}, {clients})")
+    else:
+        alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
+        reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
+        known = f"this is {node}, {counted(alive, 'other node')}, {clients}"
+        _print_plain(console, f"mesh {mesh['mesh'][:10]} {mesh['phase']}, {known}{reason}")
+    for member in mesh["away"][:MAX_AWAY]:
+        name, models = printable(member["name"]) or member["id"][:10], ", ".join(map(printable, member["models"]))
+        served = f", served {models}" if models else ""
+        _print_plain(console, f"away: {name}, last seen {clock_text(member['seen_seconds'])}{served}")
     if mesh["wants"]:
         _print_plain(console, f"requested from the mesh: {', '.join(printable(name) for name in mesh['wants'])}")
-    for attempt in mesh["join_attempts"] if mesh["phase"] not in ("alone", "joined") else []:
+    for attempt in mesh["join_attempts"] if mesh["phase"] not in ("alone", "joined", "alone for now") else []:
         state = f"{attempt['state']}: {printable(attempt['reason'])}" if attempt["reason"] else attempt["state"]
         address = " or ".join(attempt["addresses"]) or attempt["peer"][:10]
         _print_plain(console, f"  {address}: {state}")
@@ -209,6 +223,10 @@ def _peer_table(mesh: dict[str, Any] | None) -> Table:
             escape(", ".join(printable(model) for model in peer["models"])),
             f"{peer['active']}+{peer['waiting']}" if peer["models"] else "",
         )
+    clients = mesh["client_list"] if mesh else []
+    for client in clients[:MAX_PEERS]:
+        name, rtt = escape(printable(client["name"])), f"{client['rtt'] * 1000:.1f} ms"
+        table.add_row(name, client["id"][:10], "[dim]client[/]", rtt, "", "", "")
     if len(peers) > MAX_PEERS:
         table.add_row(f"[dim]and {len(peers) - MAX_PEERS} more[/]")
     return table

@@ -12,6 +12,7 @@ from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
+    from meshllm.core.membership.views import AwayMember
     from meshllm.core.split.host import MeasuredModel
 
 
@@ -207,6 +208,13 @@ class JoinWanted(Event):
 
     addresses: tuple[BootstrapAddress, ...]
     invited: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MembersRemembered(Event):
+    """Members that this node met in earlier runs."""
+
+    members: tuple[AwayMember, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class MemberAdmission:
 
     def _of_another_key(self, node: NodeId, data: bytes) -> Certificate | None:
         """A certificate that has expired, of a key that is just being taken over, or of the key before: the last only
-        as this node knew it, and only where the member can get a new one. Others of that key may be forged."""
+        as far as this node knew it, and only where the member can get a new one. Others of that key may be forged."""
         authority = self._keys.authority
         keys = [authority.key] + ([self._coming] if self._coming is not None else [])
         if authority.previous is not None and self._keys.may_admit:
@@ -76,11 +76,16 @@ class MemberAdmission:
         found = signed.certificate
         if found.node != node and authority.successor(found.node) == node:
             found = replace(found, node=node)
-        if signed.key == authority.previous:
-            known = self._book.knows(replace(found, inviter=authority.successor(found.inviter)))
-        else:
-            known = True
-        return found if found.node == node and known else None
+        if found.node != node:
+            return None
+        if signed.key != authority.previous:
+            return found
+        known = self._book.known_as(node)
+        return _as_known(self._renamed(found), self._renamed(known)) if known is not None else None
+
+    def _renamed(self, certificate: Certificate) -> Certificate:
+        """With the newest id of the inviter."""
+        return replace(certificate, inviter=self._keys.authority.successor(certificate.inviter))
 
     def refused(self, statements: tuple[bytes, ...]) -> None:
         """A peer refused this node and showed why: the core checks it, and leaves the mesh if that is so."""
@@ -118,7 +123,9 @@ class MemberAdmission:
         """The key of an invite with these terms, or why it admits no node here."""
         if not terms.valid_at(self._now()):
             return HelloRefusal("expired_invite", "The invite has expired.", FRESH)
-        if self._keys.authority.is_revoked(terms.serial):
+        authority = self._keys.authority
+        # Also an invite that a member had made, or used, before it was expelled.
+        if authority.is_revoked(terms.serial) or self._book.granted_to(terms.serial, authority.is_gone):
             return HelloRefusal("revoked_invite", "The invite was revoked.", FRESH)
         if not self._keys.may_admit:
             message = "The answering node may not admit others."
@@ -144,6 +151,13 @@ class MemberAdmission:
         keys.authority.certificate(given.data, node, self._now())  # known from now on as one of the current key
         self._audit("member_admitted", node=node.hex(), rights=int(terms.rights), invite=terms.serial.hex())
         return keys.authority.key, given.data, keys.private if Right.ADMIT in terms.rights else b""
+
+
+def _as_known(shown: Certificate, known: Certificate) -> Certificate | None:
+    """What a certificate of the previous mesh key counts for at a node that met its member with `known`: the same
+    rights, and no longer, whatever it says. An expelled member may still hold that key."""
+    counts = replace(shown, issued=known.issued, expires=known.expires)
+    return counts if counts.terms == known.terms else None
 
 
 def _expelled(statements: tuple[bytes, ...]) -> HelloRefusal:

@@ -100,7 +100,7 @@ class EngineProcesses:
         self._owner = Owner("engine processes")
         self._planned: dict[str, _PlannedStart] = {}
         self._tasks: dict[ServerKey, _ServerTask] = {}
-        self._templates = ChatTemplates()
+        self._templates = ChatTemplates(context.home)
 
     def measure(self, model: LocalModel, name: str, engine: builder.Engine, *, split: bool) -> None:
         """Measure the memory that `model`, served as `name`, needs here; ends in ModelMeasured or MeasureFailed."""
@@ -243,7 +243,7 @@ class EngineProcesses:
                 plan.speculation,
                 plan.placement_text,
             )
-            probing.append(self._owner.start(self._report_ready(model, command, facts), f"template of {name}"))
+            probing.append(self._owner.start(self._report_ready(model, command, engine, facts), f"template of {name}"))
 
         probing: list[asyncio.Task[None]] = []
         server = replace(_server_plan(model, name, start, self._planner.threads), chat_template=template)
@@ -263,9 +263,11 @@ class EngineProcesses:
             self._drafts.reject(start.draft, f"the engine did not start with it: {reason}")
         return reason, advice
 
-    async def _report_ready(self, model: LocalModel, command: c.StartServer, facts: ServerFacts) -> None:
+    async def _report_ready(
+        self, model: LocalModel, command: c.StartServer, engine: builder.Engine, facts: ServerFacts
+    ) -> None:
         """Tell that a process is ready, and what its chat template renders."""
-        traits = await self._templates.traits(model, facts.endpoint)
+        traits = await self._templates.traits(model, engine.server, facts.endpoint)
         self._post(e.ServerReady(command.model, command.generation, replace(facts, template=traits)))
 
     async def _plan_split(self, model: LocalModel, command: c.StartServer) -> _PlannedStart:
@@ -274,7 +276,7 @@ class EngineProcesses:
         assert lease is not None
         assert size is not None
         speculation, draft = await self._drafts.choose(command.model, model, partial(self._ensure_draft, command.model))
-        plan = self._planner.plan_split(model, usage(model.header), lease, size, speculation, draft)
+        plan = self._planner.plan_split(model, usage(model.header), lease, size, speculation, draft, command.names)
         kept = draft if plan.speculation.source is DraftSource.DRAFT else None
         return _PlannedStart(plan, kept, await self._workers.connect_workers(lease, model.files))
 

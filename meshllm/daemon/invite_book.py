@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from meshllm.core.ids import NodeId
-from meshllm.core.membership.certificates import MAX_NODES_PER_INVITE, Certificate, CertificateTerms, Right
+from meshllm.core.membership.certificates import (
+    MAX_NODES_PER_INVITE,
+    SERIAL_BYTES,
+    Certificate,
+    CertificateTerms,
+    Right,
+)
 from meshllm.util.atomic_file import replace_file
 from meshllm.wire.mesh.invite import InviteTerms
 
@@ -22,6 +29,8 @@ log = logging.getLogger(__name__)
 
 FILE = "invites.json"
 MAX_INVITES, MAX_MEMBERS = 1024, 1024
+# Models of a member that are kept, by name.
+MAX_SERVED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,8 @@ class InviteEntry:
 
 @dataclass(frozen=True, slots=True)
 class KnownMember:
-    """A member as its certificate says; times in unix seconds."""
+    """A member as its certificate says; times in unix seconds. `seen`: when it was met last; `served`: models that it
+    served then."""
 
     name: str
     rights: int
@@ -49,6 +59,7 @@ class KnownMember:
     inviter: str
     invite: str
     seen: int
+    served: list[str] = field(default_factory=list)
 
 
 class InviteBook:
@@ -106,8 +117,19 @@ class InviteBook:
         entry = self.invites.get(serial.hex())
         return entry.by if entry is not None else ""
 
+    def granted_to(self, serial: bytes, gone: Callable[[NodeId], bool]) -> bool:
+        """Whether a member that is `gone` asked for the invite or used it, so that it may have kept it to come back."""
+        entry = self.invites.get(serial.hex())
+        holders = [] if entry is None else [*([entry.by] if entry.by else []), *entry.nodes]
+        return any(gone(NodeId(bytes.fromhex(holder))) for holder in holders)
+
     def seen(self, member: Certificate, name: str, now: float) -> None:
         """A member was met."""
+        self.note(member, name, now)
+        self._save(durable=False)
+
+    def note(self, member: Certificate, name: str, now: float, served: Sequence[str] | None = None) -> None:
+        """The same without writing it to the disk, which `flush` does. `served`: its models, None if not known."""
         who = member.node.hex()
         known = self.members.pop(who, None)
         while len(self.members) >= MAX_MEMBERS:
@@ -120,17 +142,30 @@ class InviteBook:
             member.inviter.hex(),
             member.invite.hex(),
             int(now),
+            (known.served if known is not None else []) if served is None else list(served)[:MAX_SERVED],
         )
+
+    def flush(self) -> None:
+        """Write what was noted."""
         self._save(durable=False)
 
-    def knows(self, certificate: Certificate) -> bool:
-        """Whether the member was met with a certificate of the same terms."""
-        known = self.members.get(certificate.node.hex())
-        return known is not None and certificate.terms == (
-            certificate.node,
-            known.rights,
-            known.expires - known.issued,
-            bytes.fromhex(known.inviter),
+    def rename(self, node: NodeId, name: str) -> None:
+        """A member that was met says its name; `flush` writes it."""
+        known = self.members[node.hex()]
+        self.members[node.hex()] = replace(known, name=name)
+
+    def known_as(self, node: NodeId) -> Certificate | None:
+        """What the newest certificate with which the member was met said; its serial is not kept."""
+        known = self.members.get(node.hex())
+        if known is None:
+            return None
+        return Certificate(
+            node,
+            Right(known.rights),
+            known.issued,
+            known.expires,
+            bytes(SERIAL_BYTES),
+            NodeId(bytes.fromhex(known.inviter)),
             bytes.fromhex(known.invite),
         )
 
@@ -168,19 +203,14 @@ class InviteBook:
             "invites": [asdict(entry) for entry in self.invites.values()],
             "members": {node: asdict(entry) for node, entry in self.members.items()},
             "grace": [
-                [node.hex(), int(rights), lifetime, inviter.hex(), invite.hex()]
-                for node, rights, lifetime, inviter, invite in sorted(self.grace)
+                [node.hex(), int(rights), issued, expires, inviter.hex(), invite.hex()]
+                for node, rights, issued, expires, inviter, invite in sorted(self.grace)
             ],
         }
         replace_file(self._path, json.dumps(content, indent=1) + "\n", mode=0o600, durable=durable)
 
 
 def _read_terms(entry: list[Any]) -> CertificateTerms:
-    node, rights, lifetime, inviter, invite = entry
-    return (
-        NodeId(bytes.fromhex(node)),
-        Right(rights),
-        int(lifetime),
-        NodeId(bytes.fromhex(inviter)),
-        bytes.fromhex(invite),
-    )
+    node, rights, issued, expires, inviter, invite = entry
+    ids = NodeId(bytes.fromhex(node)), NodeId(bytes.fromhex(inviter))
+    return ids[0], Right(rights), int(issued), int(expires), ids[1], bytes.fromhex(invite)

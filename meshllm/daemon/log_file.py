@@ -222,7 +222,13 @@ class LogFile(logging.Handler):
         return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
 
 
+# A model with such a name must not write into the logs of the daemon itself.
+OTHER_LOGS = ("daemon", "audit")
+
+
 def engine_log(home: Path, model: str) -> Path:
     """The log of the engine process that serves `model`."""
     name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in model)[:100]
+    if name.casefold().startswith(OTHER_LOGS):
+        name = f"model-{name}"
     return home / "logs" / f"{name}.log"

@@ -94,12 +94,17 @@ class TerminalFormatter(logging.Formatter):
         return redact("\n".join(map(escaped, super().format(record).split("\n"))))
 
 
+# What some programs take for the end of a line; JSON may have them in a string as they are.
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object: `time`, `level`, `logger`, `message`, the record's fields, `traceback`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        return json.dumps(json_fields(record, self), default=str, ensure_ascii=False)
+        text = json.dumps(json_fields(record, self), default=str, ensure_ascii=False)
+        return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def json_fields(record: logging.LogRecord, formatter: logging.Formatter | None = None) -> dict[str, Any]:

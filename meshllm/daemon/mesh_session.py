@@ -30,6 +30,7 @@ from meshllm.daemon.admission import MemberAdmission
 from meshllm.daemon.audit_log import WriteAudit, no_audit
 from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.member_management import HomeState, MemberManagement
+from meshllm.daemon.member_sightings import MemberSightings
 from meshllm.daemon.mesh_choice import MeshChoice, decide
 from meshllm.daemon.mesh_state import PRIVATE_BYTES, UPGRADED, public_key
 from meshllm.daemon.message_counters import MessageCounters
@@ -115,6 +116,7 @@ class MeshSession:
             lambda: self._transport.links() if self._transport is not None else [],
             restart,
         )
+        self._sightings = MemberSightings(self._book, self._wall.now, self.members.certificate_of)
         self._choice: MeshChoice = decide(found.state.mesh, self.members.needs, settings.invites)
         self.expelled = found.keys.authority.is_expelled(found.identity.node) and not self._choice.foreign
         invited = self._choice.invite
@@ -134,6 +136,7 @@ class MeshSession:
             certificate=b"" if found.keys.certificate is None else found.keys.certificate.data,
             rights=found.keys.rights,
             key_grace=found.keys.authority.grace_left(found.clock.now()),
+            rejoins=bool(found.state.peers) and not self._choice.foreign,
             lease_refusal=lease_refusal
             or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
         )
@@ -186,6 +189,10 @@ class MeshSession:
         self._read_addresses()
         if self.expelled:
             return  # the core says it
+        if not self._choice.foreign:
+            now = asyncio.get_running_loop().time()
+            known = self._sightings.remembered(self.config.node, self._keys.authority.is_expelled, now)
+            self._post(e.MembersRemembered(known))
         if self._choice.addresses:
             self._post(e.JoinWanted(self._choice.addresses))
         if not self._choice.foreign and self._state.peers:
@@ -223,6 +230,7 @@ class MeshSession:
         """Close all links and tunnels, and finish writing the state."""
         if self._watcher is not None:
             self._watcher.cancel()
+        self._sightings.tick(last=True)
         await self._links.close()
         if self._tunnels is not None:
             await self._tunnels.close()
@@ -260,6 +268,7 @@ class MeshSession:
                 | c.CertifyReplacement()
                 | c.ReplacementRefused()
                 | c.NodeReplaced()
+                | c.MemberExpelled()
             ):
                 self.members.carry_out(command)
             case c.Expelled(successor):
@@ -280,6 +289,8 @@ class MeshSession:
     def publish(self, view: MeshView | None) -> None:
         """Take the newest view of the mesh."""
         self._view = self.members.view = view
+        if view is not None and not self._choice.foreign:
+            self._sightings.publish(view)
 
     def _send(self, peer: NodeId, message: Message) -> None:
         self._links.carry_out(c.Send(peer, message))
@@ -380,6 +391,7 @@ class MeshSession:
     def _read_addresses(self) -> None:
         self._watcher = asyncio.get_running_loop().call_later(ADDRESSES_SECONDS, self._read_addresses)
         self._facts = read_interfaces()
+        self._sightings.tick()
         self._post_addresses()
         if self._wall.due():
             self._writer.add(self._wall.save)

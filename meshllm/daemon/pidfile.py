@@ -100,8 +100,14 @@ class HomeLock:
 
 
 def _check_private(home: Path) -> None:
-    """Raises UsageError if every user of the machine may write into `home`: they could replace its keys."""
-    if home.stat().st_mode & stat.S_IWOTH:
+    """Raises UsageError if other users of the machine may write into `home`: they could replace its keys."""
+    found = home.stat()
+    if found.st_uid not in (0, os.geteuid()):
+        raise UsageError(
+            f"The home {home} belongs to another user of this machine.",
+            advice=f"Take it over (chown {os.geteuid()} {home}), or set MESH_LLM_HOME to a folder of your own.",
+        )
+    if found.st_mode & stat.S_IWOTH:
         raise UsageError(
             f"Every user of this machine can write into the home {home}.",
             advice=f"Keep the others out (chmod 700 {home}), or set MESH_LLM_HOME to a folder of your own.",

@@ -290,13 +290,14 @@ class Supervisor:
                     raise
                 log.warning("%s Asking the mesh for %s.", failure.message, name)
         assert sharing is not None
+        from meshllm.models.p2p.model_lookup import verifiable_part  # loaded with the mesh, after the start
 
         def report(text: str) -> None:
             tell(model_progress.TransferProgress(model_progress.TransferStage.CONNECTING, file=name, detail=text))
 
         report("asking the mesh")
         sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""
-        found = await sharing.find(name, sha256, report)
+        found = verifiable_part(await sharing.find(name, sha256, report), source)
         log.warning("%s is downloaded from %s", name, found.origin)
         return await ensure.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
 
@@ -320,14 +321,15 @@ class Supervisor:
         return self._engine
 
     def _known_to_mesh_only(self, name: str) -> bool:
-        """Whether a model is requested here whose files only the hub or the mesh knows."""
+        """Whether a model is requested here whose files only the hub or the mesh knows. Of a catalogue's model the mesh
+        is believed nothing but the digest that the catalogue has."""
         if name not in self._wanted:
             return False
         source = self._wanted[name]
         return (
             source is None
             or isinstance(source, HubReference)
-            or (isinstance(source, CatalogEntry) and source.hub is not None)
+            or (isinstance(source, CatalogEntry) and source.hub is not None and bool(source.sha256))
         )
 
     # -- backends

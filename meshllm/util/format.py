@@ -40,6 +40,15 @@ def whole_duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
 
 
+def rough_duration(seconds: float) -> str:
+    """A duration in its largest unit, for sentences: "5 s", "3 min", "2 h", "4 d"."""
+    whole = int(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if whole >= 2 * size or (unit == "min" and whole >= size):
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 node", "2 nodes"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -36,12 +36,13 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
             "accesstoken",
         ),
         re.compile(
-            r"(?i)(?P<keep>\b[a-z0-9_-]*(?:api[_-]?key|secret|password|passwd|authorization|access[_-]?token)[\"']?\s*[:=]\s*"
+            # From the start of a word only: from each of its letters on it would take the square of the word's length.
+            r"(?i)(?P<keep>(?<![a-z0-9_-])[a-z0-9_-]*(?:api[_-]?key|secret|password|passwd|authorization|access[_-]?token)[\"']?\s*[:=]\s*"
             r"[\"']?)(?!\[redacted\])[^\s\"',;&}]+"
         ),
     ),
     # A user and a password in a URL.
-    (("@",), re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://)[^\s/@:]+:[^\s/@]+(?=@)")),
+    (("@",), re.compile(r"(?P<keep>(?<![a-z0-9+.-])[a-z0-9+.-]+://)[^\s/@:]+:[^\s/@]+(?=@)")),
 )
 
 

@@ -7,7 +7,23 @@ import signal
 import sys
 from types import FrameType
 
-from . import console, engine, gateway, memory, mesh, models, soak, speculation, split, split_engine, start, swarm
+from . import (
+    console,
+    engine,
+    expel,
+    gateway,
+    memory,
+    mesh,
+    models,
+    schemas,
+    soak,
+    speculation,
+    split,
+    split_engine,
+    split_restarts,
+    start,
+    swarm,
+)
 from .native import BenchError
 
 _COMMANDS = {
@@ -18,14 +34,20 @@ _COMMANDS = {
     "engine": (engine, "real model: tokens/s and time to first token, directly and through the gateway"),
     "memory": (memory, "predicted memory of models against allocated and used memory"),
     "mesh": (mesh, "model on another node: joining, added latency, tokens/s, idle nodes, loss of a host"),
+    "expel": (expel, "expelled member of a mesh of real daemons: seconds until it is out of every table and link"),
     "console": (console, "console page in a browser: size, first paint, a changing mesh of 300 nodes"),
     "models": (models, "all about models in one run: downloads, memory, swarm, speculative decoding"),
+    "schemas": (schemas, "public test suite of JSON Schema: every answer validates, or the request was refused"),
     "speculation": (speculation, "speculative decoding against none: repetitive and other text"),
     "swarm": (swarm, "model file from three peers against plain TLS; cost of uploading for a seeder's own replies"),
     "split": (split, "model split over daemons: speed, loading, bytes, losses; against stock RPC and the link"),
     "split-engine": (
         split_engine,
         "model split over machines, engine only: speed, loading and bytes; against stock RPC",
+    ),
+    "split-restarts": (
+        split_restarts,
+        "host and worker of a split restarted at random distances: time until it serves",
     ),
     "soak": (soak, "three daemons under steady requests: memory and file descriptors must stay flat"),
     "start": (start, "--help, start, time until a model is ready; memory and CPU of an idle daemon"),

@@ -27,7 +27,7 @@ from meshllm.core.membership.certificates import (
     Statement,
     StatementKind,
 )
-from meshllm.core.membership.messages import Message, Records
+from meshllm.core.membership.messages import Message, Ping, Pong, Records
 from meshllm.core.records import BootstrapAddress, MeshId, NodeRecord, PeerAddress, RecordVersion, Role, ServedModel
 from meshllm.net.base import Link, StreamKind
 from meshllm.net.handshake import Credentials
@@ -63,6 +63,10 @@ class MeshSecrets:
         """A certificate with the mesh key's signature."""
         made = Certificate(node, rights, issued, expires, secrets.token_bytes(8), node, NO_INVITE)
         return sign_certificate(made, self.key, Ed25519PrivateKey.from_private_bytes(self.private).sign)
+
+    def sign(self, made: Certificate) -> bytes:
+        """The bytes of a certificate with the mesh key's signature."""
+        return sign_certificate(made, self.key, Ed25519PrivateKey.from_private_bytes(self.private).sign).data
 
     def state(self, kind: StatementKind, subject: bytes, by: NodeId, made: int) -> bytes:
         """A statement with the mesh key's signature."""
@@ -225,8 +229,13 @@ class HostileMember:
 
     def message(self, link: Link, payload: bytes) -> None:
         parsed = parse_message(payload)
-        if parsed is not None:
-            self._messages.put_nowait(parsed.build((), ()))
+        if parsed is None:
+            return
+        message = parsed.build((), ())
+        if isinstance(message, Ping):
+            link.send(encode_message(Pong(message.number)))  # it wants to count as alive
+        else:
+            self._messages.put_nowait(message)
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
         return self.serve(kind)

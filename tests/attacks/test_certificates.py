@@ -28,6 +28,7 @@ from tests.e2e.here import Site, joined, site
 from tests.netlab.nodes import Node
 
 HOUR = 3600
+YEAR = 365 * 24 * HOUR
 MODEL = "Planted"
 
 
@@ -148,6 +149,7 @@ def test_old_mesh_key_gives_nothing_after_its_rotation(here: Site) -> None:
             assert guest.link is not None
             way = BootstrapAddress(guest.link.facts.peer, (guest.link.facts.address,))
             own = guest.certificate
+            found["own"] = read_certificate(own, (old.key,), verify).certificate
             assert here.run("founder", "rotate-key", "--mesh").returncode == 0
             await guest.answer(Statements)  # it knows of the new key
             # A guest whom the mesh knows, with a certificate that an accomplice made with the old private key.
@@ -192,6 +194,16 @@ def test_old_mesh_key_gives_nothing_after_its_rotation(here: Site) -> None:
             way = invite(here, "founder").ways[0]
             more = old.certify(guest.node, ALL_RIGHTS, issued=now() - 1, expires=now() + HOUR).data
             refused = await refusal(guest, more, way)
+            # What it had, for a year longer: it counts for what it had.
+            own = found["own"]
+            guest.certificate = old.sign(replace(own, issued=own.issued + YEAR, expires=own.expires + YEAR))
+            link = await guest.dial(way)
+            guest.send(RenewCertificate(guest.certificate))
+            given = (await guest.answer(RenewedCertificate)).certificate
+            key = MeshSecrets.of(here.folder / "founder").key
+            renewed = read_certificate(given, (key,), verify).certificate
+            assert replace(renewed, serial=own.serial) == own
+            link.close("done")
         async with hostile(here.folder / "stranger", old.mesh) as stranger:
             made = old.certify(stranger.node, issued=now() - 1, expires=now() + HOUR).data
             return refused, await refusal(stranger, made, way)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from meshllm import paths
+from meshllm.models.catalog.catalog import load
+from meshllm.models.library.store import Store
+from meshllm.models.p2p.seed_index import StoreSeedIndex
+from meshllm.models.p2p.seeder import Seeder
+from meshllm.models.p2p.share_policy import Share, SharePolicy
+from meshllm.net.base import StreamKind
+from meshllm.wire.mesh import files as w
+from meshllm.wire.mesh.invite import decode
+from tests.attacks.hostile_member import invited
 from tests.daemons import MODEL
 from tests.e2e.here import Site, joined, site
 from tests.netlab.nodes import Node, Status
@@ -97,6 +108,59 @@ def test_right_file_is_offered_after_its_digest_was_checked(here: Site, real: Pa
     )
     assert entry.stat().st_mtime_ns == read_at, "an unchanged file is not hashed again"
     assert again.stop() == 0
+
+
+class _Lying(StoreSeedIndex):
+    """Says of its only file that it is the model that is asked for."""
+
+    async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
+        found = await super().find("any")
+        if isinstance(found, w.FileRefusal):
+            return found
+        return w.FoundModels(tuple(replace(model, name=name) for model in found.models))
+
+
+def test_members_word_is_no_digest_of_the_catalogue(here: Site, real: Path) -> None:
+    """Of a model whose digest only the hub knows, the mesh knows none either: without the hub it is not fetched."""
+    folder, mine = here.folder / "victim", here.folder / "hostile-models"
+    mine.mkdir()
+    shutil.copy(real, mine / "any.gguf")
+    wanted = next(entry.name for entry in load().entries if entry.hub is not None and not entry.sha256)
+    host = here.node("host")
+
+    async def attack() -> Status:
+        store = Store(mine)
+        index = _Lying(store, lambda: False, SharePolicy(Share.ALL, store))
+        seeder = Seeder(index, lambda: None)
+        async with invited(here.folder / "hostile", decode(host.invite())) as member:
+            member.serve = lambda kind: seeder.serve("victim") if kind is StreamKind.FILES else None
+            member.publish(name="hostile", on_disk=(wanted,))
+            try:
+                # With an invite that names the host alone: the hostile member admits nobody.
+                token = here.run("host", "invite", "--once").stdout
+                words = ("--model", wanted, "--join", "-")
+                node = Node(host.host, here.folder / "v", *words, environment=around(folder), stdin=token)
+                victim = await asyncio.to_thread(here.adopt, node)
+                await asyncio.to_thread(victim.until, lambda status: on_disk(status, "hostile"), "the hostile member")
+                return await asyncio.to_thread(
+                    victim.until,
+                    lambda status: status["models"] and _is_refused_or_here(status),
+                    "the end of the search",
+                )
+            finally:
+                await seeder.close()
+                await index.close()
+
+    status = asyncio.run(attack())
+    assert status["models"][0]["file"] is None
+    assert list(folder.glob("*.gguf")) == []
+
+
+def _is_refused_or_here(status: Status) -> bool:
+    """Whether the model's files are here, or the mesh will not be asked for them."""
+    model = status["models"][0]
+    waits = "no other node" in model["reason"]  # it is asked again: the hostile member was not known yet
+    return (bool(model["reason"]) and not waits) or model["file"] is not None
 
 
 @pytest.mark.engine

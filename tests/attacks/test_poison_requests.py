@@ -52,6 +52,38 @@ def test_deep_grammars_and_many_prompts_are_refused(node: Daemon) -> None:
     assert [process.pid for process in engines(node)] == before
 
 
+BOMBS: dict[str, dict[str, object]] = {
+    "each rule twice": {
+        "grammar": "root ::= a0\n" + "".join(f"a{i} ::= a{i + 1} | a{i + 1}\n" for i in range(40)) + 'a40 ::= "x"\n'
+    },
+    "optional blanks": {"grammar": "root ::= " + '" "? ' * 200},
+    "optional rules": {
+        "grammar": "root ::= b b b b b b b b b\nb ::= c? c? c? c? c?\nc ::= d? d? d? d?\nd ::= [a-z]? [a-z ]? [a-z]?"
+    },
+    "pattern": {"json_schema": {"type": "string", "pattern": "^" + " ?" * 200 + "$"}},
+    "sequence breakers": {"dry_multiplier": 1, "dry_sequence_breakers": [str(i) for i in range(50_000)]},
+    "samplers": {"samplers": ["infill"] * 5000},
+    "windows": {"repeat_last_n": 2**31 - 1, "dry_penalty_last_n": 2**31 - 1, "repeat_penalty": 1.1},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_no_request_holds_the_engine(node: Daemon, name: str) -> None:
+    """The engine's main loop computes for all slots: another caller is answered, before and after the bomb is."""
+    before = [process.pid for process in engines(node)]
+    found: list[tuple[int, Any]] = []
+    bomb = threading.Thread(
+        target=lambda: found.append(ask(node, "/completions", prompt="x", max_tokens=16, **BOMBS[name]))
+    )
+    bomb.start()
+    assert ask(node, "/completions", prompt="x", max_tokens=1)[0] == 200
+    bomb.join()
+    status, body = found[0]
+    assert status in (200, 400), body
+    assert ask(node, "/completions", prompt="x", max_tokens=1)[0] == 200
+    assert [process.pid for process in engines(node)] == before
+
+
 def test_request_at_two_deaths_of_the_engine_is_refused(node: Daemon) -> None:
     poison = {"prompt": "One, two", "max_tokens": 1500, "ignore_eos": True}
     found: list[tuple[int, Any]] = []

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 
 from meshllm.cli import view
+from meshllm.cli.last_seen import away_text, clock_text
 from meshllm.cli.mesh_notices import MAX_CHANGES, MeshNotices, NoticeTone
-from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import (
+    AwayMember,
+    ClientView,
+    JoinAttempt,
+    JoinAttemptState,
+    JoinPhase,
+    MeshView,
+    PeerStatus,
+    PeerView,
+)
 from meshllm.core.records import (
     BootstrapAddress,
     MeshId,
@@ -137,3 +149,32 @@ def test_json_viewer_writes_the_invite_command_and_no_invite() -> None:
 
 def test_each_notice_tone_has_a_style() -> None:
     assert set(view.STYLES) == set(NoticeTone)
+
+
+def test_notices_name_who_is_away_instead_of_a_failure() -> None:
+    news = MeshNotices()
+    away = (AwayMember(NodeId(b"c" * 32), "cellar\x1b", ("m",), time.monotonic()), AwayMember(NodeId(b"d" * 32), ""))
+    found = news.changes(replace(ALONE, phase=JoinPhase.ALONE_FOR_NOW, away=away, reason="no answer"))
+    assert [item.tone for item in found] == [NoticeTone.PLAIN]
+    assert found[0].text.startswith("Alone for now: cellar? last seen ")
+    assert "6464646464 last seen" in found[0].text
+    assert said(news, replace(ALONE, phase=JoinPhase.JOINED)) == ["Joined the mesh 6d6d6d6d6d: 0 other nodes"]
+
+
+def test_notices_show_a_client_once_it_has_a_name() -> None:
+    news, node = MeshNotices(), NodeId(b"c" * 32)
+    assert said(news, replace(ALONE, clients=(ClientView(node, "", 1.0, 0.01),))) == []
+    linked = replace(ALONE, clients=(ClientView(node, "laptop", 1.0, 0.01),))
+    assert said(news, linked) == ["Client laptop (6363636363) is connected"]
+    assert said(news, linked) == []
+    assert said(news, ALONE) == ["Client laptop (6363636363) has disconnected"]
+    many = tuple(ClientView(NodeId(bytes([n]) * 32), f"c{n}", 1.0, 0.01) for n in range(MAX_CHANGES + 1))
+    assert said(news, replace(ALONE, clients=many)) == [f"{MAX_CHANGES + 1} clients connected"]
+
+
+def test_clock_text_has_the_day_only_if_it_was_another_one() -> None:
+    now = datetime(2026, 11, 29, 18, 55, tzinfo=UTC)
+    assert clock_text(120, now) == "18:53"
+    assert clock_text(86_400, now) == "28 Nov 18:55"
+    members = [("cellar", 0.0)] * 5
+    assert away_text(members).endswith(" and 2 more")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from threading import Thread
 
-from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import ClientView, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.memory.devices import Device, MachineMemory
 from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, PeerAddress, RecordVersion, Role, ServedModel
@@ -220,7 +220,7 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
         engine=EngineState(EnginePhase.READY, version="llama.cpp 0c1e570"),
         models=tuple(models),
         backends=backends,
-        mesh=replace(mesh, clients=3 if count > 2 else 0),
+        mesh=replace(mesh, clients=_clients(3 if count > 2 else 0)),
         wants=wants,
     )
     linked = [view for view in peers if view.linked]
@@ -265,6 +265,13 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
     }
     stage.transports = {**stage.transports, one: "lane", two: "lane"}
     return stage
+
+
+def _clients(count: int) -> tuple[ClientView, ...]:
+    names = ("laptop", "phone", "tablet")
+    return tuple(
+        [ClientView(NodeId(hashlib.sha256(name.encode()).digest()), name, -300.0, 0.004) for name in names[:count]]
+    )
 
 
 def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:

@@ -70,6 +70,7 @@ class SmallMesh:
         self.meshes: dict[int, MeshId] = {}
         self.numbers: dict[NodeId, int] = {}
         self.roles: dict[int, Role] = {}
+        self.rejoins: set[int] = set()  # nodes that were in the mesh before
         self.busy = 0.0  # seconds that a handshake takes beside the way
         self.cut: Callable[[int, int], bool] = lambda a, b: False
         self.sent: list[tuple[int, int, object]] = []
@@ -93,6 +94,7 @@ class SmallMesh:
         mine = self.meshes.setdefault(number, MeshId(bytes([mesh]) * 16))
         incarnation = self.incarnations[number]
         config = MeshConfig(node_id(number), mine, role, incarnation, f"n{number}", "t", (1, 1), sign, idle)
+        config = replace(config, rejoins=number in self.rejoins)
         config = self._certified(number, config)
         self.cores[number] = NodeCore(config, random.Random(self.rng.random()))
         self.tell(number, e.AddressesFound((address(number),)))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.daemon.log_file import FILES, LogFile, RotatingFile, rotated
+from meshllm.daemon.audit_log import audit_path
+from meshllm.daemon.log_file import FILES, LogFile, RotatingFile, engine_log, log_path, rotated
 from meshllm.daemon.log_reader import LogTail
 
 
@@ -204,3 +205,10 @@ def test_log_tail_waits_for_the_end_of_a_line_and_for_a_file(tmp_path: Path) -> 
     path.write_text("short\n")  # truncated in place
     assert read(tail) == ["short"]
     tail.close()
+
+
+@pytest.mark.parametrize("model", ["daemon", "Daemon", "audit", "daemon.old"])
+def test_engine_log_is_never_a_log_of_the_daemon(tmp_path: Path, model: str) -> None:
+    written = engine_log(tmp_path, model).name.casefold()
+    assert not written.startswith((log_path(tmp_path).stem, audit_path(tmp_path).stem))
+    assert engine_log(tmp_path, "rpc-server").name == "rpc-server.log"

@@ -115,3 +115,16 @@ def test_redact_leaves_ordinary_text_alone() -> None:
     for text in ("prompt_tokens=12 cached_tokens=3", "the key of a node", "wrong_secret", "model mesh1 is ready"):
         assert redact(text) == text
     assert redact("value 0123456789", ["0123456789", "val"]) == "value [redacted]"
+
+
+@pytest.mark.parametrize("text", ["secret " + "a-" * 500_000, "apikey " + "a." * 500_000 + "@", "secret@" * 100_000])
+def test_redact_takes_time_in_proportion_to_the_text(text: str) -> None:
+    """By the square of it, this takes hours."""
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\u2029"])
+def test_json_formatter_escapes_what_ends_a_line_for_some_programs(end: str) -> None:
+    line = JsonFormatter().format(logging.LogRecord("x", logging.INFO, "", 0, f"a{end}b", (), None))
+    assert len(line.splitlines()) == 1
+    assert json.loads(line)["message"] == f"a{end}b"

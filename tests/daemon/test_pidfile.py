@@ -58,3 +58,11 @@ def test_announce_reports_a_file_that_cannot_be_written(tmp_path: Path) -> None:
         lock.announce(1, 2)
     assert caught.value.advice
     lock.release()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to own a folder as another user")
+def test_home_of_another_user_is_refused(tmp_path: Path) -> None:
+    """That user could replace the keys."""
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        HomeLock(tmp_path)

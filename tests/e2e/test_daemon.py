@@ -132,7 +132,7 @@ def test_node_without_models_answers_with_the_reason(tmp_path: Path) -> None:
     with daemon(tmp_path) as node, client(node) as caller:
         with pytest.raises(openai.NotFoundError) as refused:
             caller.chat.completions.create(**CHAT)
-        assert "No model is served here yet" in refused.value.message
+        assert "No model is served here now" in refused.value.message
         assert status(node)["models"] == []
 
 

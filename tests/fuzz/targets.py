@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -38,7 +39,9 @@ from meshllm.models.transfer.resume_table import read_tables
 from meshllm.web.http.access_control import PEER_VERDICT
 from meshllm.web.http.parser import MAX_BODY_BYTES, MAX_HEAD_BYTES, BodyBudget, RequestReader, RequestRejected
 from meshllm.wire.api import strict_json
+from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits, shape_body
 from meshllm.wire.api.engine_request import prepare
+from meshllm.wire.api.refusal import RequestRefused
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import EventBuffer, parse_event, split_events
 from meshllm.wire.api.stream_repair import repair_response, stream_repair
@@ -327,13 +330,21 @@ def _json(data: bytes) -> None:
         return
     with contextlib.suppress(ValueError):
         assert strict_json.loads(strict_json.dumps(found)) == found
-    for api in Api:
-        prepare(api, found)
+    for api, traits in itertools.product(Api, (ANY_TEMPLATE, STRICTEST_TEMPLATE)):
+        prepare(api, found, traits)
+        with contextlib.suppress(RequestRefused):
+            shape_body(api, found, traits)
     for api in (Api.CHAT, Api.MESSAGES, Api.RESPONSES):
         repair_response(api, found, model="m", ident="abc", created=1, request=found)
 
 
+STRICTEST_TEMPLATE = TemplateTraits(**dict.fromkeys((field.name for field in fields(TemplateTraits)), False))
+
+
 def _jsons() -> Iterator[bytes]:
+    yield b'{"messages":[{"role":"system","content":"a"},{"role":"tool","content":[{"type":"text"}]}]}'
+    yield b'{"system":[{"type":"text","text":"a"}],"messages":[{"role":"user","content":[{"type":"tool_result"}]}]}'
+    yield b'{"instructions":"a","input":[{"role":"developer","content":"b"},{"type":"function_call","name":"c"}]}'
     yield b'{"model":"m","input":[{"role":"assistant","content":"a"},{"type":"reasoning","summary":[]}]}'
     yield b'{"id":"r","object":"response","output":[{"type":"message","content":[{"type":"output_text","text":"a"}]}]}'
     yield b'{"type":"message","content":[{"type":"text","text":"a"}],"usage":{"input_tokens":1}}'

@@ -3,6 +3,7 @@
 import { sharesByNode, type LayerShare } from './splits'
 import {
   PEER_STATUSES,
+  type ClientInfo,
   type LoadStatus,
   type Modality,
   type ModelPhase,
@@ -56,8 +57,14 @@ export interface MeshNode {
 export function nodesOf(status: NodeStatus, wall: number, before: readonly MeshNode[] = []): MeshNode[] {
   const known = new Map(before.map((node) => [node.id, node]))
   const peers = (status.mesh?.peers ?? []).map((peer) => peerNode(peer, status.load, wall, known.get(peer.id)))
+  const clients = (status.mesh?.client_list ?? []).map((client) => clientNode(client, wall, known.get(client.id)))
   const shares = sharesByNode(status)
-  const found = [ownNode(status), ...peers, ...status.backends.map((backend) => backendNode(backend, status.load))]
+  const found = [
+    ownNode(status),
+    ...peers,
+    ...clients,
+    ...status.backends.map((backend) => backendNode(backend, status.load)),
+  ]
   return shares.size === 0 ? found : found.map((node) => withShares(node, shares.get(node.id) ?? []))
 }
 
@@ -139,6 +146,33 @@ function peerNode(peer: PeerInfo, load: readonly LoadStatus[], wall: number, bef
     rtt: peer.rtt,
     transport: peer.transport,
     addresses: peer.addresses,
+    since: steady ? before.since : began,
+  }
+}
+
+// A client that is linked to this node: it uses the API, and serves nothing.
+function clientNode(client: ClientInfo, wall: number, before: MeshNode | undefined): MeshNode {
+  const began = Math.round(wall - client.since_seconds)
+  const steady = before?.role === 'client' && before.since !== null && Math.abs(before.since - began) <= 2
+  return {
+    id: client.id,
+    name: client.name || 'unnamed',
+    here: false,
+    role: 'client',
+    status: 'alive',
+    reason: '',
+    version: '',
+    models: [],
+    wants: [],
+    onDisk: [],
+    aliases: {},
+    shares: [],
+    memory: 0,
+    linked: true,
+    owned: true, // it answers no requests
+    rtt: client.rtt,
+    transport: null,
+    addresses: [],
     since: steady ? before.since : began,
   }
 }

@@ -7,7 +7,7 @@ import { loadOf, transportText, statusText, type MeshNode } from '../mesh/nodes'
 import { layersText } from '../mesh/splits'
 import { memo } from '../parts/memo'
 import { idle, nodes, pipelines, status } from '../state'
-import { counted, milliseconds } from '../format'
+import { awayText, counted, milliseconds } from '../format'
 import { NodeDetails } from './node-details'
 import { Idle } from './idle'
 import { Pipelines } from './pipeline'
@@ -36,12 +36,12 @@ export function Mesh(): JSX.Element {
 
 function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
   const mesh = status.value?.mesh ?? null
-  const living = list.filter((node) => node.status === 'alive' && node.role !== 'backend')
+  const living = list.filter((node) => node.status === 'alive' && isNode(node))
   const hosts = list.filter(
     (node) => node.status === 'alive' && (node.role === 'host' || node.role === 'backend'),
   ).length
   const suspect = list.filter((node) => node.status === 'suspect').length
-  const all = list.filter((node) => node.role !== 'backend' && node.status !== 'dead' && node.status !== 'left').length
+  const all = list.filter((node) => isNode(node) && node.status !== 'dead' && node.status !== 'left').length
   const texts = [
     all === living.length ? counted(all, 'node') : `${living.length} of ${all} nodes alive`,
     hosts === 0 ? 'no model served' : `${hosts} serving`,
@@ -57,6 +57,10 @@ function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
   )
 }
 
+function isNode(node: MeshNode): boolean {
+  return node.role !== 'backend' && (node.role !== 'client' || node.here)
+}
+
 // The state of the join, while it is under way or after it failed.
 function Joining(): JSX.Element | null {
   const known = status.value
@@ -65,6 +69,14 @@ function Joining(): JSX.Element | null {
     return known.mesh_reason === '' ? null : <p class="notice">Running without a mesh: {known.mesh_reason}</p>
   const { phase, reason, join_attempts: attempts } = known.mesh
   if (phase === 'alone' || phase === 'joined') return null
+  if (phase === 'alone for now') {
+    const away = awayText(known.mesh.away, Date.now())
+    return (
+      <p class="notice" role="status">
+        Alone for now{away === '' ? '' : `: ${away}`}
+      </p>
+    )
+  }
   return (
     <div class={`notice${phase === 'failed' ? ' worrying' : ''}`} role="status">
       <p>

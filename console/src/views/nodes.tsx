@@ -7,7 +7,7 @@ import { Badge } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
 import { nodes, status } from '../state'
-import { counted, duration, milliseconds, speed, tokens } from '../format'
+import { awayText, counted, duration, milliseconds, speed, tokens } from '../format'
 import { NodeDetails, toneOf } from './node-details'
 import { Machine } from './memory'
 
@@ -50,6 +50,7 @@ export function Nodes(): JSX.Element {
           )}
         </div>
         <Engine />
+        <Away />
         <ul class="rows">
           {shown.map((one) => (
             <Row key={one.id} node={one} chosen={one.id === chosen} choose={setChosen} />
@@ -64,8 +65,11 @@ export function Nodes(): JSX.Element {
 
 function headline(list: readonly MeshNode[]): string {
   const backends = list.filter((node) => node.role === 'backend').length
-  const nodes = counted(list.length - backends, 'node')
-  return backends === 0 ? nodes : `${nodes}, ${counted(backends, 'backend')}`
+  const clients = list.filter((node) => node.role === 'client' && !node.here).length
+  const texts = [counted(list.length - backends - clients, 'node')]
+  if (backends > 0) texts.push(counted(backends, 'backend'))
+  if (clients > 0) texts.push(counted(clients, 'client'))
+  return texts.join(', ')
 }
 
 function matches(node: MeshNode, text: string): boolean {
@@ -80,6 +84,12 @@ function inOrder(one: MeshNode, other: MeshNode): number {
   if (by !== 0) return by
   const serves = Number(other.models.length > 0) - Number(one.models.length > 0)
   return serves !== 0 ? serves : one.name.localeCompare(other.name) || (one.id < other.id ? -1 : 1)
+}
+
+// Members that are switched off or out of reach, since when, and what they served.
+function Away(): JSX.Element | null {
+  const away = status.value?.mesh?.away ?? []
+  return away.length === 0 ? null : <p class="quiet">Away: {awayText(away, Date.now())}</p>
 }
 
 // The engine of this machine while it is being built, or why it failed.

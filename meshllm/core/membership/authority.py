@@ -98,6 +98,10 @@ class Authority:
         # More than one successor is a member that tries to become two.
         return any((StatementKind.EXPEL, old) in self._known or len(self._successors[old]) > 1 for old in before)
 
+    def is_gone(self, node: NodeId) -> bool:
+        """Whether the member that had the id `node` once is no member any more, under whichever id."""
+        return self.is_expelled(self.successor(node))
+
     def successor(self, node: NodeId) -> NodeId:
         """The newest id of a node that replaced its key, else `node`."""
         seen = set()
@@ -191,7 +195,7 @@ class Authority:
         if kind is StatementKind.REPLACE:
             self._successors.setdefault(old, set()).add(new)
             self._predecessors.setdefault(new, set()).add(old)
-            self._grace |= {_renamed(terms, old, new) for terms in self._grace if old in (terms[0], terms[3])}
+            self._grace |= {_renamed(terms, old, new) for terms in self._grace if old in (terms[0], terms[4])}
             self._grace_nodes = frozenset([terms[0] for terms in self._grace])
         self._prefixes |= {node[:PIN_BYTES] for node in self._ids(old) if self.is_expelled(node)}
 
@@ -228,7 +232,7 @@ class Authority:
 
     def begin_grace(self, known: Iterable[Certificate]) -> None:
         """Certificates of the previous key with the terms of these still count. Others do not: who has the old private
-        key could give a member more rights."""
+        key could give a member more rights, or the same for longer."""
         self._grace = frozenset([certificate.terms for certificate in known])
         self._grace_nodes = frozenset([terms[0] for terms in self._grace])
 
@@ -318,8 +322,8 @@ def rights_of(member: Certificate | None, authority: Authority | None) -> Right:
 
 def _renamed(terms: CertificateTerms, old: NodeId, new: NodeId) -> CertificateTerms:
     """`terms` of a node, or of an invited one, that has a new id."""
-    node, rights, lifetime, inviter, invite = terms
-    return (new if node == old else node, rights, lifetime, new if inviter == old else inviter, invite)
+    node, rights, issued, expires, inviter, invite = terms
+    return (new if node == old else node, rights, issued, expires, new if inviter == old else inviter, invite)
 
 
 def portions(statements: tuple[SignedStatement, ...], most: int) -> Iterator[tuple[bytes, ...]]:

@@ -63,8 +63,8 @@ def trust_domain(node: NodeId, rights: Right) -> str:
     return "" if is_owner(rights) else node.hex()
 
 
-# Node, rights, lifetime in seconds, inviter, invite.
-CertificateTerms = tuple[NodeId, Right, int, NodeId, bytes]
+# Node, rights, issued, expires, inviter, invite.
+CertificateTerms = tuple[NodeId, Right, int, int, NodeId, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class Certificate:
 
     @property
     def terms(self) -> CertificateTerms:
-        """What a renewal keeps: certificates with the same terms give the same node the same."""
-        return self.node, self.rights, self.expires - self.issued, self.inviter, self.invite
+        """All but the serial: certificates with the same terms give the same node the same for the same time."""
+        return self.node, self.rights, self.issued, self.expires, self.inviter, self.invite
 
 
 @dataclass(frozen=True, slots=True)

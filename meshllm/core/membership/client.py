@@ -36,6 +36,7 @@ class ClientMember(MeshParticipant):
     def __init__(self, config: MeshConfig, rng: Rng) -> None:
         super().__init__(config, rng)
         self._mesh_id = config.mesh
+        self._name = config.name
         self._providers = Providers()
         self._detector = FailureDetector(self._timers, _ClientProbeIO(self))
         self._entries: dict[NodeId, MemberEntry] = {}
@@ -95,6 +96,7 @@ class ClientMember(MeshParticipant):
 
     def _forget(self, node: NodeId) -> None:
         self._refresh(node)
+        self._away.back(node)
 
     def _publish_certificate(self, certificate: bytes) -> None:
         """A client shows its certificate at its next handshake."""
@@ -114,7 +116,7 @@ class ClientMember(MeshParticipant):
 
     def _subscribe(self, peer: NodeId, now: float) -> None:
         self._subscribed[peer] = now
-        self._send(peer, m.Subscribe(self._statements_hash()))
+        self._send(peer, m.Subscribe(self._statements_hash(), self._name))
 
     # -- timers
 
@@ -182,13 +184,17 @@ class ClientMember(MeshParticipant):
         if signed is not None and self._authority is not None:
             signed = None if signed.member is None or self._authority.is_expelled(node) else signed
         if signed is None or node == self._id or signed.record.leaving:
-            self._entries.pop(node, None)
+            lost = self._entries.pop(node, None)
+            if lost is not None:
+                self._away.gone(lost.record, lost.served, self._now)
             return
+        self._away.back(node)
         entry = self._entries.get(node)
         if entry is None:
             entry = self._entries[node] = MemberEntry(signed, PeerStatus.ALIVE, self._now)
         if signed.record.version != entry.record.version:
-            entry.signed, entry.loads, entry.seen = signed, None, self._now
+            entry.replace(signed)
+            entry.loads, entry.seen = None, self._now
             self._silent.discard(node)
         link = self._links.get(node)
         entry.linked = link is not None

@@ -57,7 +57,10 @@ class _JoinCandidate:
 class Joiner:
     """The join of one node or client."""
 
-    def __init__(self, links: LinkTable, timers: Timers, rng: Rng) -> None:
+    def __init__(self, links: LinkTable, timers: Timers, rng: Rng, *, rejoins: bool = False) -> None:
+        """`rejoins`: this node was in the mesh before. Then the others may be switched off: once every address was
+        tried in vain it does not wait for the deadline."""
+        self.rejoins = rejoins
         self.phase = JoinPhase.ALONE
         self.reason = ""
         self._links = links
@@ -208,6 +211,8 @@ class Joiner:
             refused = min(known.attempt.at for known in self._candidates.values())
             self._timers.set(Timer.JOIN_RETRY, max(now, refused + REFUSED_RETRY_SECONDS))
         elif not self._backing_off:
+            if self.rejoins and self.phase is JoinPhase.DIALLING:
+                self._give_up("no other member answers")
             self._backing_off = True
             delay = backoff(self._rounds, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, rng=self._rng)
             self._rounds += 1

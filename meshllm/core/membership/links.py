@@ -47,7 +47,7 @@ class Rng(Protocol):
 class LinkState:
     """One link. `needed`: when it was last used or wanted; `digest_bits`: of the digest that is not answered yet;
     `wanted`: nodes whose records were requested from the peer and have not come; `member`: the peer's certificate;
-    `statements_sent`: when the peer was sent all statements."""
+    `statements_sent`: when the peer was sent all statements; `name`: of a client, as it says."""
 
     __slots__ = (
         "address",
@@ -56,6 +56,7 @@ class LinkState:
         "digest_bits",
         "member",
         "mesh",
+        "name",
         "needed",
         "role",
         "rtt",
@@ -77,6 +78,7 @@ class LinkState:
     ) -> None:
         self.role, self.mesh, self.address, self.rtt, self.dialled = role, mesh, address, rtt, dialled
         self.member = member
+        self.name = ""
         self.needed = self.up_at = now
         self.statements_sent = float("-inf")
         self.digest_bits: int | None = None
@@ -119,10 +121,11 @@ class LinkTable:
         """Linked peers that are nodes, not clients."""
         return self._nodes
 
-    @property
-    def clients(self) -> int:
-        """The number of linked clients."""
-        return len(self._up) - len(self._nodes)
+    def clients(self) -> list[tuple[NodeId, LinkState]]:
+        """The links to clients."""
+        if len(self._up) == len(self._nodes):
+            return []
+        return [(peer, link) for peer, link in self._up.items() if link.role is Role.CLIENT]
 
     def up(self, peer: NodeId, state: LinkState) -> None:
         """Add a link; its dial and the failures before it are forgotten."""

@@ -80,6 +80,10 @@ class Member(MeshParticipant):
     def _mesh(self) -> MeshId:
         return self._own.mesh
 
+    @property
+    def _alone(self) -> bool:
+        return self._table.size == 1 and not self._links.nodes
+
     def _loads(self) -> tuple[ModelLoad, ...]:
         return self._own.loads
 
@@ -117,6 +121,7 @@ class Member(MeshParticipant):
 
     def _client_up(self, peer: NodeId) -> None:
         """Clients are served once they subscribe."""
+        self._away.back(peer)  # it may have been a node before
 
     def _node_up(self, event: e.LinkUp, now: float, *, first: bool) -> None:
         peer = event.peer
@@ -145,6 +150,7 @@ class Member(MeshParticipant):
 
     def _forget(self, node: NodeId) -> None:
         self._table.remove(node)
+        self._away.back(node)
         self._own.withdraw_report(node)
         self.link_policy.forget(node)
 
@@ -165,6 +171,7 @@ class Member(MeshParticipant):
         if link.role is Role.CLIENT:
             if isinstance(message, m.Subscribe) and link.allowance.take(now, SUBSCRIBE_PRICE):
                 self._compare_statements(peer, link, message.statements, now)
+                link.name, self._view = message.name, None
                 self._subscribers.add(peer, [self._id, *sorted(self._table.members())])
             return
         match message:
@@ -277,11 +284,17 @@ class Member(MeshParticipant):
         entry = self.entry(node)
         if entry is not None:
             entry.view = None
+            if entry.status is PeerStatus.ALIVE:
+                self._away.back(node)
         if self._subscribers.changed(node) and self._timers.at(Timer.CLIENT_TABLES) is None:
             self._timers.set(Timer.CLIENT_TABLES, self._now + TABLES_SECONDS)
 
     def _gone(self, node: NodeId, status: PeerStatus) -> None:
         """A node died or left: the report about a dead node stays for a while, one about a node that left is void."""
+        entry = self._table.entries[node]
+        # A record of a node that left is its last word.
+        seen = max(entry.seen, entry.answered)
+        self._away.gone(entry.record, entry.served, seen)
         if status is PeerStatus.DEAD:
             if node in self._links and self._own.reported_incarnation(node) is not None:
                 self._out.append(c.HangUp(node, "it does not answer"))

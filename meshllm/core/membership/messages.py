@@ -77,9 +77,11 @@ class Records(Message):
 
 @dataclass(frozen=True, slots=True)
 class Subscribe(Message):
-    """From a client: send the whole table, and from now on its changes. `statements` as in `Digest`."""
+    """From a client: send the whole table, and from now on its changes. `statements` as in `Digest`; `name` of the
+    client, for users."""
 
     statements: bytes = b""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,9 @@ class MeshConfig:
     `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
     version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
     request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's;
-    `key_grace`: how long those of the previous mesh key count yet (seconds).
-    `lease_refusal`: why it accepts no lease at all ("": it does).
+    `key_grace`: how long those of the previous mesh key count yet (seconds). `lease_refusal`: why it accepts no lease
+    at all ("": it does). `rejoins`: it was in this mesh with others before, so that without an answer it is alone for
+    now, and nothing has failed.
     """
 
     node: NodeId
@@ -56,6 +57,7 @@ class MeshConfig:
     certificate: bytes = b""
     rights: Right = NO_RIGHTS
     key_grace: float = 0.0
+    rejoins: bool = False
 
 
 @dataclass(frozen=True, slots=True)

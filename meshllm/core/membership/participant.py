@@ -9,7 +9,9 @@ from dataclasses import replace
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
+from meshllm.core.membership import reader_views
 from meshllm.core.membership.authority import KEY_GRACE_SECONDS, rights_of
+from meshllm.core.membership.away import AwayMembers
 from meshllm.core.membership.certificates import Right, SignedStatement, StatementKind
 from meshllm.core.membership.failure_detector import PROBE_SECONDS, FailureDetector
 from meshllm.core.membership.join import JOIN_TIMERS, Joiner
@@ -69,7 +71,8 @@ class MeshParticipant(ABC):
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
-        self._joiner = Joiner(self._links, self._timers, rng)
+        self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins and config.role is Role.NODE)
+        self._away = AwayMembers()
         self._started = False
         self._left = False
         self._now = 0.0  # of the event at hand
@@ -118,7 +121,12 @@ class MeshParticipant(ABC):
     @property
     def phase(self) -> JoinPhase:
         """How far this participant is with joining its mesh."""
-        return self._joiner.phase
+        phase = self._joiner.phase
+        if self._left or not self._alone:
+            return phase
+        if phase is JoinPhase.JOINED or (phase is JoinPhase.FAILED and self._joiner.rejoins):
+            return JoinPhase.ALONE_FOR_NOW
+        return phase
 
     @property
     def joined(self) -> bool:
@@ -167,12 +175,13 @@ class MeshParticipant(ABC):
                 self._id,
                 self._mesh,
                 self._role,
-                self._joiner.phase,
+                self.phase,
                 self._joiner.attempts,
                 self.record,
-                tuple([entry.peer_view() for entry in sorted(self.entries(), key=lambda entry: entry.record.node)]),
-                self._links.clients if self._role is Role.NODE else 0,
+                reader_views.peers(self.entries(), self._links),
+                reader_views.clients(self._links) if self._role is Role.NODE else (),
                 self._joiner.reason,
+                self._away.view(),
             )
         return self._view
 
@@ -234,6 +243,11 @@ class MeshParticipant(ABC):
     def _set_mesh(self, mesh: MeshId) -> None:
         """Take over another mesh id and tell the peers."""
 
+    @property
+    def _alone(self) -> bool:
+        """Whether no other node is known that may be alive, of a node of the mesh."""
+        return False
+
     def _other_event(self, event: e.Event, now: float) -> None:  # noqa: B027
         """An event that does not concern links or the join."""
 
@@ -270,6 +284,9 @@ class MeshParticipant(ABC):
             case e.JoinWanted():
                 self._joiner.join(event.addresses, event.invited, self._id, now)
                 self._join_requested(event)
+                self._view = None
+            case e.MembersRemembered(members):
+                self._away.remember(members, lambda node: self.entry(node) is not None or node == self._id)
                 self._view = None
             case e.StopWanted():
                 self._leave(now)
@@ -311,7 +328,9 @@ class MeshParticipant(ABC):
 
     def _dial_failed(self, event: e.DialFailed, now: float) -> None:
         self._links.failed(event.target, now, final=event.final, local=event.local)
-        self._joiner.failed(event.target, f"{event.reason} {event.advice}".rstrip(), event.final, now)
+        entry = self.entry(event.target.node) if event.target.node is not None else None
+        reason = reader_views.named_reason(event, entry, self._away)
+        self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now)
         self._view = None
         node = event.target.node
         # A refusal is an answer: the peer is alive. A limit of this node says nothing about the peer.
@@ -441,7 +460,7 @@ class MeshParticipant(ABC):
                     self._renewal_from = None
                     self._out.append(c.TakeCertificate(peer, message))
             case m.AskInvite():
-                self._asked_for_invite(peer, rights, message)
+                self._asked_for_invite(peer, link, rights, message)
             case m.GrantedInvite():
                 if peer == self._invite_from:
                     self._invite_from = None
@@ -456,9 +475,11 @@ class MeshParticipant(ABC):
                     self._replacement_from = None
                     self._out.append(c.ReplacementRefused(message.reason))
 
-    def _asked_for_invite(self, peer: NodeId, rights: Right, ask: m.AskInvite) -> None:
-        """An invite never gives more than its maker has, and only a holder of the mesh key makes inviters: else
-        one bad member could have any number of inviters, each with quotas of its own."""
+    def _asked_for_invite(self, peer: NodeId, link: LinkState, rights: Right, ask: m.AskInvite) -> None:
+        """An invite never gives more than its maker has, nor is it good for longer, and only a holder of the mesh key
+        makes inviters: else one bad member could have any number of inviters, each with quotas of its own."""
+        if link.member is not None:
+            ask = replace(ask, expires=min(ask.expires, link.member.expires))
         allowed = ask.rights & rights
         if Right.ADMIT not in rights:
             allowed &= ~(Right.INVITE | Right.ADMIT)
@@ -482,6 +503,7 @@ class MeshParticipant(ABC):
             if said.kind is StatementKind.NEW_KEY:
                 self._key_changed(now)
             elif said.kind is StatementKind.EXPEL:
+                self._out.append(c.MemberExpelled(NodeId(said.subject)))
                 self._remove_expelled(NodeId(said.subject))
             elif said.kind is StatementKind.REPLACE:
                 self._out.append(c.NodeReplaced(NodeId(said.subject), said.by))

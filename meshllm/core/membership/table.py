@@ -74,12 +74,14 @@ class MergeResult(Enum):
 
 
 class MemberEntry:
-    """One node in the table. `seen`: when its version last grew; `view`: kept until something changes."""
+    """One node in the table. `seen`: when its version last grew; `served`: the models of its last record that was no
+    farewell; `view`: kept until something changes."""
 
-    __slots__ = ("answered", "linked", "loads", "reason", "rtt", "seen", "signed", "since", "status", "view")
+    __slots__ = ("answered", "linked", "loads", "reason", "rtt", "seen", "served", "signed", "since", "status", "view")
 
     def __init__(self, signed: SignedRecord, status: PeerStatus, now: float) -> None:
         self.signed = signed
+        self.served = tuple([model.name for model in signed.record.serves])
         self.status = status
         self.since = now
         self.seen = now
@@ -94,6 +96,12 @@ class MemberEntry:
     def record(self) -> NodeRecord:
         """Its newest record."""
         return self.signed.record
+
+    def replace(self, signed: SignedRecord) -> None:
+        """Take over a newer record."""
+        self.signed = signed
+        if not signed.record.leaving:
+            self.served = tuple([model.name for model in signed.record.serves])
 
     def peer_view(self) -> PeerView:
         """The frozen view for readers; the same object until something changes."""
@@ -277,7 +285,8 @@ class MembershipTable:
         before, record = entry.record, signed.record
         node = record.node
         restarted = record.version.incarnation > before.version.incarnation
-        entry.signed, entry.seen, entry.linked = signed, now, linked
+        entry.replace(signed)
+        entry.seen, entry.linked = now, linked
         entry.loads = None
         self._quotas.keep(signed.member, memory_of(signed))
         if record.leaving:

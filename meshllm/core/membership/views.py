@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, NodeRecord, Role
+from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, NodeRecord, Role, short
 
 
 class PeerStatus(Enum):
@@ -41,6 +41,37 @@ class PeerView:
         return self.record.node
 
 
+@dataclass(frozen=True, slots=True)
+class AwayMember:
+    """A member that is not here now. `served`: the models that it served last; `seen`: when it was alive last, on the
+    monotonic clock (before its start for a member of an earlier run)."""
+
+    node: NodeId
+    name: str
+    served: tuple[str, ...] = ()
+    seen: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The name for users."""
+        return self.name or short(self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientView:
+    """A client that is linked to this node. `since`: when the link came up; `rtt` in seconds."""
+
+    node: NodeId
+    name: str
+    since: float
+    rtt: float
+
+    @property
+    def label(self) -> str:
+        """The name for users."""
+        return self.name or short(self.node)
+
+
 class JoinPhase(Enum):
     """How far the join is."""
 
@@ -48,6 +79,7 @@ class JoinPhase(Enum):
     DIALLING = "dialling"
     SYNCING = "syncing"  # linked; the table is being transferred
     JOINED = "joined"
+    ALONE_FOR_NOW = "alone for now"  # a member whose other members are all away; the retries go on
     FAILED = "failed"  # no answer within the deadline; the retries go on
     EXPELLED = "expelled"  # no member any more: nothing is dialled
 
@@ -74,7 +106,8 @@ class JoinAttempt:
 
 @dataclass(frozen=True, slots=True)
 class MeshView:
-    """The mesh as this node sees it. `record`: its own (None for a client); `clients`: how many are linked."""
+    """The mesh as this node sees it. `record`: its own (None for a client); `clients`: those that are linked to it;
+    `away`: members that were known and are not here now, the last seen first."""
 
     node: NodeId
     mesh: MeshId
@@ -83,8 +116,9 @@ class MeshView:
     join_attempts: tuple[JoinAttempt, ...] = ()
     record: NodeRecord | None = None
     peers: tuple[PeerView, ...] = ()
-    clients: int = 0
+    clients: tuple[ClientView, ...] = ()
     reason: str = ""
+    away: tuple[AwayMember, ...] = ()
 
     @property
     def settling(self) -> bool:

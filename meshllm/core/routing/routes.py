@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from meshllm.core.membership.views import JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import AwayMember, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import ModelLoad, short
 from meshllm.core.serving import next_step
 from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
+from meshllm.util.format import rough_duration
 
 # After this many failed probes in a row, callers of a backend's models get an error instead of waiting.
 BACKEND_MAX_FAILURES = 4
@@ -26,6 +27,11 @@ LOOKING_SECONDS = 15.0
 WANTED_SECONDS = 3.0
 # For the other nodes of a split: longer than a restart of them takes until the model is served again (10 s).
 OTHER_NODES_SECONDS = 30.0
+# A model that a member served so lately (seconds) is not unknown: the member restarts, or sleeps. Programs end their
+# task on a 404, and try again after a 503.
+SERVED_LATELY_SECONDS = 600.0
+# Members that a message names.
+MAX_NAMES = 3
 # Slots of one model that a peer is believed to have: a peer that claims more attracts no more requests.
 MAX_CLAIMED_SLOTS = 64
 
@@ -132,16 +138,18 @@ class MeshIndex:
     """The models of the mesh, by name; computed once for each view of the mesh.
 
     `hosts`: the offers of live peers, best first. `alive`: node ids of live peers (hexadecimal). `unverified`: models
-    of peers that are not known to live or do not answer this node. `wanted`: models requested from the mesh.
+    of peers that are not known to live or do not answer this node. `wanted`: models requested from the mesh. `last`:
+    the member that is away and served the model last.
     """
 
     hosts: Mapping[str, tuple[TargetOffer, ...]]
     alive: frozenset[str]
     unverified: frozenset[str]
     wanted: frozenset[str]
+    last: Mapping[str, AwayMember]
 
 
-NO_MESH = MeshIndex({}, frozenset(), frozenset(), frozenset())
+NO_MESH = MeshIndex({}, frozenset(), frozenset(), frozenset(), {})
 
 
 def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIndex:
@@ -167,7 +175,12 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
         for offer in _offers(peer):
             hosts.setdefault(offer.target.model, []).append(offer)
     ordered = {model: tuple(sorted(offers, key=_by_reported_load)) for model, offers in hosts.items()}
-    return MeshIndex(ordered, frozenset(alive), frozenset(rumoured), frozenset(wanted))
+    last: dict[str, AwayMember] = {}
+    for member in mesh.away:
+        if not only_from or member.node.hex().startswith(only_from):
+            for model in member.served:
+                last.setdefault(model, member)  # the last seen comes first
+    return MeshIndex(ordered, frozenset(alive), frozenset(rumoured), frozenset(wanted), last)
 
 
 def _offers(peer: PeerView) -> Iterable[TargetOffer]:
@@ -195,8 +208,9 @@ def _by_reported_load(offer: TargetOffer) -> tuple[float, float, int, str]:
     return offer.busy, rtt, -offer.context_length, offer.target.address
 
 
-def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> ModelRoute:
-    """The route to `model` (exactly that name). `index`: `mesh_index(snapshot.mesh)`, for callers that ask often."""
+def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None, now: float = 0.0) -> ModelRoute:
+    """The route to `model` (exactly that name). `index`: `mesh_index(snapshot.mesh)`, for callers that ask often; `now`
+    on the clock of the snapshot's times."""
     if index is None:
         index = mesh_index(snapshot.mesh)
     here = snapshot.model(model)
@@ -204,7 +218,7 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> Mod
     if offers:
         return route_to(offers, here)
     if here is None or snapshot.stopping:
-        return _elsewhere(snapshot, model, index) if here is None else _here(snapshot, here)
+        return _elsewhere(snapshot, model, index, now) if here is None else _here(snapshot, here)
     found = _here(snapshot, here)
     return (_wait_for_mesh(snapshot, model, index) or found) if found.availability is Availability.FAILED else found
 
@@ -264,7 +278,7 @@ def _engine_failure(here: ModelState | None) -> str:
     return here.last_failure if here is not None and ended else ""
 
 
-def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute:
+def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> ModelRoute:
     """The route to a model that is neither on this node nor served by a live peer."""
     silent = [b for b in snapshot.backends if not b.healthy]
     had = [b for b in silent if model in b.models]
@@ -276,12 +290,19 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute:
     if had:
         message = f"The backend that serves {model} does not answer: {had[0].reason} Check that the backend runs."
         return ModelRoute((), Availability.FAILED, message)
+    last = index.last.get(model)
+    served = last is not None and now - last.seen <= SERVED_LATELY_SECONDS
     if model in snapshot.wants or model in index.wanted:
         message = f"No node serves {model} yet. Start one: mesh-llm --model {model} --join INVITE"
+        if last is not None and served:
+            message = f"{_went_away(last, now)} It served {model}. Retry in a moment, or start another node with it."
         progress = f"waiting for a node that serves {model}"
         return ModelRoute((), Availability.COMING, progress, max_wait=WANTED_SECONDS, timeout_message=message)
     if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.EXPELLED:
         return ModelRoute((), Availability.FAILED, f"{model} is not on this node: {snapshot.mesh.reason}")
+    if last is not None and served:
+        message = f"{model} is not served at the moment. {_went_away(last, now)} It served {model}. Retry in a moment."
+        return ModelRoute((), Availability.FAILED, message)
     if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.FAILED:
         reason = snapshot.mesh.reason or "no bootstrap address answers"
         message = f"{model} is not on this node, and joining the mesh failed: {reason}"
@@ -307,6 +328,20 @@ def _wait_for_mesh(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRou
     return None
 
 
+def _went_away(member: AwayMember, now: float) -> str:
+    return f"{member.label} was last seen {rough_duration(max(0.0, now - member.seen))} ago."
+
+
+def away_text(mesh: MeshView | None, now: float) -> str:
+    """Who is away and since when, for callers; "" if no member is."""
+    away = mesh.away if mesh is not None else ()
+    if not away:
+        return ""
+    names = [f"{one.label} (last seen {rough_duration(max(0.0, now - one.seen))} ago)" for one in away[:MAX_NAMES]]
+    more = f" and {len(away) - MAX_NAMES} more" if len(away) > MAX_NAMES else ""
+    return f"Away, and may serve more: {', '.join(names)}{more}."
+
+
 def _join_progress(mesh: MeshView) -> str:
     failed = sum(step.state in (JoinAttemptState.FAILED, JoinAttemptState.REFUSED) for step in mesh.join_attempts)
     tried = f", {failed} of {len(mesh.join_attempts)} bootstrap addresses failed" if failed else ""
@@ -322,6 +357,9 @@ def failure_message(snapshot: Snapshot, model: ModelState) -> str:
         reason, advice = model.reason or "the cause is not known", model.advice
     else:
         reason, advice = engine.reason, f"{engine.advice} This node tries again automatically.".lstrip()
+    if model.split is not None and model.split.refused and snapshot.mesh is not None and snapshot.mesh.away:
+        away = snapshot.mesh.away[:MAX_NAMES]
+        advice = f"Away now: {', '.join(member.label for member in away)}. {advice}"
     stop = "" if reason.endswith((".", "!", "?")) else "."
     return f"{model.name} cannot be served: {reason}{stop} {advice}".rstrip()
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from meshllm.errors import AmbiguousModel, BadMessage, LinkClosed, MeshError, UnknownModel
+from meshllm.models.catalog.entry import CatalogEntry, Wanted
 from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.models.p2p.downloader import PeerNetwork, SwarmPeer
 from meshllm.models.p2p.peer_connection import PeerConnection
@@ -62,6 +64,14 @@ async def find(
                 if sha256 in ("", model.files[0].sha256):
                     offers.setdefault(_content(model), (model, []))[1].append(peer)
     return _agreed_manifest(name, list(offers.values()), len(holders))
+
+
+def verifiable_part(found: Manifest, source: Wanted | None) -> Manifest:
+    """Of the mesh's files for a model of the catalogue only the first has a digest in the catalogue; what else a member
+    names could be anything, a vision projector for instance, and is left out."""
+    if not isinstance(source, CatalogEntry):
+        return found
+    return replace(found, files=found.files[:1], projector=None)
 
 
 async def _peers_to_ask(network: PeerNetwork, name: str, owner: Owner) -> list[SwarmPeer]:

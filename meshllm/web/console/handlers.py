@@ -14,6 +14,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from aiohttp import web
 
@@ -86,6 +87,8 @@ class ConsoleHandlers:
         self._viewers = self._foreign_viewers = 0
         self._closing = False
         self._open_to_all: set[Handler] = set()
+        # The connections that have sent a request.
+        self.asked = WeakSet[asyncio.BaseTransport]()
         self._owner_only: set[Handler] = set()
         app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
         members = MemberHandlers(sources.members)
@@ -148,6 +151,8 @@ class ConsoleHandlers:
     async def _check(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        if request.transport is not None:
+            self.asked.add(request.transport)
         headers = {
             # Bytes that are not UTF-8 stay as they are.
             name.lower().encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")

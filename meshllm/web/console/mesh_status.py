@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
+from pydantic import Field
+
+from meshllm.core.membership.views import (
+    AwayMember,
+    ClientView,
+    JoinAttempt,
+    JoinAttemptState,
+    JoinPhase,
+    MeshView,
+    PeerStatus,
+    PeerView,
+)
 from meshllm.core.records import NodeId, Role
 from meshllm.core.snapshot import Purpose
 from meshllm.web.console.status_model import Modality, StatusModel, TransportKind, input_modalities, transport_kind
@@ -62,8 +73,28 @@ class PeerInfo(StatusModel):
     aliases: dict[str, str]
 
 
+class ClientInfo(StatusModel):
+    """A client that is linked to this node. `since_seconds`: for how long; `rtt` in seconds."""
+
+    id: str
+    name: str
+    since_seconds: float
+    rtt: float
+
+
+class AwayInfo(StatusModel):
+    """A member that is not here now. `models`: what it served last; `seen_seconds`: how long ago it was alive last."""
+
+    id: str
+    name: str
+    models: list[str]
+    seen_seconds: float
+
+
 class MeshStatus(StatusModel):
-    """The mesh as this node sees it. `memory`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes."""
+    """The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
+    `away`: members that were known and are not here now, the last seen first. `memory`, `on_disk` and `aliases` (see
+    PeerInfo) are what this node publishes."""
 
     node: str
     mesh: str
@@ -79,6 +110,8 @@ class MeshStatus(StatusModel):
     memory: int
     on_disk: list[str]
     aliases: dict[str, str]
+    client_list: list[ClientInfo] = Field(default_factory=list)
+    away: list[AwayInfo] = Field(default_factory=list)
 
 
 def _join_attempt(attempt: JoinAttempt) -> JoinAttemptStatus:
@@ -145,10 +178,30 @@ def mesh_status(mesh: MeshView, transports: Mapping[NodeId, str], wants: tuple[s
         incarnation=0 if record is None else record.version.incarnation,
         addresses=[] if record is None else [str(address) for address in record.addresses],
         wants=list(wants),
-        clients=mesh.clients,
+        clients=len(mesh.clients),
         join_attempts=[_join_attempt(attempt) for attempt in mesh.join_attempts],
         peers=[_peer(peer, transports.get(peer.node, ""), now) for peer in mesh.peers],
         memory=0 if record is None else record.memory,
         on_disk=[] if record is None else list(record.on_disk),
         aliases={} if record is None else dict(record.aliases),
+        client_list=[_client(client, now) for client in mesh.clients],
+        away=[_away(member, now) for member in mesh.away],
+    )
+
+
+def _client(client: ClientView, now: float) -> ClientInfo:
+    return ClientInfo(
+        id=client.node.hex(),
+        name=client.name,
+        since_seconds=round(max(0.0, now - client.since), 3),
+        rtt=round(client.rtt, 6),
+    )
+
+
+def _away(member: AwayMember, now: float) -> AwayInfo:
+    return AwayInfo(
+        id=member.node.hex(),
+        name=member.name,
+        models=list(member.served),
+        seen_seconds=round(max(0.0, now - member.seen), 3),
     )

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from pydantic.fields import FieldInfo
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.web.console.mesh_status import MeshStatus, PeerInfo, ServedStatus
+from meshllm.web.console.mesh_status import AwayInfo, ClientInfo, MeshStatus, PeerInfo, ServedStatus
 from meshllm.web.console.request_status import AttemptStatus, RequestsAnswer, RequestStatus
 from meshllm.web.console.split_status import ForecastStatus, SplitStatus, WorkerLeaseStatus, WorkerShareStatus
 from meshllm.web.console.status import (
@@ -115,15 +115,17 @@ PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
     ),
     ForecastStatus: _fields("nodes seconds_per_token"),
     WorkerShareStatus: _fields("node name first layers memory phase rtt transport sent received rate"),
-    WorkerLeaseStatus: _fields("model host generation phase first layers memory"),
+    WorkerLeaseStatus: _fields("model host host_name generation phase first layers memory"),
     MeshStatus: _fields(
-        "node role phase incarnation wants clients peers memory on_disk aliases",
+        "node role phase incarnation wants clients peers memory on_disk aliases client_list away",
         reason=_hinted,
     ),
     PeerInfo: _fields(
         "id name software status since_seconds linked rtt transport models wants memory active waiting serves on_disk "
         "aliases"
     ),
+    ClientInfo: _fields("id name since_seconds rtt"),
+    AwayInfo: _fields("id name models seen_seconds"),
     ServedStatus: _fields("name purpose context_length slots size active waiting input_modalities"),
     SharingStatus: _fields(
         "upload_enabled upload_limit uploaded_bytes uploads downloads banned", checks=lambda value, audience, owner: []

@@ -18,7 +18,7 @@ from meshllm.tasks import Owner
 from meshllm.util.threads import StopSignal, in_thread
 from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.gateway.request_log import RequestSummary
-from meshllm.web.http.access_control import AccessPolicy, is_loopback
+from meshllm.web.http.access_control import AccessPolicy, is_loopback, network_of
 
 if TYPE_CHECKING:
     from meshllm.web.console.downloads import Download
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Connections from other machines, so that they cannot use up all places.
+# Connections from other machines, and from one address of them, so that they cannot use up all places.
 MAX_REMOTE_CONNECTIONS = 128
+MAX_ADDRESS_CONNECTIONS = 32
+# A connection from another machine without a whole request after so many seconds is closed.
+FIRST_REQUEST_SECONDS = 10.0
 LISTEN_BACKLOG = 128
 # A connection that sends more while the handlers are loaded is closed.
 MAX_EARLY_BYTES = 256 << 10
@@ -125,10 +128,12 @@ class Console:
 
     def _connected(self, connection: _EarlyConnection) -> None:
         """Serve a new connection; abort it if there are too many, or if the server is closing."""
-        remote = not is_loopback(_peer_of(connection.transport))
-        if self._closing or (remote and self._remote_connections() >= MAX_REMOTE_CONNECTIONS):
+        peer = _peer_of(connection.transport)
+        if self._closing or (not is_loopback(peer) and not self._has_room(peer)):
             connection.transport.abort()
             return
+        if not is_loopback(peer):
+            asyncio.get_running_loop().call_later(FIRST_REQUEST_SECONDS, self._end_mute, connection.transport)
         if self._handlers is not None:
             connection.hand_over(self._handlers.protocol())
             return
@@ -137,8 +142,16 @@ class Console:
             self._loading = True
             self._owner.start(self._load(), "load the handlers")
 
-    def _remote_connections(self) -> int:
-        return sum(1 for transport in self.transports() if not is_loopback(_peer_of(transport)))
+    def _has_room(self, peer: str) -> bool:
+        """Whether one more connection from another machine is accepted."""
+        peers = [other for other in map(_peer_of, self.transports()) if not is_loopback(other)]
+        network = network_of(peer)
+        of_address = sum(1 for other in peers if network_of(other) == network)
+        return len(peers) < MAX_REMOTE_CONNECTIONS and of_address < MAX_ADDRESS_CONNECTIONS
+
+    def _end_mute(self, transport: asyncio.Transport) -> None:
+        if self._handlers is None or transport not in self._handlers.asked:
+            transport.abort()
 
     async def _load(self) -> None:
         """Load the handlers and pass the early connections to them."""

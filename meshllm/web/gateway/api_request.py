@@ -15,10 +15,12 @@ from meshllm.web.http.client import UpstreamPool
 from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
 from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
+from meshllm.wire.api.json_size import has_too_many_values
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
-from meshllm.wire.api.response_translation import MakeTranslator, TranslatedStream
+from meshllm.wire.api.response_translation import MakeTranslator, TranslatedStream, Translator
 from meshllm.wire.api.routes import Api, find_route, model_in_path
+from meshllm.wire.api.several_choices import assembled, events_in
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
@@ -133,14 +135,18 @@ class ApiRequest:
     def whole_response(
         self, body: bytes, kind: TargetKind | None, *, is_json: bool, wall: Callable[[], int]
     ) -> bytes | Refusal | None:
-        """The response body to forward; None if it is not JSON. Responses of two APIs are repaired.
+        """The response body to forward; None if it is not JSON or too large. Responses of two APIs are repaired.
 
         `kind`: of the target; `wall`: the time in seconds since the epoch. A Refusal, if only the response shows that
         the request cannot be kept.
         """
         make = self._translator(kind)
+        if make is not None and self._prepared is not None and self._prepared.streamed and not is_json:
+            return _assembled(make(secrets.token_hex(12)), body)
         if is_json and make is None and self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body or None
+        if has_too_many_values(body):
+            return None
         try:
             response = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -170,6 +176,15 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:  # it reads deeper nesting than it writes
         return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _assembled(translator: Translator, stream: bytes) -> bytes | None:
+    """The whole answer that a stream makes; None if it is no answer."""
+    try:
+        events = (new for event in events_in(stream) for new in translator.event(event))
+        return orjson.dumps(assembled(events))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def api_of(path: str) -> Api:

@@ -41,6 +41,7 @@ from meshllm.web.http.client import UpstreamPool
 from meshllm.web.http.parser import Request
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_body
+from meshllm.wire.api.json_size import MAX_GUEST_VALUES, MAX_VALUES, has_too_many_values
 from meshllm.wire.api.request_limits import (
     problem_of_constraints,
     tasks_of,
@@ -102,6 +103,10 @@ class RequestDispatcher:
         `guest`: the node id of a peer that is a guest, whose requests have a trust domain of their own.
         """
         from_peer = on_end is not None
+        if has_too_many_values(request.body, MAX_GUEST_VALUES if guest else MAX_VALUES):
+            message = "The body has too many values: send fewer inputs in one request."
+            self.reject(connection, api, trace, 400, "too_large", message, cors, from_peer=from_peer)
+            return None
         try:
             body = orjson.loads(request.body)
         except orjson.JSONDecodeError as error:
@@ -111,7 +116,7 @@ class RequestDispatcher:
         if (problem := problem_of(body)) is not None:
             parameter, message = problem
             if not from_peer:
-                message += known_models_text(self._table.snapshot, self._table.index)
+                message += known_models_text(self._table.snapshot, self._table.index, self.now())
             self.reject(connection, api, trace, 400, "invalid_parameter", message, cors, parameter, from_peer=from_peer)
             return None
         tasks = tasks_of(api, body)

@@ -257,7 +257,7 @@ class Gateway:
         elif (name := model_in_path(request.path)) is not None:
             body = model_card(table.snapshot, table.index, name)
             if body is None:
-                message = unknown_model_message(table.snapshot, name, table.index)
+                message = unknown_model_message(table.snapshot, name, table.index, self._loop.time())
                 self._dispatcher.reject(connection, Api.MODELS, trace, 404, "model_not_found", message, cors)
                 return
         elif request.path == "/metrics":

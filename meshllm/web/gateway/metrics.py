@@ -348,7 +348,7 @@ def _mesh(snapshot: Snapshot) -> Iterator[Metric]:
     states = Counter(peer.status for peer in peers)
     yield _gauge("mesh_llm_peers", [((status.value,), states[status]) for status in PeerStatus])
     yield _gauge("mesh_llm_links", [((), sum(peer.linked for peer in peers))])
-    yield _gauge("mesh_llm_clients", [((), mesh.clients if mesh is not None else 0)])
+    yield _gauge("mesh_llm_clients", [((), len(mesh.clients) if mesh is not None else 0)])
     hosted = sum(model.split is not None and model.split.lease is not None for model in snapshot.models)
     leases = ((("host",), hosted), (("worker",), int(snapshot.worker_lease is not None)))
     yield _gauge("mesh_llm_leases", leases)

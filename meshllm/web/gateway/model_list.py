@@ -101,21 +101,26 @@ def _host(offer: TargetOffer) -> dict[str, Any]:
     return host
 
 
-def known_models_text(snapshot: Snapshot, index: MeshIndex) -> str:
-    """The models of this node and the mesh, as a sentence to append to a message."""
+def known_models_text(snapshot: Snapshot, index: MeshIndex, now: float) -> str:
+    """The models of this node and the mesh, and who is away, as sentences to append to a message."""
+    away = routes.away_text(snapshot.mesh, now)
+    return f"{_known_models(snapshot, index)} {away}".rstrip()
+
+
+def _known_models(snapshot: Snapshot, index: MeshIndex) -> str:
     names = routes.models(snapshot, index)
     if not names:
-        return " No model is served here yet."
+        return " No model is served here now."
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
     where = "in the mesh" if index.hosts else "here"
     return f" Models {where}: {', '.join(names[:MAX_NAMES_SHOWN])}{more}."
 
 
-def unknown_model_message(snapshot: Snapshot, name: str, index: MeshIndex) -> str:
-    """The message for an unknown model `name`: a similar name, and the known ones."""
+def unknown_model_message(snapshot: Snapshot, name: str, index: MeshIndex, now: float) -> str:
+    """The message for an unknown model `name`: a similar name, the known ones, and the members that are away."""
     names = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
     import difflib  # needed for unknown names only
 
     close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index)}"
+    return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index, now)}"

@@ -116,9 +116,10 @@ class TargetTable:
         found = self._routes.get(model)
         if found is not None:
             return found
-        route = routes.route(self.snapshot, model, self.index)
+        now = self._loop.time()
+        route = routes.route(self.snapshot, model, self.index, now)
         if route.availability is Availability.UNKNOWN:
-            route = replace(route, message=unknown_model_message(self.snapshot, model, self.index))
+            route = replace(route, message=unknown_model_message(self.snapshot, model, self.index, now))
         elif route.dial_hosts:
             self._dial_hosts(model)
         found = (route, [self._queue(offer, model) for offer in route.offers[:MAX_HOSTS]])

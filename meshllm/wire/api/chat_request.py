@@ -12,7 +12,7 @@ from meshllm.wire.api.offered_tools import chat_tools
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
-from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
+from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, own_schema, refuse_prefill
 from meshllm.wire.api.tool_choice import chat_choice, check_names, names_of
 
 _UNSUPPORTED = {
@@ -35,11 +35,12 @@ def prepare_chat(body: Mapping[str, Any]) -> Prepared:
     messages = kept_messages(body.get("messages"))
     if messages is not None:
         draft.replace("messages", messages)
-    calls = keep_calls(draft, answer_schema(body.get("response_format"), "response_format"))
+    calls = keep_calls(draft, answer_schema(body.get("response_format"), "response_format") or own_schema(body))
     if draft.changes.get("json_schema") is not None and messages:
         refuse_prefill(messages[-1], f"messages[{len(messages) - 1}]")
     logprobs = keep_logprobs(draft) if "logprobs" in body or "top_logprobs" in body else None
-    return draft.prepared(chained(logprobs, calls))
+    count = draft.get("n") or draft.get("n_cmpl") or 1
+    return draft.prepared(chained(logprobs, calls), choices=count, each=count)
 
 
 def _check_fields(body: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from meshllm.wire.api.engine_bounds import keep_bounds
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
-from meshllm.wire.api.structured_output import answer_schema
+from meshllm.wire.api.structured_output import answer_schema, own_schema
 
 Event = dict[str, Any]
 
@@ -27,17 +27,18 @@ def prepare_completion(body: Mapping[str, Any]) -> Prepared:
     prompt = body.get("prompt")
     if not isinstance(prompt, str | list | None) or prompt == []:  # the engine refuses none
         raise invalid("prompt", "'prompt' must be a text, a list of texts, or a list of tokens.")
-    best, count = body.get("best_of"), body.get("n") or 1
+    best, count = draft.get("best_of"), draft.get("n") or draft.get("n_cmpl") or 1
     if best is not None and best != count:
         raise unsupported("best_of", "'best_of' is not supported: all 'n' completions are returned.")
-    answer = answer_schema(body.get("response_format"), "response_format")
+    answer = answer_schema(body.get("response_format"), "response_format") or own_schema(body)
     if answer is not None:
         if draft.get("grammar") is not None:
             raise invalid("grammar", "'grammar' and a schema of the answer exclude each other.")
         draft.set("response_format", None)
         draft.set("json_schema", answer)
     logprobs = _keep_logprobs(draft)
-    return draft.prepared(chained(logprobs, _keep_echo(draft, prompt, count)))
+    prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt) else 1
+    return draft.prepared(chained(logprobs, _keep_echo(draft, prompt, count)), choices=prompts * count, each=count)
 
 
 def _keep_logprobs(draft: Draft) -> MakeTranslator | None:

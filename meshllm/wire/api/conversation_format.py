@@ -37,7 +37,7 @@ class Format:
 
 # -- contents
 
-_TEXT_TYPES = frozenset(("text", "input_text", "output_text"))
+_TEXT_TYPES = ("text", "input_text", "output_text")
 
 
 def plain(content: Any) -> str | None:
@@ -127,7 +127,7 @@ def _anthropic_role(message: Any) -> EntryRole:
     role = _chat_role(message)
     if role is EntryRole.USER and (results := _results(message)) and results == len(message["content"]):
         return EntryRole.TOOL
-    return role
+    return EntryRole.OTHER if role is EntryRole.TOOL else role
 
 
 def _results(message: Any) -> int:

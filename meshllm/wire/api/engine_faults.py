@@ -28,6 +28,13 @@ _KNOWN: tuple[tuple[str, str, str, str], ...] = (
     ("Failed to load image", "messages", "invalid_parameter", "An image could not be read."),
     ("Unknown reasoning format", "reasoning_format", "invalid_parameter", ""),
     (
+        "the grammar is too ambiguous",
+        "grammar",
+        "too_large",
+        "The grammar or schema is too ambiguous: it has too many ways to continue the text. Remove optional or "
+        "repeated parts that can stand for the same text.",
+    ),
+    (
         "Failed to initialize samplers",
         "grammar",
         "invalid_parameter",

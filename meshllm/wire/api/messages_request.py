@@ -62,7 +62,7 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
     ):
         return _as_chat(draft, choice, allowed, answer, prefill)
     if allowed:
-        draft.replace("tools", _loosened(allowed))
+        draft.replace("tools", loosened_tools(allowed, flat=True, key="input_schema"))
     return draft.prepared(partial(_cut, prefill) if prefill else None)
 
 
@@ -79,7 +79,7 @@ def _as_chat(
         chat.set("parallel_tool_calls", False)
     if chat.get("stop"):
         chat.set("verbose", True)  # says which stop sequence it was
-    tools = loosened_tools([chat_tool(tool) for tool in allowed])
+    tools = [chat_tool(tool) for tool in loosened_tools(allowed, flat=True, key="input_schema")]
     chat.replace("tools", tools or None)
     offered = [(tool["function"]["name"], tool["function"].get("parameters")) for tool in tools]
     calls = ChatCalls if constrain(chat, choice, offered, answer) else None
@@ -115,18 +115,6 @@ def _keep_thinking(draft: Draft) -> None:
         raise invalid("thinking.budget_tokens", "'thinking.budget_tokens' must be a whole number.")
     if kind == "disabled":
         draft.set("chat_template_kwargs", {"enable_thinking": False, **(draft.get("chat_template_kwargs") or {})})
-
-
-def _loosened(tools: list[Any]) -> list[Any]:
-    """The tools with schemas that the engine accepts."""
-    flat = [{"parameters": tool.get("input_schema")} for tool in tools]
-    kept = loosened_tools(flat, flat=True)
-    if kept is flat:
-        return tools
-    return [
-        tool if new is old else {**tool, "input_schema": new["parameters"]}
-        for tool, old, new in zip(tools, flat, kept, strict=True)
-    ]
 
 
 def _prefill(messages: list[Any]) -> str:

@@ -59,7 +59,7 @@ def _check_fields(body: Mapping[str, Any]) -> None:
         raise unsupported("background", "'background' is not supported: read the response of this request.")
     include = body.get("include")
     for index, wanted in enumerate(include if isinstance(include, list) else ()):
-        if wanted not in _NOTHING:
+        if not isinstance(wanted, str) or wanted not in _NOTHING:
             raise unsupported(
                 f"include[{index}]", f"'include[{index}]' is {str(wanted)[:80]!r}, which is not supported here."
             )

@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+from meshllm.wire.api.json_size import has_too_many_values
+
 
 def _finite(text: str) -> float:
     value = float(text)
@@ -27,6 +29,8 @@ _encode_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 def loads(data: bytes | str) -> Any:
     """Parse UTF-8 JSON; ValueError for invalid JSON, including NaN, infinities and excessive nesting."""
+    if has_too_many_values(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data):
+        raise ValueError("JSON with too many values")
     text = data if isinstance(data, str) else data.decode("utf-8")
     try:
         return _DECODER.decode(text)

@@ -6,13 +6,13 @@ a special way (Kimi's, GigaChat's) drop it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meshllm.wire.api.call_envelope import ANY_OBJECT, envelope_schema
 from meshllm.wire.api.prepared import Draft
 from meshllm.wire.api.refusal import Refusal, RequestRefused, invalid, unsupported
-from meshllm.wire.api.schemas import for_answer, for_tool
+from meshllm.wire.api.schemas import for_answer, for_strict_tool, for_tool
 from meshllm.wire.api.tool_choice import Mode, ToolChoice
 
 
@@ -27,11 +27,11 @@ def answer_schema(wanted: object, param: str) -> dict[str, Any] | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        found, strict, where = wanted.get("schema"), False, f"{param}.schema"
+        found, where = wanted.get("schema"), f"{param}.schema"
     elif kind == "json_schema":
         inner = wanted.get("json_schema")
         wrapper, where = (inner, f"{param}.json_schema") if isinstance(inner, dict) else (wanted, param)
-        found, strict, where = wrapper.get("schema"), wrapper.get("strict") is True, f"{where}.schema"
+        found, where = wrapper.get("schema"), f"{where}.schema"
         if found is None:
             raise invalid(where, f"'{where}' is missing.")
     else:
@@ -40,26 +40,50 @@ def answer_schema(wanted: object, param: str) -> dict[str, Any] | None:
         )
     if found is None:
         return ANY_OBJECT
-    if not isinstance(found, dict):
+    return _kept_answer(found, where)
+
+
+def own_schema(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema in the engine's own field `json_schema`, which chat and completions have beside `response_format`."""
+    found = body.get("json_schema")
+    return None if found is None else _kept_answer(found, "json_schema")
+
+
+def _kept_answer(schema: object, where: str) -> dict[str, Any]:
+    if not isinstance(schema, dict):
         raise invalid(where, f"'{where}' must be a JSON schema.")
-    kept = for_answer(found, strict=strict)
+    kept = for_answer(schema)
     if isinstance(kept, Refusal):
-        raise RequestRefused(Refusal(f"{where}.{kept.param}" if kept.param else where, kept.message, kept.code))
-    return kept or ANY_OBJECT
+        raise _refused(kept, where)
+    return kept
 
 
-def loosened_tools(tools: list[Any], *, flat: bool = False) -> list[Any]:
-    """The tools with schemas that the engine accepts; `flat`: the fields of the function are the tool's own."""
-    kept = [_loosened(tool, flat) for tool in tools]
+def _refused(refusal: Refusal, where: str) -> RequestRefused:
+    return RequestRefused(
+        Refusal(f"{where}.{refusal.param}" if refusal.param else where, refusal.message, refusal.code)
+    )
+
+
+def loosened_tools(tools: list[Any], *, flat: bool = False, key: str = "parameters") -> list[Any]:
+    """The tools with schemas that the engine accepts; RequestRefused if that of a tool with `strict` cannot be kept.
+
+    `flat`: the fields of the function are the tool's own. `key` is the field with the schema.
+    """
+    kept = [_loosened(tool, flat, key, f"tools[{index}]") for index, tool in enumerate(tools)]
     return tools if all(new is old for new, old in zip(kept, tools, strict=True)) else kept
 
 
-def _loosened(tool: dict[str, Any], flat: bool) -> dict[str, Any]:
-    function = tool if flat else tool["function"]
-    schema = function.get("parameters")
-    if not isinstance(schema, dict) or (kept := for_tool(schema)) is schema:
+def _loosened(tool: dict[str, Any], flat: bool, key: str, param: str) -> dict[str, Any]:
+    function, where = (tool, param) if flat else (tool["function"], f"{param}.function")
+    schema = function.get(key)
+    if not isinstance(schema, dict):
         return tool
-    loosened = {**function, "parameters": kept}
+    kept = for_strict_tool(schema) if function.get("strict") is True else for_tool(schema)
+    if isinstance(kept, Refusal):
+        raise _refused(kept, f"{where}.{key}")
+    if kept is schema:
+        return tool
+    loosened = {**function, key: kept}
     return loosened if flat else {**tool, "function": loosened}
 
 

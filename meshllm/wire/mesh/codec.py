@@ -190,11 +190,12 @@ def _read_records(found: tuple[Any, ...]) -> ParsedMessage:
 
 
 def _write_subscribe(message: m.Subscribe) -> tuple[Any, ...]:
-    return (message.statements,)
+    return (message.statements, message.name)
 
 
 def _read_subscribe(found: tuple[Any, ...]) -> Message:
-    return m.Subscribe(_statements_hash(list(found[1:])))
+    name = f.text(found[2], "name of a client") if len(found) > 2 else ""
+    return m.Subscribe(_statements_hash(list(found[1:])), name)
 
 
 def _write_table(message: m.TableUpdate) -> tuple[Any, ...]:

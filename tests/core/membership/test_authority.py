@@ -170,6 +170,24 @@ def test_authority_keeps_expulsions_over_a_rotation_and_old_certificates_for_a_w
     assert (again.hash, again.rotation, again.is_expelled(TWO)) == (known, authority.rotation, True)
 
 
+@pytest.mark.parametrize("by", [-500, 500])
+def test_certificate_of_the_previous_key_counts_for_the_known_time_only(by: int) -> None:
+    new = FakeMeshKey("new")
+    authority = MESH.authority()
+    known = MESH.certify(ONE).certificate
+    authority.learn(MESH.state(StatementKind.NEW_KEY, new.key))
+    authority.begin_grace([known])
+    # As long a time at another moment: whoever still holds the old key would make it last for ever.
+    moved = MESH.certify(ONE, issued=known.issued + by, expires=known.expires + by)
+    assert authority.certificate(moved.data, ONE, NOW) is None
+    # An earlier beginning would make the renewal longer.
+    assert authority.certificate(MESH.certify(ONE, issued=known.issued - 500).data, ONE, NOW) is None
+    assert authority.certificate(MESH.certify(ONE).data, ONE, NOW) == known
+    authority.learn(new.replace(ONE, TWO))
+    assert authority.certificate(moved.data, TWO, NOW) is None
+    assert authority.certificate(MESH.certify(ONE).data, TWO, NOW) == replace(known, node=TWO)
+
+
 def test_authority_gives_no_rights_to_the_expelled_and_the_unknown() -> None:
     authority = MESH.authority()
     member = MESH.certify(ONE, GUEST_RIGHTS).certificate

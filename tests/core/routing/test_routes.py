@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import AwayMember, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import FailureReport, MeshId, ModelLoad, NodeId, NodeRecord, RecordVersion, Role, ServedModel
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
@@ -114,6 +115,51 @@ def test_route_without_targets_says_why() -> None:
     assert routes.route(snapshot(phase=JoinPhase.FAILED), "m").availability is Availability.FAILED
     assert routes.route(snapshot(peer(1, "x")), "m").availability is Availability.UNKNOWN
     assert routes.models(snapshot(peer(1, "x"), models=(SERVED,))) == ("m", "x")
+
+
+def away(*members: AwayMember, **more: Any) -> Snapshot:
+    """What a node knows while these members are away."""
+    known = snapshot(peer(1, "x"), **more)
+    assert known.mesh is not None
+    return replace(known, mesh=replace(known.mesh, away=members))
+
+
+CELLAR = AwayMember(NodeId(b"c" * 32), "cellar", ("m", "big"), 1000.0)
+ATTIC = AwayMember(NodeId(b"a" * 32), "attic", ("m",), 900.0)
+
+
+def test_model_that_was_served_a_moment_ago_is_unavailable_and_not_unknown() -> None:
+    known = away(CELLAR, ATTIC)
+    found = routes.route(known, "m", now=1005.0)
+    assert found.availability is Availability.FAILED
+    assert (
+        found.message == "m is not served at the moment. cellar was last seen 5 s ago. It served m. Retry in a moment."
+    )
+    late = routes.route(known, "m", now=1000.0 + routes.SERVED_LATELY_SECONDS + 1)
+    assert late.availability is Availability.UNKNOWN
+    assert routes.route(known, "other", now=1005.0).availability is Availability.UNKNOWN
+    wanted = routes.route(away(CELLAR, wants=("m",)), "m", now=1005.0)
+    assert (wanted.availability, wanted.max_wait) == (Availability.COMING, routes.WANTED_SECONDS)
+    assert "cellar was last seen" in wanted.timeout_message
+    only = routes.mesh_index(known.mesh, only_from=("61",))
+    assert "attic" in routes.route(known, "m", only, 1005.0).message, "no host that must not read the prompt"
+
+
+def test_members_that_are_away_are_named_with_the_time_they_were_seen_last() -> None:
+    assert routes.away_text(away().mesh, 0.0) == ""
+    said = routes.away_text(away(CELLAR, ATTIC).mesh, 8200.0)
+    assert said == "Away, and may serve more: cellar (last seen 2 h ago), attic (last seen 2 h ago)."
+    crowd = [replace(CELLAR, node=NodeId(bytes([n]) * 32)) for n in range(9)]
+    assert routes.away_text(away(*crowd).mesh, 1000.0).endswith("and 6 more.")
+
+
+def test_model_too_large_for_this_node_alone_names_who_is_away() -> None:
+    refused = ModelState(
+        "big", file=FilePhase.READY, reason="needs 8 GB, this node has 4 GB.", split=SplitState("needs", refused=True)
+    )
+    found = routes.route(away(CELLAR, models=(refused,)), "big", now=1005.0)
+    assert found.availability is Availability.FAILED
+    assert "Away now: cellar." in found.message
 
 
 def test_caller_waits_a_bounded_time_for_the_other_nodes_of_a_split() -> None:

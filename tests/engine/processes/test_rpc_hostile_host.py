@@ -92,6 +92,23 @@ def test_made_up_shapes(worker: Worker, op: int) -> None:
     assert is_alive(worker)
 
 
+@pytest.mark.parametrize("op", range(OPS))
+def test_steps_from_row_to_row_that_are_not_even(worker: Worker, op: int) -> None:
+    """Rows lie far from each other within a matrix, and close across matrices: a kernel that goes through all rows by
+    the step of the first two reads 80 GB beyond the buffer."""
+    shape, strides = (1, 2, 50_000), (4, 800_000, 4, 4)
+    for n_sources, parameters in itertools.product((1, 2, 3), (b"", struct.pack("<2f", -1.0, 1.0))):
+        sources = [Tensor(shape, strides=strides) for _ in range(n_sources)]
+        node = Tensor(shape, op, src=tuple(range(1, n_sources + 1)), params=parameters, buffer=2)
+        with Hostile(worker.endpoint) as host:
+            assert host.allocate(1, BUFFER)
+            assert host.allocate(2, BUFFER)
+            host.send(GRAPH_COMPUTE, graph(*sources, node))
+            host.is_served()
+        assert runs(worker), (n_sources, parameters)
+    assert is_alive(worker)
+
+
 @pytest.mark.parametrize(
     "tensor",
     [

@@ -29,6 +29,7 @@ ATTACKS = Path(__file__).with_name("cage_attacks.py")
 PYTHON = (Path(sys.prefix), Path(sys.base_prefix), ATTACKS)
 WORKS = {
     "read the model", "make a socket in its own folder", "connect to the allowed socket", "signal itself",
+    "private memory", "start a thread", "own priority",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox of Linux")

@@ -8,9 +8,10 @@ import pytest
 from swarm_rig import content_of, rig
 
 from meshllm.errors import AmbiguousModel, UnknownModel
+from meshllm.models.catalog.catalog import load
 from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.models.p2p import model_lookup
-from meshllm.models.p2p.model_lookup import find
+from meshllm.models.p2p.model_lookup import find, verifiable_part
 from meshllm.wire.mesh import files as w
 
 ONE = w.OfferedModel("Ours", (w.OfferedFile("ours.gguf", 10, "ab" * 32),), None, 4096)
@@ -91,3 +92,11 @@ async def test_find_survives_invalid_and_missing_answers(tmp_path: Path) -> None
         assert found.files[0].sha256 == "ab" * 32
         assert list(place.swarm.banned) == [fool]
         assert gone not in place.swarm.banned
+
+
+def test_only_the_file_whose_digest_the_catalogue_has_is_taken_of_a_catalogue_model() -> None:
+    entry = next(entry for entry in load().entries if entry.hub is not None and entry.sha256)
+    right, more = ModelFile("a.gguf", 1, entry.sha256), ModelFile("b.gguf", 1, "ab" * 32)
+    said = Manifest(entry.name, (right, more), projector=more)
+    assert verifiable_part(said, entry) == Manifest(entry.name, (right,))
+    assert verifiable_part(said, entry.hub) == verifiable_part(said, None) == said

@@ -21,7 +21,7 @@ from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import PUBLIC, WITHHELD, Audience, redacted, redacted_status
 from meshllm.web.console.request_status import RequestsAnswer
-from meshllm.web.console.server import MAX_REMOTE_CONNECTIONS, Console
+from meshllm.web.console.server import MAX_ADDRESS_CONNECTIONS, MAX_REMOTE_CONNECTIONS, Console
 from meshllm.web.console.status import (
     BackendStatus,
     FileStatus,
@@ -334,6 +334,34 @@ async def test_console_limits_remote_connections(server: ConsoleServer, monkeypa
         await caller.close()
 
 
+async def test_console_leaves_room_for_other_addresses(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_ADDRESS_CONNECTIONS < MAX_REMOTE_CONNECTIONS / 2
+    monkeypatch.setattr("meshllm.web.console.server.MAX_ADDRESS_CONNECTIONS", 1)
+    host = lan_address()
+    first, second = await server.caller(host), await server.caller(host)
+    assert await second.eof() == b""
+    for caller in (first, second):
+        await caller.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost: "])
+async def test_console_closes_remote_connections_that_ask_nothing(
+    server: ConsoleServer, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("meshllm.web.console.server.FIRST_REQUEST_SECONDS", 0.2)
+    host = lan_address()
+    asks = await server.caller(host)
+    asks.send(request("GET", "/", host=host))
+    assert (await asks.response()).status == 200
+    mute = await server.caller(host)
+    mute.send(sent)
+    assert await mute.eof() == b""
+    asks.send(request("GET", "/", host=host))
+    assert (await asks.response()).status == 200, "one that has asked stays"
+    for caller in (asks, mute):
+        await caller.close()
+
+
 async def test_console_aborts_new_connections_while_closing(server: ConsoleServer) -> None:
     caller = await server.caller()  # accepted by the system, not by the server
     await server.console.close()
@@ -444,7 +472,8 @@ def test_redaction_passes_only_the_listed_texts() -> None:
     model |= {"s.models.file.architecture", "s.models.file.quantization"}
     model |= {"s.models.engine.speculation.draft_model"}
     peer = {f"s.mesh.peers.{name}" for name in ("id", "name", "software", "models", "wants", "on_disk", "aliases")}
-    peer |= {"s.mesh.peers.serves.name"}
+    peer |= {"s.mesh.peers.serves.name", "s.mesh.client_list.id", "s.mesh.client_list.name"}
+    peer |= {f"s.mesh.away.{name}" for name in ("id", "name", "models")}
     split = {f"s.splits.{name}" for name in ("model", "reason", "considered.nodes")}
     split |= {f"s.splits.shares.{name}" for name in ("node", "name")}
     files = {f"s.sharing.{way}.{name}" for way in ("uploads", "downloads") for name in ("peer", "name", "what")}
@@ -452,7 +481,8 @@ def test_redaction_passes_only_the_listed_texts() -> None:
         "s.name", "s.version", "s.engine.version", "s.engine.progress.stage", *machine, *model,
         "s.backends.models", "s.load.target", "s.load.model", "s.mesh.node", *peer,
         "s.mesh.wants", "s.mesh.on_disk", "s.mesh.aliases", *split, *files,
-        "s.worker_lease.model", "s.worker_lease.host", "s.sharing.banned.peer", "s.sharing.banned.name",
+        "s.worker_lease.model", "s.worker_lease.host", "s.worker_lease.host_name",
+        "s.sharing.banned.peer", "s.sharing.banned.name",
     }  # fmt: skip
     assert (told.pid, told.models[0].engine.pid) == (0, 0)  # type: ignore[union-attr]
     assert (told.api, told.console, told.read_only) == ("API", "CONSOLE", True)

@@ -230,7 +230,7 @@ async def test_models_list_shows_input_modalities(table: Bench, sees: bool, told
 
 async def test_models_list_may_be_empty(table: Bench) -> None:
     assert (await table.get("/v1/models")).json == {"object": "list", "data": [], "has_more": False}
-    assert "No model is served here yet" in shaped("", await table.call(ask()), "model_not_found")
+    assert "No model is served here now" in shaped("", await table.call(ask()), "model_not_found")
 
 
 async def test_failed_model_error_has_the_reason(table: Bench) -> None:

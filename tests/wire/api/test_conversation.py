@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,3 +225,46 @@ def test_the_prompt_of_a_turn_begins_the_prompt_of_the_next(traits: TemplateTrai
             said("c:1", "t:y", "s:z", "a:x"),
         ):
             assert shape(asked + more, traits)[: len(before)] == before, (asked, more)
+
+
+# -- requests of agents (how they were recorded: tests/e2e/test_agent_requests.py)
+
+RECORDED = Path(__file__).parents[2] / "e2e" / "agent_requests.jsonl"
+APIS = {"/v1/chat/completions": Api.CHAT, "/v1/responses": Api.RESPONSES, "/v1/messages": Api.MESSAGES}
+
+
+def of_agents() -> list[tuple[str, Api, list[dict[str, Any]]]]:
+    """For each agent its API, and its requests with the same tools, in order."""
+    found: dict[str, tuple[Api, list[dict[str, Any]]]] = {}
+    for line in RECORDED.read_text().splitlines():
+        request = json.loads(line)
+        if request["body"].get("tools"):  # others are for titles
+            api = APIS[request["path"].partition("?")[0]]
+            found.setdefault(request["agent"], (api, []))[1].append(request["body"])
+    return [(agent, *requests) for agent, requests in found.items()]
+
+
+def conversation_of(body: dict[str, Any]) -> list[Any]:
+    """The whole conversation, without what is no part of the prompt."""
+    entries = [body.get("system"), body.get("instructions"), *body.get("messages", body.get("input"))]
+    written = json.dumps(entries).replace(', "cache_control": {"type": "ephemeral"}', "")
+    return list(json.loads(written))
+
+
+@pytest.mark.parametrize("traits", [ANY_TEMPLATE, *STRICT])
+@pytest.mark.parametrize(
+    ("agent", "api", "bodies"), of_agents(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_turns_of_an_agent_begin_alike_where_the_agents_own_do(
+    traits: TemplateTraits, agent: str, api: Api, bodies: list[dict[str, Any]]
+) -> None:
+    grown = 0
+    for before, after in itertools.pairwise(bodies):
+        sent, later = conversation_of(before), conversation_of(after)
+        if later[: len(sent)] != sent:
+            continue  # the agent itself changed what it had sent
+        shaped = conversation_of(shape_body(api, before, traits) or before)
+        shaped_later = conversation_of(shape_body(api, after, traits) or after)
+        assert shaped_later[: len(shaped)] == shaped, agent
+        grown += 1
+    assert grown, agent

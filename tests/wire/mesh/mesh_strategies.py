@@ -164,7 +164,7 @@ messages = st.one_of(
     differences(),
     st.builds(m.Wanted, some_ids),
     st.builds(m.Records, few(signed_records, 3), st.booleans()),
-    st.builds(m.Subscribe, hashes),
+    st.builds(m.Subscribe, hashes, texts),
     st.builds(
         m.Statements, few(st.binary(min_size=138, max_size=138)).map(lambda all: tuple(dict.fromkeys(all))), exact
     ),

@@ -70,7 +70,7 @@ ONE_OF_EACH = (
     m.Difference(3, (0, 7), ((NODE, r.RecordVersion(1, 2)), (OTHER, r.RecordVersion(3, 4)))),
     m.Wanted((NODE, OTHER)),
     m.Records((signed(RECORD), signed(replace(RECORD, node=OTHER))), push=True),
-    m.Subscribe(),
+    m.Subscribe(b"", "laptop"),
     m.TableUpdate((signed(RECORD),), (OTHER,), first=True, more=True),
     m.Adopted(MESH),
     n.Propose(LEASE),
