@@ -65,7 +65,7 @@ class MeshParticipant(ABC):
         self._invite_from: NodeId | None = None  # the peer that was asked for an invite
         self._rotated_at = 0.0
         self._key_grace = config.key_grace
-        # Without a mesh key nobody is expelled, and nobody has a right.
+        # Without a mesh key no node is expelled, and none has a right.
         may_dial = self._authority.may_dial if self._authority is not None else lambda pin: True
         self._links = LinkTable(config.node, self._out, may_dial)
         self._statements = (
@@ -355,14 +355,7 @@ class MeshParticipant(ABC):
             case m.Statements():
                 if self._statements is not None:
                     self._apply(self._statements.received(peer, link, message, now), now)
-            case (
-                m.RenewCertificate()
-                | m.RenewedCertificate()
-                | m.AskInvite()
-                | m.GrantedInvite()
-                | m.ReplaceKey()
-                | m.ReplaceRefused()
-            ):
+            case _ if isinstance(message, m.MembershipMessage):
                 self._membership_message(peer, link, message, now)
             case _:
                 self._other_message(peer, link, message, now)
