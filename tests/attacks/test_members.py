@@ -356,7 +356,7 @@ def test_member_without_the_mesh_key_has_its_invites_made_by_another(mesh: Mesh)
 def test_expired_invite_does_not_keep_a_member_from_starting_again(mesh: Mesh) -> None:
     mesh.start("a")
     file = mesh.root / "invite"
-    file.write_text(mesh.invite("a", expires=5))
+    file.write_text(mesh.invite("a", expires=40))
     mesh.start("b", "", "--join", f"@{file}")
     wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh")
     wait(lambda: bool(json.loads((mesh.root / "b" / "mesh.json").read_text())["peers"]), "the mesh in the file of b")
