@@ -7,6 +7,7 @@ private key. `MeshSession` carries the messages.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -274,7 +275,8 @@ class MemberManagement:
         return not valid or bool(terms.rights & ~self._keys.rights)
 
     def renew_if_due(self) -> None:
-        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key."""
+        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key; at once if
+        the mesh has another key: the node may have been stopped before it got a certificate of that."""
         keys, own = self._keys, self._keys.certificate
         if own is None:
             return
@@ -289,14 +291,19 @@ class MemberManagement:
         else:
             self._post(e.RenewalDue())
 
-    def close_expired(self) -> None:
-        """Close the links of peers whose certificate has expired."""
+    def close_expired(self) -> float:
+        """Close the links of peers whose certificate has expired; returns the seconds until the next one does."""
+        for link in [link for link in self._links() if self.has_expired(link)]:
+            log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
+            link.close("its certificate has expired")
+        found = [link.facts.certificate for link in self._links() if link.facts.certificate is not None]
         now = self._wall.now()
-        for link in self._links():
-            certificate = link.facts.certificate
-            if certificate is not None and not certificate.valid_at(now):
-                log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
-                link.close("its certificate has expired")
+        return min([each.expires - now for each in found if each.valid_at(now)], default=math.inf)
+
+    def has_expired(self, link: Link) -> bool:
+        """Whether the certificate with which a link came up has expired."""
+        certificate = link.facts.certificate
+        return certificate is not None and not certificate.valid_at(self._wall.now())
 
     def carry_out(
         self,
@@ -324,7 +331,8 @@ class MemberManagement:
             case c.SaveGrace(terms):
                 self._book.save_grace(terms)
             case c.IssueCertificate(peer, certificate):
-                if keys.may_admit and not keys.authority.is_expelled(certificate.node):
+                valid = certificate.valid_at(self._wall.now())
+                if keys.may_admit and valid and not keys.authority.is_expelled(certificate.node):
                     given = keys.renewed(certificate)
                     private = keys.private if Right.ADMIT in given.certificate.rights else b""
                     self._send(peer, RenewedCertificate(given.data, private))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 from math import ceil, floor
 from typing import Any
 
@@ -34,6 +35,7 @@ from meshllm.wire.api.schema_shapes import (
     StringShape,
     Union,
     number_allows,
+    same,
 )
 
 # Integers that every JSON parser holds exactly.
@@ -43,6 +45,8 @@ MAX_GRID = 201
 _DECIMALS = (3, 2, 1)
 # Arrays of a number of `prefixItems` and more are written out, one alternative for each length.
 _MAX_LENGTHS = 16
+# Of items that must differ, of which every choice is written out: 32 alternatives.
+_MAX_SET = 5
 # A longer list of strings is written as one pattern, which the engine follows with fewer alternatives.
 _LONG_LIST = 24
 # Characters of the written schema that count as one step.
@@ -235,7 +239,7 @@ class Writer:
         if shape.contains:
             raise self._problem("contains", "it cannot be kept")
         if shape.unique and (shape.most is None or shape.most > 1):
-            raise self._problem("uniqueItems", "it cannot be kept")
+            return self._sets(shape)
         most = shape.most
         if shape.first and most != 0:
             return self._tuples(shape)
@@ -251,6 +255,23 @@ class Writer:
         if most is not None:
             written["maxItems"] = min(most, MAX_ITEMS)
         return [written]
+
+    def _sets(self, shape: ArrayShape) -> list[dict[str, Any]]:
+        """Arrays without equal items, of a few constants: each choice of them, in the order of the list."""
+        rest = shape.rest.shapes
+        if shape.first or len(rest) != 1 or not isinstance(rest[0], Constants) or len(rest[0].values) > _MAX_SET:
+            raise self._problem("uniqueItems", f"it is kept for items of at most {_MAX_SET} constants")
+        values: list[Any] = []
+        for value in rest[0].values:
+            if not any(same(value, other) for other in values):
+                values.append(value)
+        longest = len(values) if shape.most is None else min(shape.most, len(values))
+        choices = [choice for length in range(shape.least, longest + 1) for choice in combinations(values, length)]
+        if not choices:
+            raise self._problem("uniqueItems", "no value can satisfy it")
+        places = [[{"const": value} for value in choice] for choice in choices if choice]
+        empty: list[dict[str, Any]] = [{"const": []}] if () in choices else []
+        return [*({"type": "array", "prefixItems": items} for items in places), *empty]
 
     def _tuples(self, shape: ArrayShape) -> list[dict[str, Any]]:
         """Arrays with schemas by place: as long as the list of these, unless more or fewer are asked for."""

@@ -68,6 +68,16 @@ def objects(*required: str, **properties: Any) -> dict[str, Any]:
         ({"type": "array", "items": False}, {"const": []}),
         ({"type": "array", "uniqueItems": True, "maxItems": 1}, {"type": "array", "items": {}, "maxItems": 1}),
         (
+            {"type": "array", "uniqueItems": True, "items": {"enum": [1, True]}, "minItems": 1},
+            {
+                "anyOf": [
+                    {"type": "array", "prefixItems": [{"const": 1}]},
+                    {"type": "array", "prefixItems": [{"const": True}]},
+                    {"type": "array", "prefixItems": [{"const": 1}, {"const": True}]},
+                ]
+            },
+        ),
+        (
             objects(a=INT, b=INT) | {"dependentRequired": {"a": ["b"]}},
             {"anyOf": [closed({"b": INT}), closed({"a": INT, "b": INT}, "a", "b")]},
         ),
