@@ -80,7 +80,7 @@ class ClientMember(MeshParticipant):
     def _node_up(self, event: e.LinkUp, now: float, *, first: bool) -> None:
         peer = event.peer
         self._silent.discard(peer)
-        self._consider_mesh(event.mesh)
+        self._consider_mesh(event.peer, event.mesh)
         self._joiner.linked(peer, now)
         self._refresh(peer)
         if len(self._subscribed) < MAX_LINKS:

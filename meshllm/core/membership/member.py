@@ -130,7 +130,7 @@ class Member(MeshParticipant):
         if entry is not None:
             entry.rtt = event.rtt
         self.link_policy.answered(peer)
-        self._consider_mesh(event.mesh)
+        self._consider_mesh(peer, event.mesh)
         if self._own.changed:
             self._broadcast.publish(now, push=True)
         self._broadcast.introduce(peer, now, first=first)
@@ -227,7 +227,7 @@ class Member(MeshParticipant):
     def _merged(self, signed: SignedRecord, before: SignedRecord | None) -> None:
         record = signed.record
         if not record.leaving:
-            self._consider_mesh(record.mesh)
+            self._consider_mesh(record.node, record.mesh)
         reported = self._own.reported_incarnation(record.node)
         if reported is not None and reported != record.version.incarnation:
             self._own.withdraw_report(record.node)

@@ -18,6 +18,7 @@ from meshllm.core.membership.join import JOIN_TIMERS, Joiner
 from meshllm.core.membership.links import LinkState, LinkTable, Rng
 from meshllm.core.membership.mesh_merge import MergeDecision, decide
 from meshllm.core.membership.own_record import MeshConfig
+from meshllm.core.membership.round_trips import is_change, smoothed
 from meshllm.core.membership.statements import StatementExchange
 from meshllm.core.membership.table import MemberEntry
 from meshllm.core.membership.timers import Timer, Timers
@@ -35,12 +36,6 @@ RENEWAL_SECONDS = 5.0
 # Why a request for an invite or a new id is refused.
 NO_ADMITTER = "no member that may admit others is linked with this node now"
 CANNOT_ADMIT = "the asked member may not admit others"
-# The weight of a new, longer round trip in the smoothed one (RFC 6298). A shorter one counts at once: the first
-# measurement contains a handshake, and no measurement is shorter than the path.
-RTT_WEIGHT = 0.125
-# A change of the round-trip time below both bounds is not shown to readers.
-RTT_CHANGE_SECONDS = 0.001
-RTT_CHANGE_FRACTION = 0.1
 
 
 class MeshParticipant(ABC):
@@ -347,7 +342,7 @@ class MeshParticipant(ABC):
                 self._pong(peer, link, message, now)
             case m.Adopted():
                 if link.role is Role.NODE:
-                    self._consider_mesh(message.mesh)
+                    self._consider_mesh(peer, message.mesh)
             case m.Statements():
                 if self._statements is not None:
                     self._apply(self._statements.received(peer, link, message, now), now)
@@ -368,19 +363,22 @@ class MeshParticipant(ABC):
         if rtt is None:
             return
         self._answered(peer, now)
-        link.rtt = min(rtt, (1.0 - RTT_WEIGHT) * link.rtt + RTT_WEIGHT * rtt)
+        link.rtt = smoothed(link.rtt, rtt)
         entry = self.entry(peer)
         if entry is None:
             return
-        bound = RTT_CHANGE_SECONDS if entry.rtt is None else max(RTT_CHANGE_SECONDS, RTT_CHANGE_FRACTION * entry.rtt)
-        if entry.rtt is None or abs(link.rtt - entry.rtt) > bound:
+        if entry.rtt is None or is_change(entry.rtt, link.rtt):
             entry.rtt = link.rtt
             self._entry_changed(entry)
         if entry.loads != message.loads:
             entry.loads = message.loads
             self._entry_changed(entry)
 
-    def _consider_mesh(self, mesh: MeshId) -> None:
+    def _consider_mesh(self, peer: NodeId, mesh: MeshId) -> None:
+        """`peer` holds that mesh id. Only members that may admit others decide on it: any other could set the smallest
+        one, which nothing changes any more."""
+        if self._authority is not None and Right.ADMIT not in self.rights_of(peer):
+            return
         if decide(self._mesh, mesh) is MergeDecision.ADOPT:
             self._out.append(c.SaveMesh(mesh))
             self._set_mesh(mesh)
@@ -456,7 +454,7 @@ class MeshParticipant(ABC):
                     self._renewal_from = None
                     self._out.append(c.TakeCertificate(peer, message))
             case m.AskInvite():
-                self._asked_for_invite(peer, rights, message)
+                self._asked_for_invite(peer, link, rights, message)
             case m.GrantedInvite():
                 if peer == self._invite_from:
                     self._invite_from = None
@@ -471,9 +469,11 @@ class MeshParticipant(ABC):
                     self._replacement_from = None
                     self._out.append(c.ReplacementRefused(message.reason))
 
-    def _asked_for_invite(self, peer: NodeId, rights: Right, ask: m.AskInvite) -> None:
-        """An invite never gives more than its maker has, and only a holder of the mesh key makes inviters: else
-        one bad member could have any number of inviters, each with quotas of its own."""
+    def _asked_for_invite(self, peer: NodeId, link: LinkState, rights: Right, ask: m.AskInvite) -> None:
+        """An invite never gives more than its maker has, nor is it good for longer, and only a holder of the mesh key
+        makes inviters: else one bad member could have any number of inviters, each with quotas of its own."""
+        if link.member is not None:
+            ask = replace(ask, expires=min(ask.expires, link.member.expires))
         allowed = ask.rights & rights
         if Right.ADMIT not in rights:
             allowed &= ~(Right.INVITE | Right.ADMIT)
@@ -497,6 +497,7 @@ class MeshParticipant(ABC):
             if said.kind is StatementKind.NEW_KEY:
                 self._key_changed(now)
             elif said.kind is StatementKind.EXPEL:
+                self._out.append(c.MemberExpelled(NodeId(said.subject)))
                 self._remove_expelled(NodeId(said.subject))
             elif said.kind is StatementKind.REPLACE:
                 self._out.append(c.NodeReplaced(NodeId(said.subject), said.by))
