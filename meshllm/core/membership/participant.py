@@ -67,7 +67,7 @@ class MeshParticipant(ABC):
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
         self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins and config.role is Role.NODE)
-        self._away = AwayMembers()
+        self.away = AwayMembers()
         self._started = False
         self._left = False
         self._now = 0.0  # of the event at hand
@@ -176,7 +176,7 @@ class MeshParticipant(ABC):
                 reader_views.peers(self.entries(), self._links),
                 reader_views.clients(self._links) if self._role is Role.NODE else (),
                 self._joiner.reason,
-                self._away.view(),
+                self.away.view(),
             )
         return self._view
 
@@ -281,7 +281,7 @@ class MeshParticipant(ABC):
                 self._join_requested(event)
                 self._view = None
             case e.MembersRemembered(members):
-                self._away.remember(members, lambda node: self.entry(node) is not None or node == self._id)
+                self.away.remember(members, lambda node: self.entry(node) is not None or node == self._id)
                 self._view = None
             case e.StopWanted():
                 self._leave(now)
@@ -324,7 +324,7 @@ class MeshParticipant(ABC):
     def _dial_failed(self, event: e.DialFailed, now: float) -> None:
         self._links.failed(event.target, now, final=event.final, local=event.local)
         entry = self.entry(event.target.node) if event.target.node is not None else None
-        reason = reader_views.named_reason(event, entry, self._away)
+        reason = reader_views.named_reason(event, entry, self.away)
         self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now)
         self._view = None
         node = event.target.node
