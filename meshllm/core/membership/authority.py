@@ -15,7 +15,6 @@ from hashlib import blake2b
 
 from meshllm.core.ids import NodeId
 from meshllm.core.membership.certificates import (
-    ALL_RIGHTS,
     MAX_STATEMENTS,
     NO_RIGHTS,
     NODE_RIGHTS,
@@ -247,6 +246,23 @@ class Authority:
         self._grace = frozenset([certificate.terms for certificate in known])
         self._grace_nodes = frozenset([terms[0] for terms in self._grace])
 
+    @property
+    def grace(self) -> frozenset[CertificateTerms]:
+        """The terms of the certificates of the previous key that still count."""
+        return self._grace
+
+    def restore_grace(self, terms: frozenset[CertificateTerms]) -> None:
+        """As it was before a restart."""
+        self._grace = terms
+        self._grace_nodes = frozenset([each[0] for each in terms])
+
+    def grace_left(self, now_unix: float) -> float:
+        """How long after the last change of the key certificates of the one before count yet (seconds, or 0)."""
+        if self.rotation is None:
+            return 0.0
+        left = self.rotation.statement.made + KEY_GRACE_SECONDS - now_unix
+        return min(max(left, 0.0), KEY_GRACE_SECONDS)
+
     def end_grace(self) -> None:
         """Certificates of the previous key count no longer."""
         self._grace = frozenset()
@@ -258,6 +274,10 @@ class Authority:
         """Whether the certificate of these bytes was signed by the current key; it was read before."""
         read = self._read.get(data)
         return read is not None and read.key == self.key
+
+    def is_current_member(self, member: Certificate) -> bool:
+        """Whether the current key signed this certificate; it was read before."""
+        return any(read.key == self.key and read.certificate.serial == member.serial for read in self._read.values())
 
     def certificate(self, data: bytes, node: NodeId, now_unix: float) -> Certificate | None:
         """The certificate of `node` in these bytes if it counts now, else None. A known one costs no check of a
@@ -306,10 +326,8 @@ def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
 
 
 def rights_of(member: Certificate | None, authority: Authority | None) -> Right:
-    """The rights of a peer with that certificate. Without an authority, in a mesh of one secret, all have all."""
-    if authority is None:
-        return ALL_RIGHTS
-    return NO_RIGHTS if member is None or authority.is_expelled(member.node) else member.rights
+    """The rights of a peer with that certificate; none without a certificate or a mesh key."""
+    return NO_RIGHTS if member is None or authority is None or authority.is_expelled(member.node) else member.rights
 
 
 def _renamed(terms: CertificateTerms, old: NodeId, new: NodeId) -> CertificateTerms:

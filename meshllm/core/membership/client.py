@@ -96,7 +96,7 @@ class ClientMember(MeshParticipant):
 
     def _forget(self, node: NodeId) -> None:
         self._refresh(node)
-        self._away.back(node)
+        self.away.back(node)
 
     def _publish_certificate(self, certificate: bytes) -> None:
         """A client shows its certificate at its next handshake."""
@@ -186,9 +186,9 @@ class ClientMember(MeshParticipant):
         if signed is None or node == self._id or signed.record.leaving:
             lost = self._entries.pop(node, None)
             if lost is not None:
-                self._away.gone(lost.record, lost.served, self._now)
+                self.away.gone(lost.record, lost.served, self._now)
             return
-        self._away.back(node)
+        self.away.back(node)
         entry = self._entries.get(node)
         if entry is None:
             entry = self._entries[node] = MemberEntry(signed, PeerStatus.ALIVE, self._now)
