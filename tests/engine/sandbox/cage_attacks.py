@@ -105,7 +105,7 @@ results = {
     "memory in a file without a name": attempt(in_memory_file),
     "shared memory": attempt(lambda: mmap.mmap(-1, 1 << 20, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)),
     "private memory": attempt(lambda: mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)),
-    "start a thread": attempt(lambda: threading.Thread(target=int).start()),
+    "start a thread": attempt(lambda: threading.Thread(target=int, daemon=True).start()),
     "signal by a pipe": attempt(spoil_with_signals),
     "truncate the model by opening it": attempt(lambda: os.open(MODEL, os.O_RDONLY | os.O_TRUNC)),
     "attributes of the model": attempt(append_only),

@@ -59,7 +59,7 @@ def listeners(tmp_path: Path) -> Iterator[tuple[int, Path, Path]]:
         except OSError:
             return
 
-    threads = [Thread(target=greet, args=(listener,)) for listener in made]
+    threads = [Thread(target=greet, args=(listener,), daemon=True) for listener in made]
     for thread in threads:
         thread.start()
     yield made[0].getsockname()[1], *paths
