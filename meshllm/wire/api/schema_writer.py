@@ -157,9 +157,12 @@ class Writer:
                 raise self._problem("enum", "a number in it is too large")
         self._reader.spend(sum(1 + len(value) // _CHARS if isinstance(value, str) else 1 for value in values))
         strings = list(dict.fromkeys(value for value in values if isinstance(value, str)))
-        if len(strings) <= _LONG_LIST or (pattern := _pattern_of(strings)) is None:
+        pattern = _pattern_of(strings) if len(strings) > _LONG_LIST else None
+        others = values if pattern is None else [value for value in values if not isinstance(value, str)]
+        if len(others) > MAX_GRID:
+            raise self._problem("enum", f"at most {MAX_GRID} values that are no strings are kept")
+        if pattern is None:
             return [{"enum": values}]
-        others = [value for value in values if not isinstance(value, str)]
         return [{"type": "string", "pattern": pattern}, *([{"enum": others}] if others else [])]
 
     def _text(self, shape: StringShape) -> dict[str, Any]:
