@@ -11,7 +11,7 @@ from meshllm.wire.api.template_probe import PLAIN, PROBES, Conversation, renders
 
 def prompt_of(conversation: Conversation, *, without: str = "", tools: bool = True) -> str:
     """As a simple template writes it, without the messages of one role."""
-    lines = [str(conversation.get("tools", ""))] if tools else []
+    lines = [str(conversation["tools"])] if tools and "tools" in conversation else []
     for message in conversation["messages"]:
         if message["role"] != without:
             lines.append(f"{message['role']}: {message['content']} {message.get('tool_calls', '')}")
