@@ -478,10 +478,11 @@ export interface TransferStatus {
 export const TRANSPORT_KINDS = ['lane', 'quic'] as const
 export type TransportKind = (typeof TRANSPORT_KINDS)[number]
 
-// This node's part as a worker in the split of another host.
+// This node's part as a worker in the split of another host. `host_name` is empty if it is not known.
 export interface WorkerLeaseStatus {
   model: string
   host: string
+  host_name: string
   session: string
   generation: number
   phase: LeasePhase

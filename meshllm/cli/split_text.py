@@ -23,7 +23,8 @@ def worker_lease_line(lease: dict[str, Any]) -> str:
     """This node's part in the split of another host, from the status."""
     last = lease["first"] + lease["layers"] - 1
     detail = f", {printable(lease['detail'])}" if lease["detail"] else ""
-    share = f"layers {lease['first']} to {last} of {printable(lease['model'])} for {lease['host'][:10]}"
+    host = printable(lease["host_name"]) or lease["host"][:10]
+    share = f"layers {lease['first']} to {last} of {printable(lease['model'])} for {host}"
     return f"worker for {share}: {gigabytes(lease['memory'])}, {lease['phase']}{detail}"
 
 

@@ -46,13 +46,15 @@ class MeasureModel(Command):
 class StartServer(Command):
     """Start an engine process for the model. Answered by ServerProgress..., ServerReady, and at its end ServerGone.
 
-    With a `lease` the engine reaches its workers through tunnels, and serves with `size`.
+    With a `lease` the engine reaches its workers through tunnels, and serves with `size`; `names`: of the workers, for
+    users, in the order of the lease.
     """
 
     model: str
     generation: int
     lease: Lease | None = None
     size: ContextSize | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,7 +276,7 @@ class EngineProcesses:
         assert lease is not None
         assert size is not None
         speculation, draft = await self._drafts.choose(command.model, model, partial(self._ensure_draft, command.model))
-        plan = self._planner.plan_split(model, usage(model.header), lease, size, speculation, draft)
+        plan = self._planner.plan_split(model, usage(model.header), lease, size, speculation, draft, command.names)
         kept = draft if plan.speculation.source is DraftSource.DRAFT else None
         return _PlannedStart(plan, kept, await self._workers.connect_workers(lease, model.files))
 

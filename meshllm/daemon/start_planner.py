@@ -245,8 +245,10 @@ class StartPlanner:
         size: ContextSize,
         speculation: Speculation,
         draft: LocalModel | None,
+        names: Sequence[str] = (),
     ) -> StartPlan:
-        """How the host of `lease` starts the engine: its own layers on its devices, the others on its workers.
+        """How the host of `lease` starts the engine: its own layers on its devices, the others on its workers, whose
+        `names` users read.
 
         The host runs the image encoder, which its share includes, and the draft model if there is memory left. Raises
         InvalidModelFile if the encoder's file cannot be read.
@@ -254,13 +256,15 @@ class StartPlanner:
         own, *others = lease.shares
         given = room(self.machine())
         here = _spread(own.layers, [accelerator.room for accelerator in given.accelerators])
-        names = [accelerator.name for accelerator, count in zip(given.accelerators, here, strict=True) if count]
+        used = [accelerator.name for accelerator, count in zip(given.accelerators, here, strict=True) if count]
         there = [count for share in others for count in share.runs]
         layers = [count for count in here if count] + there
         layers[-1] += 1  # the engine counts the output as one of the last layers, and keeps it on the host
         if draft is not None and own.memory + draft.size * 3 // 2 > self.free_memory():
             speculation = Speculation(DraftSource.NGRAMS, reason=f"{draft.name} does not fit beside this node's layers")
-        placement = ", ".join(f"{'+'.join(map(str, share.runs))} on {short(share.node)}" for share in others)
+        labels = [name or short(node) for name, node in zip(names or [""] * len(others), lease.members, strict=True)]
+        pairs = zip(labels, others, strict=True)
+        placement = ", ".join(f"{'+'.join(map(str, share.runs))} on {label}" for label, share in pairs)
         projector = None if model.projector is None else Projector(model.projector, device=None)
         return StartPlan(
             size=size,
@@ -269,7 +273,7 @@ class StartPlanner:
             prompt_cache_mib=0,  # it would transfer the workers' state of whole prompts
             placement_text=f"split by layers: {own.layers} of {model.header.layers} here, {placement}"
             + _vision_text(projector),
-            devices=(*names, *(f"RPC{number}" for number in range(len(there)))),
+            devices=(*used, *(f"RPC{number}" for number in range(len(there)))),
             layers=tuple(layers),
             checkpoints=0 if checkpoint_bytes(model.header.shape) else None,
             speculation=speculation,

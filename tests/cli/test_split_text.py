@@ -45,9 +45,10 @@ def test_split_lines_show_the_reason_without_shares() -> None:
 
 def test_worker_lease_line_shows_layers_and_host() -> None:
     lease = {
-        "model": "Qwen3-8B", "host": "aa" * 32, "session": "ab", "generation": 1, "phase": "preparing",
+        "model": "Qwen3-8B", "host": "aa" * 32, "host_name": "", "session": "ab", "generation": 1, "phase": "preparing",
         "detail": "downloading 40%", "first": 20, "layers": 16, "memory": 2_500_000_000,
     }  # fmt: skip
     assert split_text.worker_lease_line(lease) == (
         "worker for layers 20 to 35 of Qwen3-8B for aaaaaaaaaa: 2.5 GB, preparing, downloading 40%"
     )
+    assert " for attic: 2.5 GB" in split_text.worker_lease_line({**lease, "host_name": "attic"})

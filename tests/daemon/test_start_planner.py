@@ -184,6 +184,8 @@ async def test_worker_devices_follow_the_share(machine: Machine, tmp_path: Path)
     fit = fitter.plan_split(local, usage(local.header), lease, ContextSize(64, 1), PLAIN, None)
     assert (fit.devices, fit.layers) == (("CUDA0", "RPC0", "RPC1", "RPC2"), (1, 1, 1, 2))
     assert "1 of 4 here, 1+1 on 7777777777, 1 on 6c6c6c6c6c" in fit.placement_text
+    named = fitter.plan_split(local, usage(local.header), lease, ContextSize(64, 1), PLAIN, None, ("cellar", ""))
+    assert "1 of 4 here, 1+1 on cellar, 1 on 6c6c6c6c6c" in named.placement_text
 
 
 async def test_plan_places_the_image_encoder_first(machine: Machine, tmp_path: Path) -> None:

@@ -431,3 +431,26 @@ def test_a_new_session_of_claude_code_finds_its_system_prompt_in_the_cache(ask: 
 @pytest.mark.parametrize("path", ["/v1//chat/completions", "/v1/chat/completions/"])
 def test_slashes_too_many_do_no_harm(ask: Ask, path: str) -> None:
     assert ask(path, messages=ASKED, max_tokens=2)[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_usage_counts_all_choices(ask: Ask, stream: bool) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    for path, asked, prompts in (
+        ("/v1/chat/completions", {"messages": ASKED, "n": 2}, 1),
+        ("/v1/completions", {"prompt": ["Once upon a time", "Once upon a day"], "n": 2}, 2),
+    ):
+        single: dict[str, Any] = {**asked, "n": 1}
+        if prompts == 2:
+            single["prompt"] = "Once upon a time"
+        one = ask(path, **single, max_tokens=3, ignore_eos=True)[1]["usage"]
+        status, answer = ask(path, **asked, max_tokens=3, ignore_eos=True, **options)
+        assert status == 200, answer
+        found = [chunk["usage"] for chunk in answer if chunk.get("usage")] if stream else [answer["usage"]]
+        assert len(found) == 1
+        assert found[0]["completion_tokens"] == 6 * prompts
+        assert found[0]["prompt_tokens"] == one["prompt_tokens"] * prompts
+        if not stream:
+            assert [choice["index"] for choice in answer["choices"]] == list(range(2 * prompts))
+            assert all(choice["finish_reason"] == "length" for choice in answer["choices"])
+            assert "stream" not in answer["object"]

@@ -273,6 +273,26 @@ def test_request_without_answer_is_retried_after_a_worker_is_lost(here: Site) ->
     assert split_of(host.status())["generation"] > 1
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_split_is_served_again_when_its_host_starts_before_its_worker(here: Site, killed: bool) -> None:
+    """As after a power cut: both end, and are started again without an invite. `scripts/bench split-restarts` has all
+    distances."""
+    worker = node(here, "worker", "--worker", "--threads", "1")
+    host = node(here, "host", *FORCED, join=worker)
+    host.until(committed, "a split that is served")
+    worker.until(joined, "its mesh")
+    for one in (host, worker):
+        if killed:
+            one.kill()
+        else:
+            assert one.stop() == 0
+    host = node(here, "host", *FORCED)
+    host.until(lambda s: s["models"] and s["models"][0]["file"] is not None and s["splits"], "a host that waits")
+    node(here, "worker", "--worker", "--threads", "1")
+    host.until(committed, "the split")
+    assert said(host, tokens=3)
+
+
 def test_killed_host_leaves_nothing_behind(here: Site) -> None:
     host = node(here, "host", *FORCED)
     worker = node(here, "worker", join=host)

@@ -177,7 +177,8 @@ class LocalModels:
         split = model.split
         if split is None or split.lease is None:
             return c.StartServer(model.name, generation)
-        return c.StartServer(model.name, generation, split.lease, split.size)
+        names = tuple([member.name for member in split.members])
+        return c.StartServer(model.name, generation, split.lease, split.size, names)
 
     def _advance_lease(self, model: ModelState, now: float) -> ModelState:
         assert model.measured is not None

@@ -115,7 +115,7 @@ PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
     ),
     ForecastStatus: _fields("nodes seconds_per_token"),
     WorkerShareStatus: _fields("node name first layers memory phase rtt transport sent received rate"),
-    WorkerLeaseStatus: _fields("model host generation phase first layers memory"),
+    WorkerLeaseStatus: _fields("model host host_name generation phase first layers memory"),
     MeshStatus: _fields(
         "node role phase incarnation wants clients peers memory on_disk aliases client_list away",
         reason=_hinted,

@@ -62,10 +62,11 @@ class SplitStatus(StatusModel):
 
 
 class WorkerLeaseStatus(StatusModel):
-    """This node's part as a worker in the split of another host."""
+    """This node's part as a worker in the split of another host. `host_name` is empty if it is not known."""
 
     model: str
     host: str
+    host_name: str = ""
     session: str
     generation: int
     phase: LeasePhase
@@ -154,9 +155,11 @@ def worker_lease(snapshot: Snapshot) -> WorkerLeaseStatus | None:
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return None
+    peers = mesh.peers if mesh is not None else ()
     return WorkerLeaseStatus(
         model=state.lease.model,
         host=state.lease.host.hex(),
+        host_name=next((peer.record.name for peer in peers if peer.node == state.lease.host), ""),
         session=state.lease.session.hex(),
         generation=state.lease.generation,
         phase=state.phase,

@@ -18,8 +18,9 @@ from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
 from meshllm.wire.api.json_size import has_too_many_values
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
-from meshllm.wire.api.response_translation import MakeTranslator, TranslatedStream
+from meshllm.wire.api.response_translation import MakeTranslator, TranslatedStream, Translator
 from meshllm.wire.api.routes import Api, find_route, model_in_path
+from meshllm.wire.api.several_choices import assembled, events_in
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
@@ -140,6 +141,8 @@ class ApiRequest:
         the request cannot be kept.
         """
         make = self._translator(kind)
+        if make is not None and self._prepared is not None and self._prepared.streamed and not is_json:
+            return _assembled(make(secrets.token_hex(12)), body)
         if is_json and make is None and self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body or None
         if has_too_many_values(body):
@@ -173,6 +176,15 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:  # it reads deeper nesting than it writes
         return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _assembled(translator: Translator, stream: bytes) -> bytes | None:
+    """The whole answer that a stream makes; None if it is no answer."""
+    try:
+        events = (new for event in events_in(stream) for new in translator.event(event))
+        return orjson.dumps(assembled(events))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def api_of(path: str) -> Api:

@@ -39,7 +39,8 @@ def prepare_chat(body: Mapping[str, Any]) -> Prepared:
     if draft.changes.get("json_schema") is not None and messages:
         refuse_prefill(messages[-1], f"messages[{len(messages) - 1}]")
     logprobs = keep_logprobs(draft) if "logprobs" in body or "top_logprobs" in body else None
-    return draft.prepared(chained(logprobs, calls))
+    count = draft.get("n") or draft.get("n_cmpl") or 1
+    return draft.prepared(chained(logprobs, calls), choices=count, each=count)
 
 
 def _check_fields(body: Mapping[str, Any]) -> None:

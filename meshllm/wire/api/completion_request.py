@@ -27,7 +27,7 @@ def prepare_completion(body: Mapping[str, Any]) -> Prepared:
     prompt = body.get("prompt")
     if not isinstance(prompt, str | list | None) or prompt == []:  # the engine refuses none
         raise invalid("prompt", "'prompt' must be a text, a list of texts, or a list of tokens.")
-    best, count = body.get("best_of"), body.get("n") or 1
+    best, count = draft.get("best_of"), draft.get("n") or draft.get("n_cmpl") or 1
     if best is not None and best != count:
         raise unsupported("best_of", "'best_of' is not supported: all 'n' completions are returned.")
     answer = answer_schema(body.get("response_format"), "response_format") or own_schema(body)
@@ -37,7 +37,8 @@ def prepare_completion(body: Mapping[str, Any]) -> Prepared:
         draft.set("response_format", None)
         draft.set("json_schema", answer)
     logprobs = _keep_logprobs(draft)
-    return draft.prepared(chained(logprobs, _keep_echo(draft, prompt, count)))
+    prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt) else 1
+    return draft.prepared(chained(logprobs, _keep_echo(draft, prompt, count)), choices=prompts * count, each=count)
 
 
 def _keep_logprobs(draft: Draft) -> MakeTranslator | None:

@@ -36,8 +36,9 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
 def chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     """A tool in the shape of chat."""
     function = {"name": tool["name"], "parameters": tool.get("input_schema") or {"type": "object"}}
-    if tool.get("description"):
-        function["description"] = tool["description"]
+    for field in ("description", "strict"):
+        if tool.get(field):
+            function[field] = tool[field]
     return {"type": "function", "function": function}
 
 

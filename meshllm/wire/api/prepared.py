@@ -6,19 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshllm.wire.api.response_translation import MakeTranslator
+from meshllm.wire.api.response_translation import MakeTranslator, chained
+from meshllm.wire.api.several_choices import SummedUsage
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """`body`: in place of the caller's, None if it is unchanged. `path`: in place of the caller's, if not empty.
 
-    `translator`: makes the translator of the response, if it needs one.
+    `translator`: makes the translator of the response, if it needs one. `streamed`: the engine is asked for a stream,
+    from which the whole answer is assembled.
     """
 
     body: Mapping[str, Any] | None = None
     path: str = ""
     translator: MakeTranslator | None = None
+    streamed: bool = False
 
 
 UNCHANGED = Prepared()
@@ -56,8 +59,19 @@ class Draft:
         merged = {**self.given, **self.changes}
         return {field: value for field, value in merged.items() if value is not None or field not in self.changes}
 
-    def prepared(self, translator: MakeTranslator | None = None) -> Prepared:
-        """The request."""
+    def prepared(self, translator: MakeTranslator | None = None, *, choices: int = 1, each: int = 1) -> Prepared:
+        """The request; its answer has so many `choices`, `each` of one prompt."""
+        if choices > 1:
+            return self._several(translator, choices, each)
         if not self.changes and translator is None:
             return UNCHANGED
         return Prepared(self.body(), "", translator)
+
+    def _several(self, translator: MakeTranslator | None, choices: int, each: int) -> Prepared:
+        """The request as a stream whose usages are summed."""
+        streams = self.get("stream") is True
+        if not streams:
+            self.set("stream", True)
+            self.set("stream_options", {"include_usage": True})
+        summed = chained(translator, lambda _ident: SummedUsage(choices, each))
+        return Prepared(self.body(), "", summed, streamed=not streams)

@@ -29,6 +29,9 @@ MAX_REPETITIONS = 20_000
 # All schemas of a request: an agent's tools have some 1,000 parts and 100 kB.
 MAX_SCHEMA_PARTS = 50_000
 MAX_SCHEMAS_BYTES = 1 << 20
+# Values of one enum, and branches of one choice: the engine follows all of them at each token (5000 take 22 s).
+MAX_CHOICES = 2000
+_CHOICES = frozenset(("enum", "anyOf", "oneOf"))
 
 Problem = tuple[str, str]
 
@@ -196,6 +199,8 @@ class _SchemaWalk:
                         if key in _COUNTS and (message := self._count_problem(key, value)):
                             return message
                     elif value is not None:
+                        if key in _CHOICES and isinstance(value, list) and len(value) > MAX_CHOICES:
+                            return f"'{key}' has {len(value)} entries; at most {MAX_CHOICES} are accepted."
                         todo.append((value, depth + 1))
             elif isinstance(part, list):
                 self._parts += len(part)

@@ -208,7 +208,7 @@ def _types_of(value: Any) -> tuple[str, ...]:
 
 
 def _other_types(declared: Any, types: Types) -> Union:
-    names = declared if isinstance(declared, list) else [declared]
+    names = [name for name in (declared if isinstance(declared, list) else [declared]) if isinstance(name, str)]
     kinds = ("object", "array", "string", "boolean", "null", "number")
     # What is no integer may still be a number, which the engine's grammar cannot tell apart.
     gone = {*names, "number"} if "integer" in names else set(names)

@@ -481,7 +481,8 @@ def test_redaction_passes_only_the_listed_texts() -> None:
         "s.name", "s.version", "s.engine.version", "s.engine.progress.stage", *machine, *model,
         "s.backends.models", "s.load.target", "s.load.model", "s.mesh.node", *peer,
         "s.mesh.wants", "s.mesh.on_disk", "s.mesh.aliases", *split, *files,
-        "s.worker_lease.model", "s.worker_lease.host", "s.sharing.banned.peer", "s.sharing.banned.name",
+        "s.worker_lease.model", "s.worker_lease.host", "s.worker_lease.host_name",
+        "s.sharing.banned.peer", "s.sharing.banned.name",
     }  # fmt: skip
     assert (told.pid, told.models[0].engine.pid) == (0, 0)  # type: ignore[union-attr]
     assert (told.api, told.console, told.read_only) == ("API", "CONSOLE", True)

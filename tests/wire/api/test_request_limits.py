@@ -49,6 +49,8 @@ def nested(levels: int) -> dict[str, Any]:
 
 
 BOMBS: dict[str, dict[str, Any]] = {
+    "many values of an enum": {"json_schema": {"enum": [str(value) for value in range(limits.MAX_CHOICES + 1)]}},
+    "large choice": {"tools": [{"input_schema": {"anyOf": [{"const": value} for value in range(5000)]}}]},
     "deep grammar": {"grammar": "root ::= " + "(" * 190_000 + "x"},
     "deep, but short": {"grammar": "root ::= " + "(" * 40 + '"a"' + ")" * 40},
     "parentheses after a quote that is escaped": {"grammar": r'root ::= "\\" ' + "(" * 40},

@@ -175,3 +175,19 @@ def test_tools_beside_a_schema_are_a_choice_of_both(api: Api) -> None:
         "name",
         "answer",
     ]
+
+
+@pytest.mark.parametrize(
+    ("api", "param"), [(Api.CHAT, "function.parameters"), (Api.RESPONSES, "parameters"), (Api.MESSAGES, "input_schema")]
+)
+def test_a_strict_tool_that_cannot_be_kept_is_refused_by_name(api: Api, param: str) -> None:
+    given = body(api, None)
+    tool = given["tools"][1]
+    function = tool["function"] if api is Api.CHAT else tool
+    odd = {"type": "object", "unevaluatedItems": 7, "not": {"$ref": "#"}}
+    function["input_schema" if api is Api.MESSAGES else "parameters"] = odd
+    assert isinstance(prepare(api, given), Prepared)
+    function["strict"] = True
+    refusal = prepare(api, given)
+    assert isinstance(refusal, Refusal)
+    assert str(refusal.param).startswith(f"tools[1].{param}")

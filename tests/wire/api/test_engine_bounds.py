@@ -1,0 +1,103 @@
+"""Bounds and types of the sampling fields, in every API alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meshllm.wire.api import engine_bounds as bounds
+from meshllm.wire.api.engine_request import prepare
+from meshllm.wire.api.prepared import Prepared
+from meshllm.wire.api.refusal import Refusal
+from meshllm.wire.api.routes import Api
+
+ASKED: dict[Api, dict[str, Any]] = {
+    Api.CHAT: {"messages": [{"role": "user", "content": "a"}]},
+    Api.COMPLETIONS: {"prompt": "a"},
+    Api.RESPONSES: {"input": "a"},
+    Api.MESSAGES: {"messages": [{"role": "user", "content": "a"}]},
+}
+APIS = pytest.mark.parametrize("api", ASKED)
+
+
+def kept(api: Api, field: str, value: Any) -> Any:
+    """What the engine gets for a field, or the refused parameter."""
+    given = {"model": "m", **ASKED[api], field: value}
+    found = prepare(api, given)
+    if isinstance(found, Refusal):
+        return found
+    assert isinstance(found, Prepared)
+    return (found.body or given).get(field)
+
+
+@APIS
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("repeat_last_n", 2**31 - 1, bounds.MAX_WINDOW),
+        ("repeat_last_n", -1, bounds.MAX_WINDOW),
+        ("repeat_last_n", 64, 64),
+        ("dry_penalty_last_n", 40_000_000, bounds.MAX_WINDOW),
+        ("max_tokens", 2**32 - 1, bounds.MAX_TOKENS),
+        ("max_tokens", 2**63, bounds.MAX_TOKENS),
+        ("max_tokens", 5.0, 5),
+        ("max_tokens", -1, -1),
+        ("n_predict", 2**40, bounds.MAX_TOKENS),
+        ("min_keep", 2**33, bounds.MAX_TOKENS),
+        ("stop", ["a", ""], ["a"]),
+        ("stop", "", None),
+        ("stop", [""], None),
+        ("temperature", 0.5, 0.5),
+        ("seed", -1, -1),
+    ],
+)
+def test_values_are_cut_to_what_they_mean(api: Api, field: str, value: Any, wanted: Any) -> None:
+    assert kept(api, field, value) == wanted
+
+
+@APIS
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", "5"),
+        ("max_tokens", -7),
+        ("max_tokens", 5.5),
+        ("max_tokens", True),
+        ("temperature", "0"),
+        ("temperature", True),
+        ("n_probs", 50_000),
+        ("samplers", ["top_k"] * 100),
+        ("samplers", "k" * 100),
+        ("samplers", [7]),
+        ("dry_sequence_breakers", ["a"] * 1000),
+        ("dry_sequence_breakers", []),
+        ("stop", ["a"] * 1000),
+        ("stop", ["a" * 100_000]),
+        ("stop", [7]),
+        ("stop", 7),
+        ("logit_bias", {str(token): 1 for token in range(5000)}),
+        ("logit_bias", [[1, 2, 3]]),
+        ("logit_bias", {"1": "a"}),
+        ("logit_bias", 7),
+        ("reasoning_format", "unknown"),
+        ("chat_template_kwargs", {"enable_thinking": "yes"}),
+        ("chat_template_kwargs", []),
+        ("cache_prompt", "yes"),
+        ("grammar_triggers", [{"type": 99}]),
+        ("chat_parser", "x"),
+        ("preserved_tokens", ["a"]),
+        ("response_fields", ["a"] * 1000),
+    ],
+)
+def test_values_without_meaning_are_refused_by_name(api: Api, field: str, value: Any) -> None:
+    refusal = kept(api, field, value)
+    assert isinstance(refusal, Refusal)
+    assert str(refusal.param).partition(".")[0] == field
+    assert field in refusal.message
+
+
+@APIS
+@pytest.mark.parametrize("field", ["max_tokens", "temperature", "stop", "logit_bias", "samplers", "grammar_triggers"])
+def test_null_is_not_there(api: Api, field: str) -> None:
+    assert kept(api, field, None) is None

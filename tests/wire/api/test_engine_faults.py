@@ -1,0 +1,40 @@
+"""Errors of the engine that the request caused: 400, the field's name, and no C++ exception."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from meshllm.wire.api.errors import translate_error
+from meshllm.wire.api.routes import Api
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.RESPONSES, Api.MESSAGES])
+@pytest.mark.parametrize(
+    ("status", "message", "param"),
+    [
+        (500, "Failed to parse messages: Missing 'role' in message: {}", "messages"),
+        (500, "Failed to parse tools: [json.exception.out_of_range.403] key 'name' not found; tools = []", "tools"),
+        (500, "audio input is not supported - hint: if this is unexpected, you may need the mmproj", "messages"),
+        (500, "Invalid base64 value", "messages"),
+        (500, "Unknown reasoning format: x", "reasoning_format"),
+        (400, "Failed to initialize samplers: std::exception", "grammar"),
+        (400, "Field 'max_tokens': [json.exception.type_error.302] type must be number, but is string", "max_tokens"),
+        (400, "'messages' is required", "messages"),
+        (500, "[json.exception.type_error.302] type must be string, but is null", None),
+    ],
+)
+def test_a_fault_of_the_caller_is_a_400(api: Api, status: int, message: str, param: str | None) -> None:
+    upstream = json.dumps({"error": {"code": status, "message": message, "type": "server_error"}}).encode()
+    translated, body = translate_error(api, status, upstream)
+    assert (translated, body["error"]["type"]) == (400, "invalid_request_error")
+    assert "exception" not in body["error"]["message"]
+    if not api.anthropic:
+        assert body["error"]["param"] == param
+
+
+@pytest.mark.parametrize("message", ["Compute error.", "The model produced output that does not match the format"])
+def test_a_fault_of_the_server_stays_one(message: str) -> None:
+    upstream = json.dumps({"error": {"code": 500, "message": message, "type": "server_error"}}).encode()
+    assert translate_error(Api.CHAT, 500, upstream)[0] == 500
