@@ -55,6 +55,8 @@ _USE = (("user", _ASK), ("call", ""), ("tool", _RESULT))
 PLAIN = _said(("user", _ASK))
 """The conversation that every template must render; if it does not, nothing can be found out."""
 
+SYSTEM_BESIDE_CALLS = "system_beside_calls"
+
 PROBES: Mapping[str, tuple[Conversation, ...]] = {
     "system": (_said(("system", _RULE), ("user", _ASK)),),
     "developer": (_said(("developer", _RULE), ("user", _ASK)),),
@@ -75,10 +77,12 @@ PROBES: Mapping[str, tuple[Conversation, ...]] = {
         _said(("user", _ASK), ("assistant", _SAY), ("user", _ASK_MORE), parts=True),
         _said(("user", _ASK), ("assistant", _SAY), ("user", _ASK_MORE), parts=True, tools=True),
     ),
+    # Some write the system message into the last message, if that is the user's: then not in the midst of calls.
+    SYSTEM_BESIDE_CALLS: (_said(("system", _RULE), *_USE, tools=True),),
     "user_after_tool": (_said(*_USE, ("user", _ASK_MORE), tools=True),),
     "assistant_first": (_said(("assistant", _SAY), ("user", _ASK)),),
 }
-"""For each trait the conversations that must be rendered."""
+"""For each trait, and for `SYSTEM_BESIDE_CALLS`, the conversations that must be rendered."""
 
 
 def renders(conversation: Conversation, prompt: str | None) -> bool:
@@ -102,7 +106,9 @@ def _text(content: Any) -> str:
 
 def traits_from(rendered: Mapping[str, bool]) -> TemplateTraits:
     """The traits, given whether all conversations of each probe were rendered."""
-    found = TemplateTraits(**rendered)
+    found = TemplateTraits(**{name: value for name, value in rendered.items() if name != SYSTEM_BESIDE_CALLS})
+    if found.calls and not rendered[SYSTEM_BESIDE_CALLS]:
+        found = replace(found, system=False)
     if not found.tools:
         found = replace(found, parts=True)  # what was missing are the tools
     if found.calls:
