@@ -55,7 +55,7 @@ class Daemon:
         assert self.process.stdin is not None
         self.process.stdin.write(stdin)
         self.process.stdin.close()
-        self._readers = [Thread(target=self._read), Thread(target=self._read_errors)]
+        self._readers = [Thread(target=self._read, daemon=True), Thread(target=self._read_errors, daemon=True)]
         self.errors = ""
         for reader in self._readers:
             reader.start()

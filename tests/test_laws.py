@@ -193,6 +193,22 @@ def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == [["a", "b", "c"]]
 
 
+TESTS = sorted((PACKAGE.parent / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_threads_of_tests_do_not_outlive_the_suite(path: Path) -> None:
+    """The interpreter waits at its exit for a thread that is no daemon: a test that fails before it ends what it waits
+    for would hold the whole run."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Thread", "threading.Thread"):
+            daemon = [word.value for word in node.keywords if word.arg == "daemon"]
+            if [ast.unparse(value) for value in daemon] != ["True"]:
+                found.append(f"line {node.lineno}")
+    assert found == []
+
+
 def test_tests_mirror_the_package() -> None:
     """Each package has a folder of tests, and a folder below one of them has a package of the same name."""
     tests = PACKAGE.parent / "tests"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from meshllm.cli.console_client import DEADLINE_SECONDS, ask, console_port, not_a_console
-from meshllm.errors import EnvironmentFailure, UsageError
+from meshllm.errors import EnvironmentFailure
 
 Port = Annotated[
     int | None,
@@ -18,6 +18,8 @@ Port = Annotated[
 ]
 # A request that another member signs; the daemon waits less.
 SIGNED_SECONDS = 30.0
+# Members that an expelled one invited: their names in the output.
+SHOWN_INVITED = 8
 UPGRADED = (
     "This mesh was upgraded from a shared secret: a holder of any old invite can still join. "
     "Run 'mesh-llm rotate-key --mesh' once all your machines are upgraded."
@@ -55,19 +57,19 @@ def expel(
 ) -> None:
     """Expel a member for ever: out of every table and link at once, and the invite that let it in is void."""
     port = console_port(node_port)
-    known = call(port, "GET", "/api/members")["members"]
-    found = [row for row in known if row["name"] == node]
-    found = found or [row for row in known if row["node"].startswith(node.lower())]
-    if len(found) != 1:
-        raise UsageError(
-            f"{len(found)} members have the name {node!r}, or an id that begins so.",
-            advice="'mesh-llm members' lists the ids.",
-        )
-    row = found[0]
+    from meshllm.core.membership.node_names import named_node
+
+    known = {row["node"]: row for row in call(port, "GET", "/api/members")["members"]}
+    row = known[named_node(node, {each: row["name"] for each, row in known.items()})]
     if not yes:
         typer.confirm(f"Expel {row['name'] or 'the node'} ({row['node'][:10]}) for ever?", abort=True)
     answer = call(port, "POST", "/api/members/expel", {"node": row["node"]})
     typer.echo(f"{row['name'] or 'The node'} ({row['node'][:10]}) is expelled.")
+    invited = [each for each in known.values() if each["inviter"] == row["node"] != each["node"]]
+    if invited:
+        named = ", ".join(f"{each['name'] or '?'} ({each['node'][:10]})" for each in invited[:SHOWN_INVITED])
+        more = f" and {len(invited) - SHOWN_INVITED} more" if len(invited) > SHOWN_INVITED else ""
+        typer.echo(f"Still members, invited by it: {named}{more}. Expel those that you do not know.")
     if answer["rotated"]:
         typer.echo("It held the mesh key, so the mesh has a new one: all invites that were made before are void.")
 

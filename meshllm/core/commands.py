@@ -202,6 +202,13 @@ class NodeReplaced(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class MemberExpelled(Command):
+    """A member was expelled, by whichever member: what this node granted it is void."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class MakeInvite(Command):
     """`peer`, a member that may invite, asks for an invite: make it, with itself as the inviter, and send it
     `GrantedInvite`. The rights of `ask` are within those of `peer`."""

@@ -123,7 +123,9 @@ class MemberAdmission:
         """The key of an invite with these terms, or why it admits no node here."""
         if not terms.valid_at(self._now()):
             return HelloRefusal("expired_invite", "The invite has expired.", FRESH)
-        if self._keys.authority.is_revoked(terms.serial):
+        authority = self._keys.authority
+        # Also an invite that a member had made, or used, before it was expelled.
+        if authority.is_revoked(terms.serial) or self._book.granted_to(terms.serial, authority.is_gone):
             return HelloRefusal("revoked_invite", "The invite was revoked.", FRESH)
         if not self._keys.may_admit:
             message = "The answering node may not admit others."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,12 @@ class InviteBook:
         """Who asked for the invite, hexadecimal; "" if that is not known."""
         entry = self.invites.get(serial.hex())
         return entry.by if entry is not None else ""
+
+    def granted_to(self, serial: bytes, gone: Callable[[NodeId], bool]) -> bool:
+        """Whether a member that is `gone` asked for the invite or used it, so that it may have kept it to come back."""
+        entry = self.invites.get(serial.hex())
+        holders = [] if entry is None else [*([entry.by] if entry.by else []), *entry.nodes]
+        return any(gone(NodeId(bytes.fromhex(holder))) for holder in holders)
 
     def seen(self, member: Certificate, name: str, now: float) -> None:
         """A member was met."""

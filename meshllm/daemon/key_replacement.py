@@ -8,6 +8,7 @@ a member: under the old id before the statement, under the new one after it, to 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -126,7 +127,8 @@ class KeyReplacement:
                 self._state.save_replacement(certificate.data, statement)
             except EnvironmentFailure as error:
                 failed = error
-            loop.call_soon_threadsafe(saved.set_result, failed)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_settle, saved, failed)
 
         self._save(write)
         failed = await saved
@@ -181,3 +183,9 @@ def _failed(why: str) -> EnvironmentFailure:
         f"The key of this node is not replaced: {why}. Nothing has changed.",
         advice="'mesh-llm members' lists the members with the right to admit: one of them must be on.",
     )
+
+
+def _settle(saved: asyncio.Future[EnvironmentFailure | None], failed: EnvironmentFailure | None) -> None:
+    """Unless the node stops meanwhile."""
+    if not saved.done():
+        saved.set_result(failed)

@@ -25,6 +25,7 @@ from meshllm.core.membership.certificates import (
     StatementKind,
 )
 from meshllm.core.membership.messages import Message, RenewedCertificate
+from meshllm.core.membership.node_names import named_node
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
 from meshllm.daemon.audit_log import WriteAudit
@@ -169,11 +170,15 @@ class MemberManagement:
 
     def invites(self) -> list[dict[str, object]]:
         """The invites that were made here and have not expired."""
-        now, revoked = self._wall.now(), self._keys.authority.is_revoked
+        now, authority = self._wall.now(), self._keys.authority
+        open_now = [(bytes.fromhex(key), entry) for key, entry in self._book.invites.items() if entry.expires > now]
         return [
-            {**asdict(entry), "rights": right_names(Right(entry.rights)), "revoked": revoked(bytes.fromhex(serial))}
-            for serial, entry in self._book.invites.items()
-            if entry.expires > now
+            {
+                **asdict(entry),
+                "rights": right_names(Right(entry.rights)),
+                "revoked": authority.is_revoked(serial) or self._book.granted_to(serial, authority.is_gone),
+            }
+            for serial, entry in open_now
         ]
 
     def revoke(self, serial: str) -> str:
@@ -188,21 +193,14 @@ class MemberManagement:
     def expel(self, wanted: str) -> ExpelledMember:
         """Expel the member with that name or id (or the beginning of its id), and revoke what let it in. If it held the
         mesh key, the mesh gets a new one. Raises UsageError, EnvironmentFailure."""
-        rows = self.members()
-        found = [row for row in rows if row.name == wanted]
-        found = found or [row for row in rows if row.node.startswith(wanted.lower())]
-        if len(found) != 1:
-            raise UsageError(
-                f"{len(found)} members have the name {wanted!r}, or an id that begins so.",
-                advice="'mesh-llm members' lists the ids.",
-            )
-        row = found[0]
+        rows = {row.node: row for row in self.members()}
+        row = rows[named_node(wanted, {node: row.name for node, row in rows.items()})]
         if row.here:
             raise UsageError("This node cannot expel itself.", advice="Run 'mesh-llm expel' on another machine.")
         out: list[tuple[StatementKind, bytes]] = [(StatementKind.EXPEL, bytes.fromhex(row.node))]
-        made = [entry.serial for entry in self._book.invites.values() if entry.by == row.node]
-        known = [row.invite] if bytes.fromhex(row.invite) != NO_INVITE else []
-        out += [(StatementKind.REVOKE_INVITE, bytes.fromhex(serial)) for serial in dict.fromkeys((*known, *made))]
+        known = [bytes.fromhex(row.invite)] if bytes.fromhex(row.invite) != NO_INVITE else []
+        granted = self._open_invites_of(NodeId(bytes.fromhex(row.node)))
+        out += [(StatementKind.REVOKE_INVITE, serial) for serial in dict.fromkeys((*known, *granted))]
         first = tuple([self._keys.state(*place) for place in out])
         rotated = "admit" in row.rights
         if rotated:
@@ -212,6 +210,26 @@ class MemberManagement:
         self._book.forget(NodeId(bytes.fromhex(row.node)))
         self._audit("member_expelled", node=row.node, rotated=rotated)
         return ExpelledMember(row.node, row.name, rotated)
+
+    def _open_invites_of(self, node: NodeId) -> list[bytes]:
+        """The serials of the invites that this member asked this node for, or used here."""
+        now, newest = self._wall.now(), self._keys.authority.successor
+        found = [bytes.fromhex(serial) for serial, entry in self._book.invites.items() if entry.expires > now]
+        return [serial for serial in found if self._book.granted_to(serial, lambda holder: newest(holder) == node)]
+
+    def _was_expelled(self, node: NodeId) -> None:
+        """Another member expelled `node`: what it was given here is void in the whole mesh."""
+        keys = self._keys
+        granted = self._open_invites_of(keys.authority.successor(node))
+        if keys.may_admit:
+            revoked = [
+                keys.state(StatementKind.REVOKE_INVITE, serial)
+                for serial in granted
+                if not keys.authority.is_revoked(serial)
+            ]
+            if revoked:
+                self._post(e.StatementsMade(tuple(revoked)))
+        self._book.forget(keys.authority.successor(node))
 
     def rotate_mesh_key(self) -> None:
         """Make a new mesh key: all invites are void, and members get new certificates. Raises EnvironmentFailure."""
@@ -254,12 +272,13 @@ class MemberManagement:
         return not valid or bool(terms.rights & ~self._keys.rights)
 
     def renew_if_due(self) -> None:
-        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key."""
+        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key; at once if
+        the mesh has another key: the node may have been stopped before it got a certificate of that."""
         keys, own = self._keys, self._keys.certificate
         if own is None:
             return
         late = self._wall.now() >= (own.certificate.issued + own.certificate.expires) / 2
-        if not late and own.certificate.node == keys.node:
+        if not late and own.certificate.node == keys.node and own.key == keys.authority.key:
             return
         if keys.may_admit:
             renewed = keys.renewed(keys.certificate_as(keys.node))
@@ -287,7 +306,8 @@ class MemberManagement:
         | c.TakeInvite
         | c.CertifyReplacement
         | c.ReplacementRefused
-        | c.NodeReplaced,
+        | c.NodeReplaced
+        | c.MemberExpelled,
     ) -> None:
         """Carry out a command of the core about certificates, statements and invites."""
         keys = self._keys
@@ -318,6 +338,8 @@ class MemberManagement:
                     self._send(peer, refusal)
             case c.ReplacementRefused(reason):
                 self.replacement.refused(reason)
+            case c.MemberExpelled(node):
+                self._was_expelled(node)
             case c.NodeReplaced(old, new):
                 self._book.replaced(old, new)
                 self._audit("member_replaced_key", node=old.hex(), successor=new.hex())

@@ -266,6 +266,7 @@ class MeshSession:
                 | c.CertifyReplacement()
                 | c.ReplacementRefused()
                 | c.NodeReplaced()
+                | c.MemberExpelled()
             ):
                 self.members.carry_out(command)
             case c.Expelled(successor):

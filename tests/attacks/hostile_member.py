@@ -59,9 +59,18 @@ class MeshSecrets:
             MeshId(bytes.fromhex(kept["mesh"])), MeshKey(bytes.fromhex(kept["key"])), bytes.fromhex(kept["private"])
         )
 
-    def certify(self, node: NodeId, rights: Right = ALL_RIGHTS, *, issued: int, expires: int) -> SignedCertificate:
-        """A certificate with the mesh key's signature."""
-        made = Certificate(node, rights, issued, expires, secrets.token_bytes(8), node, NO_INVITE)
+    def certify(
+        self,
+        node: NodeId,
+        rights: Right = ALL_RIGHTS,
+        *,
+        issued: int,
+        expires: int,
+        inviter: NodeId | None = None,
+        invite: bytes = NO_INVITE,
+    ) -> SignedCertificate:
+        """A certificate with the mesh key's signature, by default of a founder."""
+        made = Certificate(node, rights, issued, expires, secrets.token_bytes(8), inviter or node, invite)
         return sign_certificate(made, self.key, Ed25519PrivateKey.from_private_bytes(self.private).sign)
 
     def sign(self, made: Certificate) -> bytes:

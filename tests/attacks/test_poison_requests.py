@@ -73,7 +73,7 @@ def test_no_request_holds_the_engine(node: Daemon, name: str) -> None:
     before = [process.pid for process in engines(node)]
     found: list[tuple[int, Any]] = []
     bomb = threading.Thread(
-        target=lambda: found.append(ask(node, "/completions", prompt="x", max_tokens=16, **BOMBS[name]))
+        target=lambda: found.append(ask(node, "/completions", prompt="x", max_tokens=16, **BOMBS[name])), daemon=True
     )
     bomb.start()
     assert ask(node, "/completions", prompt="x", max_tokens=1)[0] == 200
@@ -87,7 +87,7 @@ def test_no_request_holds_the_engine(node: Daemon, name: str) -> None:
 def test_request_at_two_deaths_of_the_engine_is_refused(node: Daemon) -> None:
     poison = {"prompt": "One, two", "max_tokens": 1500, "ignore_eos": True}
     found: list[tuple[int, Any]] = []
-    caller = threading.Thread(target=lambda: found.append(ask(node, "/completions", **poison)))
+    caller = threading.Thread(target=lambda: found.append(ask(node, "/completions", **poison)), daemon=True)
     caller.start()
     for deaths in (0, 1):
         if deaths:

@@ -75,7 +75,7 @@ class Backend(http.server.BaseHTTPRequestHandler):
 def backend() -> Iterator[str]:
     """The URL of such a server."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Backend)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -338,7 +338,7 @@ def console() -> Iterator[Callable[[int, bytes], FakeConsole]]:
 
     def start(status: int, answer: bytes) -> FakeConsole:
         server = FakeConsole(status, answer)
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         running.append((server, thread))
         return server

@@ -173,7 +173,7 @@ class Stage:
 def staged(stage: Stage) -> Iterator[Stage]:
     """Run the server of `stage`."""
     loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever, name="console")
+    thread = Thread(target=loop.run_forever, name="console", daemon=True)
     thread.start()
     try:
         asyncio.run_coroutine_threadsafe(stage.begin(), loop).result(OPEN_WAIT_SECONDS)

@@ -112,7 +112,7 @@ class ScriptedBackend(ThreadingHTTPServer):
 @contextmanager
 def running_backend(backend: ScriptedBackend) -> Iterator[ScriptedBackend]:
     """Run `backend` in a thread; all threads have ended afterwards."""
-    thread = Thread(target=backend.serve_forever, args=(0.05,), name="scripted")
+    thread = Thread(target=backend.serve_forever, args=(0.05,), name="scripted", daemon=True)
     thread.start()
     try:
         yield backend

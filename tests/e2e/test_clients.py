@@ -213,7 +213,7 @@ def test_more_streams_than_slots_are_all_answered(client: openai.OpenAI) -> None
         chunks = list(ask(client, stream=True))
         texts.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices))
 
-    threads = [threading.Thread(target=one) for _ in range(12)]
+    threads = [threading.Thread(target=one, daemon=True) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:

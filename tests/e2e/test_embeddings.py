@@ -114,11 +114,9 @@ def test_embeddings_as_floats_and_base64_are_equal(client: openai.OpenAI) -> Non
     assert struct.unpack(f"<{WIDTH}f", base64.b64decode(raw)) == pytest.approx(floats, abs=1e-5)
 
 
-def test_embedding_usage_and_dimensions(client: openai.OpenAI) -> None:
+def test_embeddings_of_token_ids(client: openai.OpenAI) -> None:
     tokens = client.embeddings.create(model=EMBEDDER, input=[[5, 6, 7], [8, 9]])
     assert [len(entry.embedding) for entry in tokens.data] == [WIDTH, WIDTH]
-    # The engine does not shorten vectors; what it gives is whole, and its length says so.
-    assert len(client.embeddings.create(model=EMBEDDER, input="a", dimensions=8).data[0].embedding) == WIDTH
 
 
 def test_embedding_accepts_the_full_context_and_refuses_more(client: openai.OpenAI) -> None:
@@ -214,3 +212,19 @@ def test_chat_with_a_causal_embedding_model_is_an_error(client: openai.OpenAI, s
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=CAUSAL_EMBEDDER, messages=CHAT, stream=stream)  # type: ignore[arg-type]
     assert refused.value.code == "wrong_purpose"
+
+
+@pytest.mark.parametrize("coded", ["float", "base64"])
+def test_dimensions_are_kept_or_refused_by_a_peer(client: openai.OpenAI, coded: Any) -> None:
+    whole = client.embeddings.create(model=EMBEDDER, input="hello", encoding_format="float").data[0].embedding
+    short = (
+        client.embeddings.create(model=EMBEDDER, input="hello", dimensions=8, encoding_format=coded).data[0].embedding
+    )
+    if isinstance(short, str):
+        short = list(struct.unpack("<8f", base64.b64decode(short)))
+    length = math.sqrt(sum(number * number for number in whole[:8]))
+    assert short == pytest.approx([number / length for number in whole[:8]], rel=1e-4)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=EMBEDDER, input="hello", dimensions=WIDTH + 1)
+    assert (refused.value.param, refused.value.status_code) == ("dimensions", 400)
+    assert str(WIDTH) in refused.value.message

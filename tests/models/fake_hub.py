@@ -111,7 +111,7 @@ def running(hub: FakeHub) -> Iterator[FakeHub]:
     server = _Server(("127.0.0.1", 0), handler)
     server.daemon_threads = False  # so that closing waits for all of them
     hub.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield hub

@@ -80,7 +80,7 @@ def test_concurrent_creation_yields_one_key(tmp_path: Path) -> None:
         start.wait(10)
         found.append(Identity.load_or_create(tmp_path).node)
 
-    threads = [threading.Thread(target=load) for _ in range(8)]
+    threads = [threading.Thread(target=load, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -122,7 +122,7 @@ class Host:
             except OSError as error:
                 made.append(error)
 
-        thread = Thread(target=make)
+        thread = Thread(target=make, daemon=True)
         thread.start()
         thread.join()
         if isinstance(result := made[0], OSError):

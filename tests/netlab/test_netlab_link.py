@@ -106,7 +106,7 @@ def test_bulk_data_survives_a_bad_link(lab: Lab) -> None:
                 served.sendall(data)
 
         began = time.monotonic()
-        sender = Thread(target=send)
+        sender = Thread(target=send, daemon=True)
         sender.start()
         with caller.makefile("rb") as stream:
             assert stream.read() == data

@@ -28,7 +28,7 @@ class Echo:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.endpoint)
         self._listener.listen()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
@@ -58,7 +58,7 @@ def exchange(endpoint: str, size: int) -> str:
     """Send `size` bytes, read as many, and return the digest of the reply."""
     digest, left = hashlib.sha256(), size
     with connect(endpoint) as connection:
-        sender = threading.Thread(target=connection.sendall, args=(bytes(range(256)) * (size // 256),))
+        sender = threading.Thread(target=connection.sendall, args=(bytes(range(256)) * (size // 256),), daemon=True)
         sender.start()
         while left:
             data = connection.recv(1 << 16)

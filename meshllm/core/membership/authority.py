@@ -99,6 +99,10 @@ class Authority:
         # More than one successor is a member that tries to become two.
         return any((StatementKind.EXPEL, old) in self._known or len(self._successors[old]) > 1 for old in before)
 
+    def is_gone(self, node: NodeId) -> bool:
+        """Whether the member that had the id `node` once is no member any more, under whichever id."""
+        return self.is_expelled(self.successor(node))
+
     def successor(self, node: NodeId) -> NodeId:
         """The newest id of a node that replaced its key, else `node`."""
         seen = set()

@@ -456,7 +456,7 @@ class MeshParticipant(ABC):
                     self._renewal_from = None
                     self._out.append(c.TakeCertificate(peer, message))
             case m.AskInvite():
-                self._asked_for_invite(peer, rights, message)
+                self._asked_for_invite(peer, link, rights, message)
             case m.GrantedInvite():
                 if peer == self._invite_from:
                     self._invite_from = None
@@ -471,9 +471,11 @@ class MeshParticipant(ABC):
                     self._replacement_from = None
                     self._out.append(c.ReplacementRefused(message.reason))
 
-    def _asked_for_invite(self, peer: NodeId, rights: Right, ask: m.AskInvite) -> None:
-        """An invite never gives more than its maker has, and only a holder of the mesh key makes inviters: else
-        one bad member could have any number of inviters, each with quotas of its own."""
+    def _asked_for_invite(self, peer: NodeId, link: LinkState, rights: Right, ask: m.AskInvite) -> None:
+        """An invite never gives more than its maker has, nor is it good for longer, and only a holder of the mesh key
+        makes inviters: else one bad member could have any number of inviters, each with quotas of its own."""
+        if link.member is not None:
+            ask = replace(ask, expires=min(ask.expires, link.member.expires))
         allowed = ask.rights & rights
         if Right.ADMIT not in rights:
             allowed &= ~(Right.INVITE | Right.ADMIT)
@@ -497,6 +499,7 @@ class MeshParticipant(ABC):
             if said.kind is StatementKind.NEW_KEY:
                 self._key_changed(now)
             elif said.kind is StatementKind.EXPEL:
+                self._out.append(c.MemberExpelled(NodeId(said.subject)))
                 self._remove_expelled(NodeId(said.subject))
             elif said.kind is StatementKind.REPLACE:
                 self._out.append(c.NodeReplaced(NodeId(said.subject), said.by))

@@ -138,12 +138,15 @@ class Sandbox:
             "limits": limits,
             "landlock": _handled(abi),
             "rules": rules(policy) if abi else [],
-            "filter": seccomp.program(connect).hex() if usable.filter else "",
+            "filter": self._filter(connect, abi) if usable.filter else "",
             "own_pid": seccomp.OWN_PID,
             "asks": connect is Connect.ASKED and usable.filter,
             "connects": [str(path) for path in policy.connects],
             "label": self.label(),
         }
+
+    def _filter(self, connect: Connect, landlock_abi: int) -> str:
+        return seccomp.program(connect, gpu=self.policy.accelerators, landlock=landlock_abi).hex()
 
     def plan_text(self) -> str:
         """The plan as the reaper's argument."""

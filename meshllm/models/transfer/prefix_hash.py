@@ -111,12 +111,15 @@ class _PrefixReader:
     def restart_if_changed(self) -> None:
         """Start again if a chunk was discarded, or if a new list contradicts what was read."""
         partial, expected = self._partial, self._partial.expected
-        if expected != self._expected and expected != self._doubted:
+        if self._list_changed():
             self._expected = expected
             if expected is not None and not expected.startswith(self._chunks):
                 self._begin()
         if partial.discards != self._discards:
             self._begin()
+
+    def _list_changed(self) -> bool:
+        return self._partial.expected not in (self._expected, self._doubted)
 
     def read(self) -> None:
         """Hash the next chunk, which has arrived. Raises OSError."""
@@ -130,9 +133,15 @@ class _PrefixReader:
         buffers.release(data)
 
     def check_chunk(self) -> None:
-        """Accept the chunk and go on, or reject it. Raises OSError."""
+        """Accept the chunk and go on, or reject it. Raises OSError.
+
+        A chunk that came after the list was changed is not judged by the old list, nor by what that list let pass: its
+        source is right, and would be banned.
+        """
         digest, chunk, expected = self._next.digest(), self.chunk, self._expected
         if expected is not None and digest_of(expected, chunk) != digest:
+            if self._list_changed():
+                return
             if chunk not in self._rejected or self._partial.chunk_source(chunk) is not None:
                 self._rejected.add(chunk)
                 self._partial.reject_chunk(chunk)

@@ -1,6 +1,6 @@
-"""Errors of the engine that the request caused, in words of this API: status 400, and the field's name.
+"""Errors of the engine in words of this API: what the request caused is a 400 with the field's name.
 
-The engine answers many of them with status 500, which clients repeat, and with the text of a C++ exception.
+The engine answers much of that with status 500, which clients repeat, and with the text of a C++ exception.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from typing import Any
 
 _FIELD = re.compile(r"Field '([^']{1,60})': (.*)", re.DOTALL)
 _REQUIRED = re.compile(r"['\"](\w{1,60})['\"] (?:is required|must be )")
+_TEMPLATE = re.compile(r"Jinja Exception: (.*)", re.DOTALL)
+_TEMPLATE_FAULT = re.compile(r"While executing \w+ at .*?Error: (.*)", re.DOTALL)
+_OUTPUT = "The model produced output that does not match the expected"
 _JSON_TYPE = re.compile(r"\[json\.exception\.[a-z_]+\.\d+\] (.*)", re.DOTALL)
 # Parts of the engine's messages, with the field at fault and what to say; the message itself follows where it is empty.
 _KNOWN: tuple[tuple[str, str, str, str], ...] = (
@@ -51,7 +54,13 @@ def engine_fault(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any
     for part, param, code, words in _KNOWN:
         if part in message:
             return 400, _changed(found, param, words or _plain(message), code)
-    if status == 400 and (match := _REQUIRED.match(message)) is not None:
+    if (match := _TEMPLATE.search(message) or _TEMPLATE_FAULT.search(message)) is not None:
+        words = f"The chat template of this model does not accept the 'messages': {match[1].strip()}"
+        return 400, _changed(found, "messages", words, "invalid_conversation")
+    if message.startswith(_OUTPUT):
+        words = "The model's answer does not follow the format of its tool calls. Ask again, or use another model."
+        return status, {**found, "message": words, "code": "invalid_model_output"}
+    if (match := _REQUIRED.match(message)) is not None:
         return 400, _changed(found, match[1], message)
     if _JSON_TYPE.search(message) is not None:
         return 400, _changed(found, None, f"A field of the request has a wrong type: {_plain(message)}")

@@ -167,7 +167,7 @@ def translate_event(
     api: Api, found: Mapping[str, Any], *, status: int = 0, sequence_number: int = 0, request_id: str | None = None
 ) -> bytes:
     """An upstream's error object (see `loads_error`) as an error event of this API and the end of the stream."""
-    status = status or status_of(found)
+    status, found = _client_error(status or status_of(found), dict(found))
     error = _translated(api, status, found, request_id)["error"]
     code, message = error.get("code"), error["message"]
     extra = {key: value for key, value in error.items() if key not in ("type", "message", "code", "param")}

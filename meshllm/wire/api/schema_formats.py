@@ -59,3 +59,9 @@ def of_format(name: str) -> Regex | None:
     """The texts of a format; None if the name is an annotation only."""
     pattern = _PATTERNS.get(name)
     return None if pattern is None else parse(f"^(?:{pattern})$")
+
+
+@cache
+def utc() -> Regex:
+    """The part of `date-time` that clients ask for by a pattern beside it."""
+    return parse(f"^{_DATE}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$")

@@ -68,7 +68,19 @@ class Anchor:
     start: bool
 
 
-Regex = Chars | Sequence | Choice | Repeat | Anchor
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """The texts of `regex` that match all of `needed` and none of `denied` (looking ahead at the start of a pattern).
+
+    It has no grammar; another pattern whose texts all match can stand for it (`schema_inclusion`).
+    """
+
+    regex: Regex
+    needed: tuple[Regex, ...]
+    denied: tuple[Regex, ...]
+
+
+Regex = Chars | Sequence | Choice | Repeat | Anchor | Guarded
 
 
 def _union(ranges: Iterable[tuple[int, int]]) -> Ranges:
@@ -129,6 +141,17 @@ class _Parser:
         found = self._choice()
         if self._at < len(self._text):
             raise PatternProblem("a parenthesis is not opened")
+        return found
+
+    def guards(self) -> list[tuple[bool, Regex]]:
+        """What is looked for ahead at the start of the text, and whether it must not be there."""
+        found = []
+        while self._peek("(?!") or self._peek("(?="):
+            self._at += 2
+            negative = self._next() == "!"
+            found.append((negative, _whole(_behind_start(self._choice()))))
+            if not self._take(")"):
+                raise PatternProblem("a parenthesis is not closed")
         return found
 
     def _peek(self, text: str) -> bool:
@@ -294,7 +317,25 @@ class _Parser:
 
 def parse(pattern: str) -> Regex:
     """The texts that `pattern` matches as a whole: what may stand before and after it is part of the result."""
-    found = _Parser(pattern).parse()
+    if not pattern.startswith(("^(?!", "^(?=")):
+        return _whole(_Parser(pattern).parse())
+    parser = _Parser(pattern[1:])
+    guards = parser.guards()
+    found = parser.parse()
+    if isinstance(found, Choice):
+        raise PatternProblem("it looks ahead in one of its alternatives")
+    denied = tuple(regex for negative, regex in guards if negative)
+    return Guarded(_whole(_behind_start(found)), tuple(regex for negative, regex in guards if not negative), denied)
+
+
+def _behind_start(regex: Regex) -> Regex:
+    """`regex` at the start of the text."""
+    if isinstance(regex, Choice):
+        return Choice(tuple(map(_behind_start, regex.options)))
+    return Sequence((Anchor(True), *(regex.parts if isinstance(regex, Sequence) else (regex,))))
+
+
+def _whole(found: Regex) -> Regex:
     options = found.options if isinstance(found, Choice) else (found,)
     whole = tuple(_anchored(option) for option in options)
     return whole[0] if len(whole) == 1 else Choice(whole)
@@ -343,6 +384,8 @@ def within(regex: Regex, least: int, most: int | None) -> Regex | None:
     It can where the pattern's own lengths are within the bounds, or where all variation is in one repetition of
     single characters. Texts that are only too long are made shorter in every repetition.
     """
+    if isinstance(regex, Guarded):
+        return regex
     low, high = span(regex)
     if low >= least and (most is None or (high is not None and high <= most)):
         return regex
@@ -397,6 +440,12 @@ def of_length(least: int, most: int | None) -> Regex:
 
 def matches(regex: Regex, text: str) -> bool:
     """Whether the whole text matches. Every pattern ends: PatternProblem after some 100,000 steps."""
+    if isinstance(regex, Guarded):
+        return (
+            matches(regex.regex, text)
+            and all(matches(one, text) for one in regex.needed)
+            and not any(matches(one, text) for one in regex.denied)
+        )
     return len(text) in _Matcher(text).ends(regex, frozenset((0,)))
 
 
@@ -418,7 +467,7 @@ class _Matcher:
             return starts
         if isinstance(regex, Choice):
             return frozenset().union(*(self.ends(option, starts) for option in regex.options))
-        return starts if isinstance(regex, Anchor) else self._repeated(regex, starts)
+        return self._repeated(regex, starts) if isinstance(regex, Repeat) else starts
 
     def _at(self, chars: Chars, at: int) -> bool:
         code = ord(self._text[at])
@@ -455,8 +504,9 @@ def _written(regex: Regex) -> str:
         options = [_written(option) for option in regex.options]
         filled = "|".join(option for option in options if option)
         return f"({filled}){'' if all(options) else '?'}" if filled else ""
-    if isinstance(regex, Anchor):
-        raise PatternProblem("an anchor stands inside of it")
+    if not isinstance(regex, Repeat):
+        ahead = isinstance(regex, Guarded)
+        raise PatternProblem("it looks ahead" if ahead else "an anchor stands inside of it")
     return _written_repeat(regex)
 
 

@@ -66,7 +66,7 @@ class Reader:
     none; a schema without any is read as of the types its keywords are about."""
 
     def __init__(self, root: Any) -> None:
-        self._root = root
+        self.root = root
         self._left = BUDGET
         self._read: dict[str, Union] = {}
         self._reading: set[str] = set()
@@ -79,7 +79,7 @@ class Reader:
     def mark(self) -> str:
         """Begins the names of definitions. The engine shares its rules for them among the tools of a request, so the
         same name may stand for the same schema only."""
-        digest = hashlib.sha256(json.dumps(self._root, sort_keys=True).encode("utf-8", "replace")).digest()
+        digest = hashlib.sha256(json.dumps(self.root, sort_keys=True).encode("utf-8", "replace")).digest()
         return "z" + "".join(chr(ord("a") + byte % 26) for byte in digest[:10])
 
     def spend(self, steps: int = 1) -> None:
@@ -110,14 +110,14 @@ class Reader:
         """The schema that a `$ref` names."""
         if not isinstance(pointer, str):
             raise self.problem("$ref", "it must be a string")
-        address = self._root.get("$id") if isinstance(self._root, dict) else None
+        address = self.root.get("$id") if isinstance(self.root, dict) else None
         if isinstance(address, str) and address and pointer.partition("#")[0] == address.rstrip("#"):
             pointer = "#" + pointer.partition("#")[2]
         if not pointer.startswith("#"):
             raise self.problem("$ref", "only references into the same schema ('#/...') are supported")
         if pointer != "#" and not pointer.startswith("#/"):
             return self._anchored(pointer[1:])
-        found = self._root
+        found = self.root
         for step in unquote(pointer).split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
             if isinstance(found, dict) and name in found:
@@ -130,7 +130,7 @@ class Reader:
 
     def _anchored(self, name: str) -> Any:
         for definitions in ("$defs", "definitions"):
-            found = self._root.get(definitions) if isinstance(self._root, dict) else None
+            found = self.root.get(definitions) if isinstance(self.root, dict) else None
             for schema in found.values() if isinstance(found, dict) else ():
                 if isinstance(schema, dict) and schema.get("$anchor") == name:
                     return schema
@@ -248,7 +248,7 @@ class Reader:
             if name in schema_formats.UNSUPPORTED:
                 raise self.problem("format", f"the format {name!r} cannot be kept")
             if (regex := schema_formats.of_format(name)) is not None:
-                patterns.append(("format", regex))
+                patterns += [("format", regex)] if all(regex != other for _, other in patterns) else []
         least, most = self._count(schema, "minLength") or 0, self._count(schema, "maxLength")
         return None if most is not None and most < least else StringShape(least, most, tuple(patterns))
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 from math import ceil, floor
 from typing import Any
 
-from meshllm.wire.api import schema_patterns
+from meshllm.wire.api import schema_formats, schema_patterns
+from meshllm.wire.api.schema_inclusion import included
 from meshllm.wire.api.schema_patterns import Chars, Choice, PatternProblem, Regex, Sequence
 from meshllm.wire.api.schema_reader import Reader
 from meshllm.wire.api.schema_shapes import (
@@ -33,6 +35,7 @@ from meshllm.wire.api.schema_shapes import (
     StringShape,
     Union,
     number_allows,
+    same,
 )
 
 # Integers that every JSON parser holds exactly.
@@ -42,6 +45,8 @@ MAX_GRID = 201
 _DECIMALS = (3, 2, 1)
 # Arrays of a number of `prefixItems` and more are written out, one alternative for each length.
 _MAX_LENGTHS = 16
+# Of items that must differ, of which every choice is written out: 32 alternatives.
+_MAX_SET = 5
 # A longer list of strings is written as one pattern, which the engine follows with fewer alternatives.
 _LONG_LIST = 24
 # Characters of the written schema that count as one step.
@@ -162,10 +167,8 @@ class Writer:
             return {"type": "string"}
         most = None if shape.most is None else min(shape.most, max(MAX_LENGTH, shape.least))
         keyword = "minLength" if shape.least else "maxLength"
-        if len(shape.patterns) > 1:
-            raise self._problem(shape.patterns[-1][0], "two patterns (or a pattern and a format) for one string")
         if shape.patterns:
-            keyword, regex = shape.patterns[0]
+            keyword, regex = shape.patterns[0] if len(shape.patterns) == 1 else self._common(shape)
             fitted = schema_patterns.within(regex, shape.least, most)
             if fitted is None:
                 keyword = "minLength" if shape.least else "maxLength"
@@ -179,6 +182,15 @@ class Writer:
             return {"type": "string", "pattern": pattern}
         except PatternProblem as problem:
             raise self._problem(keyword, str(problem)) from None
+
+    def _common(self, shape: StringShape) -> tuple[str, Regex]:
+        """The pattern whose texts match all others."""
+        patterns = [regex for _, regex in shape.patterns]
+        self._reader.spend(500 * len(patterns) ** 2)
+        for keyword, one in (*shape.patterns, ("format", schema_formats.utc())):
+            if all(one is other or included(one, other) for other in patterns):
+                return keyword, one
+        raise self._problem(shape.patterns[-1][0], "two patterns (or a pattern and a format) for one string")
 
     # -- numbers
 
@@ -227,7 +239,7 @@ class Writer:
         if shape.contains:
             raise self._problem("contains", "it cannot be kept")
         if shape.unique and (shape.most is None or shape.most > 1):
-            raise self._problem("uniqueItems", "it cannot be kept")
+            return self._sets(shape)
         most = shape.most
         if shape.first and most != 0:
             return self._tuples(shape)
@@ -243,6 +255,23 @@ class Writer:
         if most is not None:
             written["maxItems"] = min(most, MAX_ITEMS)
         return [written]
+
+    def _sets(self, shape: ArrayShape) -> list[dict[str, Any]]:
+        """Arrays without equal items, of a few constants: each choice of them, in the order of the list."""
+        rest = shape.rest.shapes
+        if shape.first or len(rest) != 1 or not isinstance(rest[0], Constants) or len(rest[0].values) > _MAX_SET:
+            raise self._problem("uniqueItems", f"it is kept for items of at most {_MAX_SET} constants")
+        values: list[Any] = []
+        for value in rest[0].values:
+            if not any(same(value, other) for other in values):
+                values.append(value)
+        longest = len(values) if shape.most is None else min(shape.most, len(values))
+        choices = [choice for length in range(shape.least, longest + 1) for choice in combinations(values, length)]
+        if not choices:
+            raise self._problem("uniqueItems", "no value can satisfy it")
+        places = [[{"const": value} for value in choice] for choice in choices if choice]
+        empty: list[dict[str, Any]] = [{"const": []}] if () in choices else []
+        return [*({"type": "array", "prefixItems": items} for items in places), *empty]
 
     def _tuples(self, shape: ArrayShape) -> list[dict[str, Any]]:
         """Arrays with schemas by place: as long as the list of these, unless more or fewer are asked for."""

@@ -8,7 +8,9 @@ keep is loosened there: one tool must not fail the whole list. `for_strict_tool`
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from functools import lru_cache
+from typing import Any, cast
 
 from meshllm.wire.api.refusal import UNSUPPORTED, Refusal
 from meshllm.wire.api.schema_reader import Reader
@@ -16,32 +18,54 @@ from meshllm.wire.api.schema_shapes import ObjectShape, SchemaProblem, Union
 from meshllm.wire.api.schema_writer import Writer
 from meshllm.wire.api.tool_schemas import loosened
 
+# Agents and structured-output clients send the same schemas with every request: the last ones are remembered, by text.
+_REMEMBERED = 256
+_LARGEST_REMEMBERED = 32 << 10
+
 
 def for_answer(schema: Any) -> dict[str, Any] | Refusal:
-    """A schema that the engine keeps, whose values all validate against `schema`.
+    """A schema that the engine keeps, whose values all validate against `schema`. Not to be changed: it is shared.
 
     The refusal's `param` is the path of the keyword within the schema.
     """
     if schema is True or schema == {}:
         return {"type": "object"}  # as every server reads it: any object
-    return _compiled(schema, inline=False)
+    kept: dict[str, Any] | Refusal = _once(_compiled, schema, False)
+    return kept
 
 
 def for_tool(schema: Any) -> dict[str, Any]:
     """The parameters of a tool as the engine takes them; `schema` itself if it needs no change."""
-    return loosened(schema)
+    kept: dict[str, Any] | None = _once(_loosened, schema)
+    return cast(dict[str, Any], schema) if kept is None else kept
 
 
 def for_strict_tool(schema: Any) -> dict[str, Any] | Refusal:
     """The parameters of a tool whose calls must all validate; `schema` itself if it needs no change."""
-    kept = _compiled(schema, inline=True)
-    return schema if kept == schema else kept
+    kept: dict[str, Any] | Refusal = _once(_compiled, schema, True)
+    if kept == schema:
+        return cast(dict[str, Any], schema)
+    return kept
 
 
-def _compiled(schema: Any, *, inline: bool) -> dict[str, Any] | Refusal:
-    reader = Reader(schema)
+def _once(function: Any, schema: Any, *more: Any) -> Any:
+    """The result for a schema, remembered if it is not large."""
+    text = json.dumps(schema)
+    return (function if len(text) <= _LARGEST_REMEMBERED else function.__wrapped__)(text, *more)
+
+
+@lru_cache(_REMEMBERED)
+def _loosened(text: str) -> dict[str, Any] | None:
+    schema = json.loads(text)
+    kept = loosened(schema)
+    return None if kept is schema else kept
+
+
+@lru_cache(_REMEMBERED)
+def _compiled(text: str, inline: bool) -> dict[str, Any] | Refusal:
+    reader = Reader(json.loads(text))
     try:
-        root = reader.read(schema, None)
+        root = reader.read(reader.root, None)
         return Writer(reader).write(_one_object(reader, root) if inline else root, inline=inline)
     except SchemaProblem as problem:
         pointer = problem.pointer or f"/{problem.keyword}"

@@ -71,12 +71,12 @@ class _Fitting:
             return self._referred(schema, depth)
         fitted = {key: value for key, value in schema.items() if key not in ("$defs", "definitions")}
         _fit_type(fitted)
-        _fit_text(fitted)
-        _fit_numbers(fitted)
-        self._fit_array(fitted, depth)
-        self._fit_object(fitted, depth)
-        self._fit_alternatives(fitted, depth)
-        self._fit_all_of(fitted, depth)
+        for keywords, fit in _FITS:
+            if not keywords.isdisjoint(fitted):
+                fit(fitted)
+        for keywords, fit_within in _FITS_WITHIN:
+            if not keywords.isdisjoint(fitted):
+                fit_within(self, fitted, depth)
         _close(fitted)
         return fitted
 
@@ -220,6 +220,18 @@ def _fit_numbers(fitted: dict[str, Any]) -> None:
     highest = fitted.get("maximum", fitted.get("exclusiveMaximum", 0))
     if fitted.get("type") == "integer" and highest < 0 and not {"minimum", "exclusiveMinimum"} & fitted.keys():
         fitted["minimum"] = -_LARGEST  # without it the engine allows leading zeros
+
+
+_FITS = (
+    (frozenset(("pattern", "format", *_COUNTS)), _fit_text),
+    (frozenset(_BOUNDS), _fit_numbers),
+)
+_FITS_WITHIN = (
+    (frozenset(("items", "prefixItems")), _Fitting._fit_array),
+    (frozenset(("properties", "additionalProperties", "required")), _Fitting._fit_object),
+    (frozenset(("anyOf", "oneOf")), _Fitting._fit_alternatives),
+    (frozenset(("allOf",)), _Fitting._fit_all_of),
+)
 
 
 def _typed(part: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:

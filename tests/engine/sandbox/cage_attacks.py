@@ -10,12 +10,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
+import mmap
 import os
 import platform
 import resource
+import signal
 import socket
+import struct
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 FOLDER, MODEL, SECRET, OUTSIDE, PORT, ALLOWED, OTHER, VICTIM = sys.argv[1:9]
@@ -63,8 +69,51 @@ def raise_core_limit() -> None:
         raise PermissionError(errno.EPERM, "") from None
 
 
+def fork() -> None:
+    """Start a process that leaves everything behind that ends it."""
+    if os.fork() == 0:
+        os.setsid()
+        LIBC.prctl(1, 0)
+        time.sleep(3600)
+        os._exit(0)
+
+
+def in_memory_file() -> None:
+    """Hold memory that belongs to no process."""
+    descriptor = os.memfd_create("x")
+    os.ftruncate(descriptor, 1 << 20)
+
+
+def spoil_with_signals() -> None:
+    """Let the kernel send SIGKILL to another process when a pipe can be read."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(reading, fcntl.F_SETOWN, victim)
+    fcntl.fcntl(reading, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(reading, fcntl.F_SETFL, os.O_ASYNC)
+    os.write(writing, b".")
+
+
+def append_only() -> None:
+    """Make the model append-only."""
+    descriptor = os.open(MODEL, os.O_RDONLY)
+    fcntl.ioctl(descriptor, 0x40086602, struct.pack("i", 0x20))
+
+
 victim = int(VICTIM)
 results = {
+    "fork": attempt(fork),
+    "memory in a file without a name": attempt(in_memory_file),
+    "shared memory": attempt(lambda: mmap.mmap(-1, 1 << 20, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)),
+    "private memory": attempt(lambda: mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)),
+    "start a thread": attempt(lambda: threading.Thread(target=int, daemon=True).start()),
+    "signal by a pipe": attempt(spoil_with_signals),
+    "truncate the model by opening it": attempt(lambda: os.open(MODEL, os.O_RDONLY | os.O_TRUNC)),
+    "attributes of the model": attempt(append_only),
+    "watch a folder": attempt(lambda: call(LIBC.inotify_init1(0))),
+    "priority of another process": attempt(lambda: os.setpriority(os.PRIO_PROCESS, victim, 19)),
+    "own priority": attempt(lambda: os.setpriority(os.PRIO_PROCESS, 0, 1)),
+    "processors of another process": attempt(lambda: os.sched_setaffinity(victim, {0})),
+    "scheduler of another process": attempt(lambda: os.sched_setscheduler(victim, os.SCHED_OTHER, os.sched_param(0))),
     "read the model": attempt(lambda: open(MODEL, "rb").read(1)),
     "write the model": attempt(lambda: open(MODEL, "r+b")),
     "truncate the model": attempt(lambda: os.truncate(MODEL, 0)),

@@ -29,6 +29,7 @@ ATTACKS = Path(__file__).with_name("cage_attacks.py")
 PYTHON = (Path(sys.prefix), Path(sys.base_prefix), ATTACKS)
 WORKS = {
     "read the model", "make a socket in its own folder", "connect to the allowed socket", "signal itself",
+    "private memory", "start a thread", "own priority",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox of Linux")
@@ -58,7 +59,7 @@ def listeners(tmp_path: Path) -> Iterator[tuple[int, Path, Path]]:
         except OSError:
             return
 
-    threads = [Thread(target=greet, args=(listener,)) for listener in made]
+    threads = [Thread(target=greet, args=(listener,), daemon=True) for listener in made]
     for thread in threads:
         thread.start()
     yield made[0].getsockname()[1], *paths

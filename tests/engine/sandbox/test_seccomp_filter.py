@@ -16,10 +16,16 @@ EPERM, EACCES, ENOSYS = (0x50000 | number for number in (errno.EPERM, errno.EACC
 
 
 def run(
-    machine: tuple[str, int], number: int, *arguments: int, connect: Connect = Connect.DENIED, arch: int = 0
+    machine: tuple[str, int],
+    number: int,
+    *arguments: int,
+    connect: Connect = Connect.DENIED,
+    arch: int = 0,
+    gpu: bool = False,
+    landlock: int = 0,
 ) -> int:
     """What the filter returns for a system call."""
-    code = seccomp.program(connect, machine[0])
+    code = seccomp.program(connect, machine[0], gpu=gpu, landlock=landlock)
     data = struct.pack("=iIQ6Q", number, arch or machine[1], 0, *(*arguments, *[0] * 6)[:6])
     accumulator = at = 0
     while True:
@@ -86,7 +92,9 @@ def test_arguments_decide(
     for call in (kill, tgkill):
         assert run(machine, call, seccomp.OWN_PID, 9) == ALLOW
         assert run(machine, call, 1, 9) == run(machine, call, 0xFFFFFFFF, 9) == EPERM
-    assert run(machine, clone, 0x3D0F00) == run(machine, clone, 17) == ALLOW  # a thread, a process
+    assert run(machine, clone, 0x3D0F00) == run(machine, clone, 0x3D0F00, gpu=True) == ALLOW  # a thread
+    assert [run(machine, clone, 17, gpu=gpu) for gpu in (False, True)] == [EPERM, ALLOW]  # a process
+    assert run(machine, clone, 0x10000000 | 17, gpu=True) == run(machine, clone, 0x10000000 | 0x10000) == EPERM
     assert run(machine, clone, 0x10000000 | 17) == run(machine, clone, 0x00020000) == EPERM
     assert run(machine, 435) == ENOSYS  # clone3
     assert run(machine, sendto, 3, 4, 5, 0, 0) == ALLOW
@@ -105,3 +113,37 @@ def test_processors() -> None:
     assert seccomp.supported("x86_64")
     assert seccomp.supported("aarch64")
     assert not seccomp.supported("riscv64")
+
+
+@pytest.mark.parametrize(
+    ("machine", "fcntl", "ioctl", "mmap", "openat", "memfd", "setpriority", "affinity"),
+    [(X86, 72, 16, 9, 257, 319, 141, 203), (ARM, 25, 29, 222, 56, 279, 140, 122)],
+    ids=["x86_64", "aarch64"],
+)
+def test_what_reaches_others_or_escapes_limits(
+    machine: tuple[str, int],
+    fcntl: int,
+    ioctl: int,
+    mmap: int,
+    openat: int,
+    memfd: int,
+    setpriority: int,
+    affinity: int,
+) -> None:
+    for command in (8, 10, 15):
+        assert run(machine, fcntl, 3, command, 1) == EPERM
+    assert run(machine, fcntl, 3, 1) == run(machine, fcntl, 3, 4, 0x2000) == run(machine, fcntl, 3, 1030) == ALLOW
+    assert run(machine, ioctl, 3, 0x40086602) == run(machine, ioctl, 3, 0x401C5820) == EPERM
+    assert run(machine, ioctl, 3, 0x5401) == run(machine, ioctl, 3, 0xC0384627) == ALLOW  # a terminal, a driver
+    for flags, answer in ((0x22, ALLOW), (0x01, ALLOW), (0x02, ALLOW), (0x21, EPERM), (0x23, EPERM), (0x40021, EPERM)):
+        assert run(machine, mmap, 0, 1 << 30, 3, flags) == answer
+        assert run(machine, mmap, 0, 1 << 30, 3, flags, gpu=True) == ALLOW
+    assert [run(machine, memfd, gpu=gpu) for gpu in (False, True)] == [EPERM, ALLOW]
+    assert [run(machine, openat, -100 & 0xFFFFFFFF, 0, 0x200, landlock=abi) for abi in (0, 2, 3)] == [
+        EPERM,
+        EPERM,
+        ALLOW,
+    ]
+    assert run(machine, openat, -100 & 0xFFFFFFFF, 0, 0x80000) == ALLOW
+    assert run(machine, setpriority, 0, 0, 19) == run(machine, affinity, 0) == ALLOW
+    assert run(machine, setpriority, 0, 77, 19) == run(machine, affinity, 77) == EPERM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from random import Random
 import pytest
 
 from meshllm.models.transfer.partial_file import PartialFile
-from meshllm.models.transfer.prefix_hash import PrefixDigests, first_difference, hash_arriving
+from meshllm.models.transfer.prefix_hash import PrefixDigests, _PrefixReader, first_difference, hash_arriving
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 
@@ -126,6 +127,40 @@ async def test_hash_arriving_restarts_where_a_new_list_differs(partial: PartialF
         assert partial.take_rejections() == [(1, "two")]
         put(partial, 1, 5)
         assert await reading == RIGHT
+
+
+def test_reader_does_not_judge_a_chunk_by_a_list_that_was_replaced(partial: PartialFile) -> None:
+    """A right peer sends the last chunk while the list of wrong ones is withdrawn: it must not be banned for it."""
+    false = CONTENT[:CHUNK] + WRONG + CONTENT[2 * CHUNK :]
+    partial.expected = digests_of(false)[:-32] + digests_of(CONTENT)[-32:]
+    put(partial, 0, uploader="liar")
+    put(partial, 1, uploader="liar", data=WRONG)
+    put(partial, 2, 3, 4, uploader="liar")
+    descriptor = os.open(partial.path, os.O_RDONLY)
+    try:
+        reader = _PrefixReader(partial, descriptor)
+        reader.restart_if_changed()
+        for _ in range(5):
+            reader.read()
+            reader.check_chunk()
+        assert reader.chunk == 5, "the false list fits what its peers sent"
+        put(partial, 5, uploader="honest")
+        reader.read()
+        partial.expected = digests_of(CONTENT)
+        reader.check_chunk()
+        assert partial.take_rejections() == []
+        reader.restart_if_changed()
+        for _ in range(2):
+            reader.read()
+            reader.check_chunk()
+        assert partial.take_rejections() == [(1, "liar")]
+        put(partial, 1, uploader="honest")
+        while reader.chunk < partial.count:
+            reader.read()
+            reader.check_chunk()
+        assert reader.result() == RIGHT
+    finally:
+        os.close(descriptor)
 
 
 async def test_hash_arriving_rereads_discarded_chunks(partial: PartialFile) -> None:

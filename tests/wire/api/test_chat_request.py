@@ -188,6 +188,18 @@ def test_whole_enveloped_call_and_answer() -> None:
     assert whole('{"answer": {"b": 2}}') == {"role": "assistant", "content": '{"b": 2}', "finish": "stop"}
 
 
+def test_a_call_that_was_cut_says_so() -> None:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": '{"name": "f", "arguments": {"a'},
+        "finish_reason": "length",
+    }
+    found = ChatCalls("x").whole({"choices": [choice]})["choices"][0]
+    assert (found["finish_reason"], found["message"]["tool_calls"][0]["function"]["arguments"]) == ("length", '{"a')
+    events = ChatCalls("x").event(chunk('{"na', "length"))
+    assert [event["choices"][0]["delta"]["content"] for event in events] == ['{"na']
+
+
 def test_logprobs_without_alternatives() -> None:
     found = prepare(Api.CHAT, {"messages": [USER], "logprobs": True, "top_logprobs": 0})
     assert isinstance(found, Prepared)

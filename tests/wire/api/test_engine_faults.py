@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from meshllm.wire.api.errors import translate_error
+from meshllm.wire.api.errors import translate_error, translate_event
 from meshllm.wire.api.routes import Api
+
+TEMPLATE = "\nWhile executing CallExpression at line 3 in source:\n...\nError: Jinja Exception: roles must alternate"
 
 
 @pytest.mark.parametrize("api", [Api.CHAT, Api.RESPONSES, Api.MESSAGES])
@@ -22,7 +24,9 @@ from meshllm.wire.api.routes import Api
         (400, "Failed to initialize samplers: std::exception", "grammar"),
         (400, "Field 'max_tokens': [json.exception.type_error.302] type must be number, but is string", "max_tokens"),
         (400, "'messages' is required", "messages"),
+        (500, "'messages' is required", "messages"),
         (500, "[json.exception.type_error.302] type must be string, but is null", None),
+        (500, TEMPLATE, "messages"),
     ],
 )
 def test_a_fault_of_the_caller_is_a_400(api: Api, status: int, message: str, param: str | None) -> None:
@@ -34,7 +38,18 @@ def test_a_fault_of_the_caller_is_a_400(api: Api, status: int, message: str, par
         assert body["error"]["param"] == param
 
 
-@pytest.mark.parametrize("message", ["Compute error.", "The model produced output that does not match the format"])
+@pytest.mark.parametrize(
+    "message", ["Compute error.", "The model produced output that does not match the expected peg-native format"]
+)
 def test_a_fault_of_the_server_stays_one(message: str) -> None:
     upstream = json.dumps({"error": {"code": 500, "message": message, "type": "server_error"}}).encode()
-    assert translate_error(Api.CHAT, 500, upstream)[0] == 500
+    status, body = translate_error(Api.CHAT, 500, upstream)
+    assert (status, body["error"]["type"]) == (500, "server_error")
+    assert "peg-native" not in body["error"]["message"]
+
+
+def test_an_error_in_a_stream_is_translated_alike() -> None:
+    found = {"code": 500, "message": "Failed to parse messages: Missing 'role'", "type": "server_error"}
+    event = translate_event(Api.CHAT, found)
+    assert b'"type":"invalid_request_error"' in event
+    assert b'"param":"messages"' in event

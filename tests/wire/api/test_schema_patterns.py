@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.wire.api import schema_formats
+from meshllm.wire.api.schema_inclusion import included
 from meshllm.wire.api.schema_patterns import PatternProblem, matches, of_length, parse, span, within, write
 
 ANY = r"([\x20-\x21\x23-\x5B\x5D-\x7E\x80-\uD7FF\uE000-\U0010FFFF]|\\[\x22\x5Cbfnrt])"
@@ -95,6 +96,11 @@ def test_lengths_beside_a_pattern(pattern: str, least: int, most: int | None, wr
     assert (None if fitted is None else write(fitted)) == written
 
 
+def test_pattern_that_looks_ahead_is_matched() -> None:
+    regex = parse("^(?!\\.)(?=.*x)[a-z.]+$")
+    assert [matches(regex, text) for text in ("ax", ".x", "ab", "x.", "X")] == [True, False, False, True, False]
+
+
 def test_long_texts_are_bounded_without_more_than_2000_repetitions_in_one_place() -> None:
     written = write(of_length(1, 5000))
     assert all(int(high) <= 2000 for high in re.findall(r"\{(?:\d+,)?(\d+)\}", written))
@@ -123,3 +129,27 @@ def test_format_is_a_pattern(name: str, good: str, bad: str) -> None:
     assert matches(regex, good)
     assert not matches(regex, bad)
     assert schema_formats.of_format("int32") is None
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "expected"),
+    [
+        ("^[a-z]+$", "^.+$", True),
+        ("^.+$", "^[a-z]+$", False),
+        ("^(ab)*$", "^[ab]*$", True),
+        ("^a{2,3}$", "^a{1,4}$", True),
+        ("^a{2,5}$", "^a{1,4}$", False),
+        ("^x", "x", True),
+        ("^(a|b)c$", "^(ac|bc)$", True),
+        ("^[^a]$", "^[b-z]$", False),
+        ("^(a?){90}$", "^a*$", True),
+        ("^[a-z]+@[a-z]+$", "^(?!@)(?!.*@@)[a-z@]+$", True),
+        ("^[a-z@]+$", "^(?!@)(?!.*@@)[a-z@]+$", False),
+        ("^[a-z]+1$", "^(?=.*[0-9]).{2,}$", True),
+        ("^[a-z]*1$", "^(?=.*[0-9]).{2,}$", False),
+        ("^b$", "^(?!a$)[a-b]+$", True),
+        ("^((a?){900}){900}$", "^a*$", False),  # too large to tell
+    ],
+)
+def test_inclusion_of_patterns(inner: str, outer: str, expected: bool) -> None:
+    assert included(parse(inner), parse(outer)) is expected

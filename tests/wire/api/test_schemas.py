@@ -68,6 +68,16 @@ def objects(*required: str, **properties: Any) -> dict[str, Any]:
         ({"type": "array", "items": False}, {"const": []}),
         ({"type": "array", "uniqueItems": True, "maxItems": 1}, {"type": "array", "items": {}, "maxItems": 1}),
         (
+            {"type": "array", "uniqueItems": True, "items": {"enum": [1, True]}, "minItems": 1},
+            {
+                "anyOf": [
+                    {"type": "array", "prefixItems": [{"const": 1}]},
+                    {"type": "array", "prefixItems": [{"const": True}]},
+                    {"type": "array", "prefixItems": [{"const": 1}, {"const": True}]},
+                ]
+            },
+        ),
+        (
             objects(a=INT, b=INT) | {"dependentRequired": {"a": ["b"]}},
             {"anyOf": [closed({"b": INT}), closed({"a": INT, "b": INT}, "a", "b")]},
         ),
@@ -116,6 +126,7 @@ def test_schema_is_written_as_the_engine_keeps_it(schema: Any, wanted: Any) -> N
         ({"type": "string", "pattern": "a\\b"}, "pattern"),
         ({"type": "string", "format": "regex"}, "format"),
         ({"type": "string", "pattern": "^[a-z]+$", "format": "email"}, "format"),
+        ({"type": "string", "pattern": "^(?=.*[0-9]).{8,}$", "minLength": 9}, "pattern"),
         ({"type": "string", "pattern": "^(ab)+$", "minLength": 3}, "minLength"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "array", "contains": INT}, "contains"),
@@ -174,6 +185,24 @@ def test_long_list_of_strings_becomes_one_pattern() -> None:
     found = written({"enum": [f"item-{number}" for number in range(3000)]})
     assert found["pattern"].startswith("^item\\x2D(0|1(")
     assert len(found["pattern"]) < 30_000
+
+
+DAY = r"\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-[0-2]\d)"
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("email", r"^(?!\.)(?!.*\.\.)[\w'+.-]*[\w+-]@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"),
+        ("email", "@"),
+        ("date", f"^{DAY}$"),
+        ("date-time", rf"^{DAY}T[0-2]\d:[0-5]\d(?::[0-5]\d(?:\.\d+)?)?Z$"),
+        ("uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[1-8][0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"),
+    ],
+)
+def test_format_beside_its_own_pattern_is_kept(name: str, pattern: str) -> None:
+    """Libraries of clients (zod) write both, with look-ahead for email and without an offset for date-time."""
+    assert "pattern" in written({"type": "string", "format": name, "pattern": pattern})
 
 
 def test_strict_tool_keeps_descriptions_and_is_an_object() -> None:
