@@ -39,7 +39,7 @@ _PATTERNS = {
     "ipv4": f"(?:{_BYTE}\\.){{3}}{_BYTE}",
     "ipv6": f"(?:{_GROUP}:){{7}}{_GROUP}|(?:{_GROUP}:){{1,4}}:(?:{_GROUP}:){{0,1}}{_GROUP}|::1?",
     "uri": _URI,
-    "uri-reference": f"(?:{_URI}|/?[A-Za-z0-9._~-]*{_PATH}{_QUERY})",
+    "uri-reference": f"(?:{_URI}|/?[A-Za-z0-9._~-]+{_PATH}{_QUERY})",
     "json-pointer": "(?:/(?:[^/~\\x00-\\x1f]|~[01])*)*",
     "relative-json-pointer": "[0-9](?:#|(?:/(?:[^/~\\x00-\\x1f]|~[01])*)*)",
 }

@@ -120,6 +120,7 @@ def test_long_texts_are_bounded_without_more_than_2000_repetitions_in_one_place(
         ("ipv4", "255.0.10.1", "256.0.0.1"),
         ("ipv6", "2001:db8::1", "2001:db8"),
         ("uri", "https://example.org/a/b?c=d#e", "example.org/a"),
+        ("uri-reference", "/a//b?c", "//:a"),
         ("json-pointer", "/a~1b/0", "a"),
     ],
 )
