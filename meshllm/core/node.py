@@ -74,7 +74,9 @@ class NodeCore:
         self._splitting: SplitCoordinator | None = None
         if config is not None and rng is not None and isinstance(self._mesh, Member):
             member = self._mesh
-            self._splitting = SplitCoordinator(config.node, member.link_policy, rng, lambda: member.phase)
+            self._splitting = SplitCoordinator(
+                config.node, member.link_policy, rng, lambda: member.phase, member.away.names
+            )
         self._local = LocalModels(self._splitting)
         self._stopping = False
         self._finished = False

@@ -7,6 +7,7 @@ private key. `MeshSession` carries the messages.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -73,14 +74,16 @@ def load_home_state(settings: Settings) -> HomeState:
     identity = newest(identity, settings.home, state)
     clock = WallClock(settings.home)
     clock.save()
-    keys = _load_keys(identity, state, clock)
     book = InviteBook(settings.home)
+    keys = _load_keys(identity, state, clock, book)
     return HomeState(settings.home, identity, state, state.next_incarnation(), clock, book, keys)
 
 
-def _load_keys(identity: Identity, state: MeshState, clock: WallClock) -> MeshKeys:
+def _load_keys(identity: Identity, state: MeshState, clock: WallClock, book: InviteBook) -> MeshKeys:
     """The mesh key and this node's certificate; who holds the private key and has no valid one gives itself one."""
     authority = saved_authority(state)
+    if authority.grace_left(clock.now()) > 0:
+        authority.restore_grace(book.grace)
     known = (state.key,) if state.previous is None else (state.key, state.previous)
     try:
         certificate: SignedCertificate | None = read_certificate(state.certificate, known, verify)
@@ -124,7 +127,7 @@ class MemberManagement:
         self._links = links
         self._rotating: MeshKey | None = None
         self.replacement = KeyReplacement(
-            found.home, found.identity, found.keys, found.state, found.clock.now, save, post, restart
+            found.home, found.identity, found.keys, found.state, found.clock.now, save, post, restart, found.book
         )
         self.requests = InviteRequests(found.keys, found.book, found.clock.now, post, audit)
         self.view: MeshView | None = None
@@ -272,12 +275,13 @@ class MemberManagement:
         return not valid or bool(terms.rights & ~self._keys.rights)
 
     def renew_if_due(self) -> None:
-        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key."""
+        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key; at once if
+        the mesh has another key: the node may have been stopped before it got a certificate of that."""
         keys, own = self._keys, self._keys.certificate
         if own is None:
             return
         late = self._wall.now() >= (own.certificate.issued + own.certificate.expires) / 2
-        if not late and own.certificate.node == keys.node:
+        if not late and own.certificate.node == keys.node and own.key == keys.authority.key:
             return
         if keys.may_admit:
             renewed = keys.renewed(keys.certificate_as(keys.node))
@@ -287,18 +291,24 @@ class MemberManagement:
         else:
             self._post(e.RenewalDue())
 
-    def close_expired(self) -> None:
-        """Close the links of peers whose certificate has expired."""
+    def close_expired(self) -> float:
+        """Close the links of peers whose certificate has expired; returns the seconds until the next one does."""
+        for link in [link for link in self._links() if self.has_expired(link)]:
+            log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
+            link.close("its certificate has expired")
+        found = [link.facts.certificate for link in self._links() if link.facts.certificate is not None]
         now = self._wall.now()
-        for link in self._links():
-            certificate = link.facts.certificate
-            if certificate is not None and not certificate.valid_at(now):
-                log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
-                link.close("its certificate has expired")
+        return min([each.expires - now for each in found if each.valid_at(now)], default=math.inf)
+
+    def has_expired(self, link: Link) -> bool:
+        """Whether the certificate with which a link came up has expired."""
+        certificate = link.facts.certificate
+        return certificate is not None and not certificate.valid_at(self._wall.now())
 
     def carry_out(
         self,
         command: c.SaveStatements
+        | c.SaveGrace
         | c.IssueCertificate
         | c.TakeCertificate
         | c.MakeInvite
@@ -318,8 +328,11 @@ class MemberManagement:
                     keys.private = b""
                 self._rotating = None
                 self._save(lambda: self._state.save_statements(key, statements, previous))
+            case c.SaveGrace(terms):
+                self._book.save_grace(terms)
             case c.IssueCertificate(peer, certificate):
-                if keys.may_admit and not keys.authority.is_expelled(certificate.node):
+                valid = certificate.valid_at(self._wall.now())
+                if keys.may_admit and valid and not keys.authority.is_expelled(certificate.node):
                     given = keys.renewed(certificate)
                     private = keys.private if Right.ADMIT in given.certificate.rights else b""
                     self._send(peer, RenewedCertificate(given.data, private))

@@ -135,6 +135,7 @@ class MeshSession:
             authority=found.keys.authority,
             certificate=b"" if found.keys.certificate is None else found.keys.certificate.data,
             rights=found.keys.rights,
+            key_grace=found.keys.authority.grace_left(found.clock.now()),
             rejoins=bool(found.state.peers) and not self._choice.foreign,
             lease_refusal=lease_refusal
             or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
@@ -160,6 +161,7 @@ class MeshSession:
         self._known_until = float("-inf")
         self._known_addresses: set[str] = set()
         self._watcher: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None  # of the next certificate of a link
         self._transport: Transport | None = None
         self._tunnels: Tunnels | None = None
 
@@ -227,8 +229,9 @@ class MeshSession:
 
     async def close(self) -> None:
         """Close all links and tunnels, and finish writing the state."""
-        if self._watcher is not None:
-            self._watcher.cancel()
+        for timer in (self._watcher, self._expiry):
+            if timer is not None:
+                timer.cancel()
         self._sightings.tick(last=True)
         await self._links.close()
         if self._tunnels is not None:
@@ -259,6 +262,7 @@ class MeshSession:
                     self._writer.add(lambda: self._state.save_mesh(mesh))
             case (
                 c.SaveStatements()
+                | c.SaveGrace()
                 | c.IssueCertificate()
                 | c.TakeCertificate()
                 | c.MakeInvite()
@@ -325,6 +329,7 @@ class MeshSession:
             self._observed.record(link.facts.peer, link.facts.observed)
             self._post_addresses()
         self._links.link_up(link)
+        self._close_expired()
 
     def link_refused(self, peer: NodeId | None, address: PeerAddress, code: str) -> None:
         """A node that dialled this one is refused."""
@@ -339,10 +344,16 @@ class MeshSession:
 
     def message(self, link: Link, payload: bytes) -> None:
         """A peer sent a message."""
+        if self.members.has_expired(link):
+            self._close_expired()
+            return
         self._links.message(link, payload)
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
         """A peer opened a stream; returns what serves it."""
+        if self.members.has_expired(link):
+            self._close_expired()
+            return None
         return self._links.stream(link, kind)
 
     def _accept(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
@@ -395,7 +406,16 @@ class MeshSession:
             self._writer.add(self._wall.save)
         if self._keys.certificate is not None and not (self._choice.foreign or self.expelled):
             self.members.renew_if_due()
-        self.members.close_expired()
+        self._close_expired()
+
+    def _close_expired(self) -> None:
+        """Close the links of certificates that have expired, and do it again when the next one does."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        left = self.members.close_expired()
+        # Not beyond the next look at the clock, which may be set meanwhile.
+        if left < ADDRESSES_SECONDS:
+            self._expiry = asyncio.get_running_loop().call_later(left, self._close_expired)
 
     def _post_addresses(self) -> None:
         alone = self._transport is not None and len(self._transport.links()) <= 1

@@ -86,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
         ),
     ]
     notes = [f"first start {base:.1f} s; served again: median {median(served):.1f} s, longest {served[-1]:.1f} s"]
+    notes += [f"an error: {error[:300]}" for error in dict.fromkeys(pair.errors)]
     if options.json:
         print(report.as_json("split-restarts", bars, model=model.name, first=base, restarts=[asdict(o) for o in found]))
     else:
@@ -101,6 +102,7 @@ class Pair:
     def __init__(self, daemons: Daemons) -> None:
         self._daemons = daemons
         self._nodes: dict[str, Node] = {}
+        self.errors: list[str] = []
 
     def begin(self) -> float:
         """The first start: the worker founds the mesh. Returns the seconds from the host's start until it serves."""
@@ -144,7 +146,8 @@ class Pair:
         try:
             host.complete("Once upon a time", 1)
         except BenchError as error:
-            return time.monotonic() - begun, str(error)
+            self.errors.append(str(error))
+            return time.monotonic() - begun, "error"
         return time.monotonic() - begun, "200"
 
 

@@ -16,6 +16,7 @@ import pytest
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership.certificates import ALL_RIGHTS, NO_RIGHTS, Right
+from meshllm.core.membership.messages import Ping
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role
 from meshllm.daemon.app import App
@@ -27,11 +28,13 @@ from meshllm.daemon.settings import Settings
 from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.errors import EnvironmentFailure, PeerUnreachable
 from meshllm.net.addresses import InterfaceAddress
-from meshllm.net.base import Admitted, LinkFacts
+from meshllm.net.base import Admitted, LinkFacts, StreamKind
 from meshllm.net.quic.transport import QuicTransport
 from meshllm.web.console.invitation import InviteWish
+from meshllm.wire.mesh.codec import encode_message
 from meshllm.wire.mesh.invite import Invite, InviteTerms, decode, invite_key
 
+HOUR = 3600
 PEER, MESH, PRIVATE = NodeId(b"p" * 32), MeshId(b"m" * 16), b"s" * 32
 TERMS = InviteTerms(b"serial--", ALL_RIGHTS, 1 << 31, 99)
 AT = PeerAddress("192.0.2.1", 7)
@@ -242,3 +245,80 @@ async def test_app_runs_without_a_mesh_if_udp_is_unavailable(tmp_path: Path, mon
     assert len(said) == 2
     assert statuses[0].mesh is None
     assert "Protocol not supported" in statuses[0].mesh_reason
+
+
+class FakeLinks:
+    """A transport with these links, which `close` takes out."""
+
+    def __init__(self, *links: FakeLink) -> None:
+        self._links = links
+
+    def links(self) -> list[FakeLink]:
+        return [link for link in self._links if not link.closed]
+
+    def link(self, peer: NodeId) -> FakeLink | None:
+        return next((link for link in self.links() if link.facts.peer == peer), None)
+
+    async def close(self) -> None:
+        pass
+
+
+def expiring(there: Rig, expires: float) -> FakeLink:
+    """A link of a member whose certificate expires then."""
+    link = FakeLink()
+    made = there.membership._keys.issue(PEER, ALL_RIGHTS, 9, inviter=PEER).certificate
+    link.facts = replace(link.facts, certificate=replace(made, expires=int(expires)))
+    transport: Any = FakeLinks(link)
+    there.membership._transport = transport
+    there.membership._links.attach(transport)
+    return there.up(link)
+
+
+async def test_mesh_session_serves_nothing_on_the_link_of_an_expired_certificate(rig: Make) -> None:
+    there = rig()
+    clock = there.membership._wall
+    now = clock.now() + 1
+    clock._clock = lambda: now
+    for use in ("message", "stream"):
+        link = expiring(there, now + HOUR)
+        there.posted.clear()
+        there.membership.message(link, encode_message(Ping(1)))  # type: ignore[arg-type]
+        assert [type(event) for event in there.posted] == [e.MessageReceived]
+        there.posted.clear()
+        now += HOUR
+        if use == "message":
+            there.membership.message(link, encode_message(Ping(2)))  # type: ignore[arg-type]
+        else:
+            assert there.membership.stream(link, StreamKind.HTTP_TUNNEL) is None  # type: ignore[arg-type]
+        assert there.posted == []
+        assert link.closed == "its certificate has expired"
+
+
+async def test_mesh_session_closes_the_link_when_its_certificate_expires(rig: Make) -> None:
+    there = rig()
+    fired = asyncio.Event()
+    clock = there.membership._wall
+    now = float(int(clock.now()) + 1)
+    clock._clock = lambda: now
+    link = expiring(there, now + 1)
+    assert there.membership._expiry is not None
+    assert not link.closed
+    # The clock of this machine reaches it: nothing has to come from the peer.
+    now += 1
+    loop = asyncio.get_running_loop()
+    loop.call_at(there.membership._expiry.when(), loop.call_soon, fired.set)
+    await fired.wait()
+    assert link.closed == "its certificate has expired"
+
+
+async def test_mesh_session_renews_no_expired_certificate(rig: Make) -> None:
+    there = rig()
+    sent: list[bytes] = []
+    link = expiring(there, there.membership._wall.now() + HOUR)
+    link.send = lambda data: sent.append(data) is None  # type: ignore[attr-defined]
+    member = link.facts.certificate
+    assert member is not None
+    there.membership.carry_out(c.IssueCertificate(PEER, replace(member, expires=int(there.membership._wall.now()))))
+    assert sent == []
+    there.membership.carry_out(c.IssueCertificate(PEER, member))
+    assert len(sent) == 1

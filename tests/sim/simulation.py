@@ -325,6 +325,7 @@ class Simulation:
             software="mesh-llm/simulated",
             protocol=(1, 1),
             sign=signer,
+            rejoins=bool(node.peers),
         )
 
     def _tell(self, node: SimulatedNode, event: e.Event) -> None:

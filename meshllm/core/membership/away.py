@@ -39,6 +39,10 @@ class AwayMembers:
         """All of them, the last seen first."""
         return tuple(sorted(self._members.values(), key=lambda member: (-member.seen, member.node)))
 
+    def names(self) -> tuple[str, ...]:
+        """Their names, the last seen first."""
+        return tuple([member.label for member in self.view()])
+
     def name_of(self, pin: bytes) -> str:
         """The name of the member whose id begins with `pin`; "" if none is away."""
         return next((member.name for node, member in self._members.items() if node.startswith(pin)), "")

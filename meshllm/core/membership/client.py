@@ -80,7 +80,7 @@ class ClientMember(MeshParticipant):
     def _node_up(self, event: e.LinkUp, now: float, *, first: bool) -> None:
         peer = event.peer
         self._silent.discard(peer)
-        self._consider_mesh(event.mesh)
+        self._consider_mesh(event.peer, event.mesh)
         self._joiner.linked(peer, now)
         self._refresh(peer)
         if len(self._subscribed) < MAX_LINKS:
@@ -96,7 +96,7 @@ class ClientMember(MeshParticipant):
 
     def _forget(self, node: NodeId) -> None:
         self._refresh(node)
-        self._away.back(node)
+        self.away.back(node)
 
     def _publish_certificate(self, certificate: bytes) -> None:
         """A client shows its certificate at its next handshake."""
@@ -186,9 +186,9 @@ class ClientMember(MeshParticipant):
         if signed is None or node == self._id or signed.record.leaving:
             lost = self._entries.pop(node, None)
             if lost is not None:
-                self._away.gone(lost.record, lost.served, self._now)
+                self.away.gone(lost.record, lost.served, self._now)
             return
-        self._away.back(node)
+        self.away.back(node)
         entry = self._entries.get(node)
         if entry is None:
             entry = self._entries[node] = MemberEntry(signed, PeerStatus.ALIVE, self._now)

@@ -121,7 +121,7 @@ class Member(MeshParticipant):
 
     def _client_up(self, peer: NodeId) -> None:
         """Clients are served once they subscribe."""
-        self._away.back(peer)  # it may have been a node before
+        self.away.back(peer)  # it may have been a node before
 
     def _node_up(self, event: e.LinkUp, now: float, *, first: bool) -> None:
         peer = event.peer
@@ -130,7 +130,7 @@ class Member(MeshParticipant):
         if entry is not None:
             entry.rtt = event.rtt
         self.link_policy.answered(peer)
-        self._consider_mesh(event.mesh)
+        self._consider_mesh(peer, event.mesh)
         if self._own.changed:
             self._broadcast.publish(now, push=True)
         self._broadcast.introduce(peer, now, first=first)
@@ -150,7 +150,7 @@ class Member(MeshParticipant):
 
     def _forget(self, node: NodeId) -> None:
         self._table.remove(node)
-        self._away.back(node)
+        self.away.back(node)
         self._own.withdraw_report(node)
         self.link_policy.forget(node)
 
@@ -227,7 +227,7 @@ class Member(MeshParticipant):
     def _merged(self, signed: SignedRecord, before: SignedRecord | None) -> None:
         record = signed.record
         if not record.leaving:
-            self._consider_mesh(record.mesh)
+            self._consider_mesh(record.node, record.mesh)
         reported = self._own.reported_incarnation(record.node)
         if reported is not None and reported != record.version.incarnation:
             self._own.withdraw_report(record.node)
@@ -285,7 +285,7 @@ class Member(MeshParticipant):
         if entry is not None:
             entry.view = None
             if entry.status is PeerStatus.ALIVE:
-                self._away.back(node)
+                self.away.back(node)
         if self._subscribers.changed(node) and self._timers.at(Timer.CLIENT_TABLES) is None:
             self._timers.set(Timer.CLIENT_TABLES, self._now + TABLES_SECONDS)
 
@@ -294,7 +294,7 @@ class Member(MeshParticipant):
         entry = self._table.entries[node]
         # A record of a node that left is its last word.
         seen = max(entry.seen, entry.answered)
-        self._away.gone(entry.record, entry.served, seen)
+        self.away.gone(entry.record, entry.served, seen)
         if status is PeerStatus.DEAD:
             if node in self._links and self._own.reported_incarnation(node) is not None:
                 self._out.append(c.HangUp(node, "it does not answer"))

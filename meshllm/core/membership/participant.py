@@ -18,6 +18,7 @@ from meshllm.core.membership.join import JOIN_TIMERS, Joiner
 from meshllm.core.membership.links import LinkState, LinkTable, Rng
 from meshllm.core.membership.mesh_merge import MergeDecision, decide
 from meshllm.core.membership.own_record import MeshConfig
+from meshllm.core.membership.round_trips import is_change, smoothed
 from meshllm.core.membership.statements import StatementExchange
 from meshllm.core.membership.table import MemberEntry
 from meshllm.core.membership.timers import Timer, Timers
@@ -35,12 +36,6 @@ RENEWAL_SECONDS = 5.0
 # Why a request for an invite or a new id is refused.
 NO_ADMITTER = "no member that may admit others is linked with this node now"
 CANNOT_ADMIT = "the asked member may not admit others"
-# The weight of a new, longer round trip in the smoothed one (RFC 6298). A shorter one counts at once: the first
-# measurement contains a handshake, and no measurement is shorter than the path.
-RTT_WEIGHT = 0.125
-# A change of the round-trip time below both bounds is not shown to readers.
-RTT_CHANGE_SECONDS = 0.001
-RTT_CHANGE_FRACTION = 0.1
 
 
 class MeshParticipant(ABC):
@@ -64,13 +59,15 @@ class MeshParticipant(ABC):
         self._replacement_from: NodeId | None = None  # the peer that was asked for a new id
         self._invite_from: NodeId | None = None  # the peer that was asked for an invite
         self._rotated_at = 0.0
-        may_dial = {} if self._authority is None else {"may_dial": self._authority.may_dial}
-        self._links = LinkTable(config.node, self._out, **may_dial)
+        self._key_grace = config.key_grace
+        # Without a mesh key no node is expelled, and none has a right.
+        may_dial = self._authority.may_dial if self._authority is not None else lambda pin: True
+        self._links = LinkTable(config.node, self._out, may_dial)
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
         self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins and config.role is Role.NODE)
-        self._away = AwayMembers()
+        self.away = AwayMembers()
         self._started = False
         self._left = False
         self._now = 0.0  # of the event at hand
@@ -99,6 +96,8 @@ class MeshParticipant(ABC):
             return
         self._timers.set(Timer.PROBE, now + PROBE_SECONDS * self._rng.random())
         self._timers.set(Timer.SAVE_PEERS, now + SAVE_SECONDS)
+        if self._key_grace > 0:  # the mesh key changed before this start
+            self._timers.set(Timer.KEY_GRACE, now + self._key_grace)
         self._start(now)
 
     def update_facts(self, facts: OwnFacts, now: float) -> list[c.Command]:
@@ -177,7 +176,7 @@ class MeshParticipant(ABC):
                 reader_views.peers(self.entries(), self._links),
                 reader_views.clients(self._links) if self._role is Role.NODE else (),
                 self._joiner.reason,
-                self._away.view(),
+                self.away.view(),
             )
         return self._view
 
@@ -282,7 +281,7 @@ class MeshParticipant(ABC):
                 self._join_requested(event)
                 self._view = None
             case e.MembersRemembered(members):
-                self._away.remember(members, lambda node: self.entry(node) is not None or node == self._id)
+                self.away.remember(members, lambda node: self.entry(node) is not None or node == self._id)
                 self._view = None
             case e.StopWanted():
                 self._leave(now)
@@ -325,7 +324,7 @@ class MeshParticipant(ABC):
     def _dial_failed(self, event: e.DialFailed, now: float) -> None:
         self._links.failed(event.target, now, final=event.final, local=event.local)
         entry = self.entry(event.target.node) if event.target.node is not None else None
-        reason = reader_views.named_reason(event, entry, self._away)
+        reason = reader_views.named_reason(event, entry, self.away)
         self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now)
         self._view = None
         node = event.target.node
@@ -347,18 +346,11 @@ class MeshParticipant(ABC):
                 self._pong(peer, link, message, now)
             case m.Adopted():
                 if link.role is Role.NODE:
-                    self._consider_mesh(message.mesh)
+                    self._consider_mesh(peer, message.mesh)
             case m.Statements():
                 if self._statements is not None:
                     self._apply(self._statements.received(peer, link, message, now), now)
-            case (
-                m.RenewCertificate()
-                | m.RenewedCertificate()
-                | m.AskInvite()
-                | m.GrantedInvite()
-                | m.ReplaceKey()
-                | m.ReplaceRefused()
-            ):
+            case _ if isinstance(message, m.MembershipMessage):
                 self._membership_message(peer, link, message, now)
             case _:
                 self._other_message(peer, link, message, now)
@@ -368,19 +360,22 @@ class MeshParticipant(ABC):
         if rtt is None:
             return
         self._answered(peer, now)
-        link.rtt = min(rtt, (1.0 - RTT_WEIGHT) * link.rtt + RTT_WEIGHT * rtt)
+        link.rtt = smoothed(link.rtt, rtt)
         entry = self.entry(peer)
         if entry is None:
             return
-        bound = RTT_CHANGE_SECONDS if entry.rtt is None else max(RTT_CHANGE_SECONDS, RTT_CHANGE_FRACTION * entry.rtt)
-        if entry.rtt is None or abs(link.rtt - entry.rtt) > bound:
+        if entry.rtt is None or is_change(entry.rtt, link.rtt):
             entry.rtt = link.rtt
             self._entry_changed(entry)
         if entry.loads != message.loads:
             entry.loads = message.loads
             self._entry_changed(entry)
 
-    def _consider_mesh(self, mesh: MeshId) -> None:
+    def _consider_mesh(self, peer: NodeId, mesh: MeshId) -> None:
+        """`peer` holds that mesh id. Only members that may admit others decide on it: any other could set the smallest
+        one, which nothing changes any more."""
+        if self._authority is not None and Right.ADMIT not in self.rights_of(peer):
+            return
         if decide(self._mesh, mesh) is MergeDecision.ADOPT:
             self._out.append(c.SaveMesh(mesh))
             self._set_mesh(mesh)
@@ -504,6 +499,8 @@ class MeshParticipant(ABC):
             elif said.kind is StatementKind.REPLACE:
                 self._out.append(c.NodeReplaced(NodeId(said.subject), said.by))
                 self._remove_expelled(NodeId(said.subject), said.by)
+                if self._authority is not None and self._authority.grace:
+                    self._out.append(c.SaveGrace(self._authority.grace))
         if self._authority is not None and self._authority.is_expelled(self._id):
             self._expelled()
 
@@ -542,6 +539,7 @@ class MeshParticipant(ABC):
         known = [e.signed.member for e in self.entries() if e.status not in (PeerStatus.DEAD, PeerStatus.LEFT)]
         known += [link.member for _, link in self._links.items()]
         self._authority.begin_grace([member for member in known if member is not None])
+        self._out.append(c.SaveGrace(self._authority.grace))
         self._rotated_at = now
         self._timers.set(Timer.KEY_GRACE, now + KEY_GRACE_SECONDS)
         self._timers.set(Timer.CERTIFICATE, now + RENEWAL_SECONDS * self._rng.random())
@@ -549,9 +547,10 @@ class MeshParticipant(ABC):
     def _end_grace(self) -> None:
         assert self._authority is not None
         self._authority.end_grace()
+        self._out.append(c.SaveGrace(self._authority.grace))
         for peer, link in self._links.items():
             entry = self.entry(peer)
-            renewed = link.up_at > self._rotated_at
+            renewed = link.member is not None and self._authority.is_current_member(link.member)
             if link.role is Role.NODE and entry is not None:
                 renewed = self._authority.is_current(entry.record.certificate)
             if not renewed:

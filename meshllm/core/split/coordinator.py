@@ -23,8 +23,15 @@ from meshllm.core.split.worker import SplitWorker, WorkerLeaseState
 
 # A model that this node could serve slowly, with weights read from the disk, waits this long for workers (seconds).
 DISK_PAGING_SECONDS = 5.0
+# While members are away, callers wait this long for them before they are refused: after a power cut all machines start,
+# one later than the other.
+AWAY_SECONDS = 30.0
 # Why a lease of a client, or of a member without the right, is refused.
 NO_HOST = "your membership does not let you host splits on other nodes: ask for an invite with the right 'host'"
+
+
+# Members that a message names.
+MAX_NAMES = 3
 
 
 class SplitNeighbors(Protocol):
@@ -46,11 +53,19 @@ class SplitNeighbors(Protocol):
 class SplitCoordinator:
     """Passes events to `SplitHost` and `SplitWorker`, and collects their commands."""
 
-    def __init__(self, own: NodeId, mesh: SplitNeighbors, rng: Rng, phase: Callable[[], JoinPhase]) -> None:
-        """`phase`: how far this node is with joining its mesh."""
+    def __init__(
+        self,
+        own: NodeId,
+        mesh: SplitNeighbors,
+        rng: Rng,
+        phase: Callable[[], JoinPhase],
+        away: Callable[[], tuple[str, ...]] = tuple,
+    ) -> None:
+        """`phase`: how far this node is with joining its mesh; `away`: the names of members that are away."""
         self._own = own
         self._mesh = mesh
         self._phase = phase
+        self._away = away
         self._refused_since: dict[str, float] = {}
         self._commands: list[c.Command] = []
         self._opened: dict[NodeId, tuple[bytes, int]] = {}  # the newest lease proposed to each worker
@@ -166,7 +181,12 @@ class SplitCoordinator:
         # Workers may still join.
         since = self._refused_since.setdefault(model.name, now)
         alone = phase is JoinPhase.ALONE or now - since >= DISK_PAGING_SECONDS
-        return replace(split, disk_paging=model.measured.disk_paging and alone and not model.force_split)
+        if model.measured.disk_paging and alone and not model.force_split:
+            return replace(split, disk_paging=True)
+        away = self._away()
+        if away and now - since < AWAY_SECONDS:
+            return replace(split, refused=False, reason=f"{split.reason}; waiting for {', '.join(away[:MAX_NAMES])}")
+        return split
 
     def state(self, model: str) -> SplitState | None:
         """The split of `model`; None if there is none."""

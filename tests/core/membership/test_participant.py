@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
+from meshllm.core.membership.certificates import ALL_RIGHTS, Right
 from meshllm.core.membership.client import MAX_LINKS, RESUBSCRIBE_SECONDS
 from meshllm.core.membership.member import MeshConfig
 from meshllm.core.node import NodeCore
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeRecord, RecordVersion, Role, SignedRecord
 from tests.core.small_mesh import DELAY, SmallMesh, address, node_id, sign
+from tests.mesh_key import FakeMeshKey
 
 
 def lone_node(written: list[SignedRecord]) -> NodeCore:
@@ -121,3 +124,27 @@ def test_member_backs_off_after_a_local_dial_limit_without_counting_a_failure() 
     assert dials
     assert core._mesh is not None
     assert core._mesh._links._failures[target.prefix][0] == 0
+
+
+@pytest.mark.parametrize("role", Role)
+def test_mesh_id_comes_from_members_that_may_admit_only(role: Role) -> None:
+    mesh_key, own, smaller = FakeMeshKey(), MeshId(b"\x02" * 16), MeshId(bytes(16))
+    held = {right: mesh_key.certify(node_id(1), right) for right in (ALL_RIGHTS & ~Right.ADMIT, ALL_RIGHTS)}
+    for rights, certificate in held.items():
+        config = MeshConfig(node_id(0), own, role, 1, "n", "t", (1, 1), sign, authority=mesh_key.authority())
+        core = NodeCore(config, random.Random(1))
+        member = certificate.certificate
+        record = NodeRecord(node_id(1), RecordVersion(1, 1), smaller, certificate=certificate.data)
+        # In the hello, in a message of its own, and in its record.
+        events = (
+            e.LinkUp(node_id(1), Role.NODE, smaller, address(1), 0.01, True, member=member),
+            e.MessageReceived(node_id(1), m.Adopted(smaller)),
+            e.MessageReceived(node_id(1), m.Records((replace(sign(record), member=member),))),
+        )
+        for event in events:
+            done = core.handle(event, 0.0)
+            adopted = any(isinstance(command, c.SaveMesh) for command in done)
+            assert adopted == (Right.ADMIT in rights and event is events[0])
+        view = core.snapshot().mesh
+        assert view is not None
+        assert view.mesh == (smaller if Right.ADMIT in rights else own)

@@ -9,11 +9,14 @@ import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.membership.views import AwayMember
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.records import NodeId
 from meshllm.core.routing import routes
+from meshllm.core.routing.routes import Availability
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelFacts, ModelPhase, ServerFacts, ServerPhase
+from meshllm.core.split.coordinator import AWAY_SECONDS
 from meshllm.core.split.host import MeasuredModel, SizeNeed, SplitState
 from meshllm.core.split.lease import (
     LEASE_TTL_SECONDS,
@@ -628,6 +631,24 @@ def test_node_that_waits_for_another_host_asks_again_when_that_host_dies(mesh: S
     mesh.kill(2)
     took = mesh.until(lambda: mesh.serves(1), within=30.0)
     assert took < 20.0
+
+
+def test_callers_wait_for_members_that_are_away_and_then_hear_who_is_missing(mesh: SplitMesh) -> None:
+    """As after a power cut: the worker's machine starts later."""
+    mesh.node(1, 700, model="m")
+    mesh.tell(1, e.MembersRemembered((AwayMember(node_id(2), "cellar", (), mesh.now - 60.0),)))
+    mesh.run(AWAY_SECONDS - 2)
+    assert mesh.phase(1) is ModelPhase.WAITING
+    route = routes.route(mesh.cores[1].snapshot(), "m", now=mesh.now)
+    assert (route.availability, route.max_wait) == (Availability.COMING, routes.OTHER_NODES_SECONDS)
+    assert "waiting for cellar" in route.timeout_message
+    mesh.run(4)
+    assert mesh.phase(1) is ModelPhase.FAILED
+    route = routes.route(mesh.cores[1].snapshot(), "m", now=mesh.now)
+    assert route.availability is Availability.FAILED
+    assert "Away now: cellar." in route.message
+    mesh.node(2, 600, joins=1)
+    mesh.until(lambda: mesh.serves(1))
 
 
 def test_ready_worker_that_falls_silent_is_dropped(mesh: SplitMesh) -> None:
