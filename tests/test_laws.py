@@ -228,3 +228,9 @@ def test_child_pythons_do_not_import_from_the_working_directory() -> None:
             if first not in ('"-P"', '"-I"'):
                 found.append(f"{path.relative_to(PACKAGE)}: python {first}")
     assert found == []
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports them by name alone: with two of one name the whole suite cannot be collected."""
+    names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []

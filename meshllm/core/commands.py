@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meshllm.core.membership.certificates import Certificate, MeshKey
+from meshllm.core.membership.certificates import Certificate, CertificateTerms, MeshKey
 from meshllm.core.membership.messages import AskInvite, GrantedInvite, Message, RenewedCertificate, ReplaceKey
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId
 
@@ -160,6 +160,14 @@ class SaveStatements(Command):
     key: MeshKey
     statements: tuple[bytes, ...]
     previous: MeshKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SaveGrace(Command):
+    """The terms of certificates of the previous mesh key that count for a while; none: that time is over. Keep them
+    over a restart."""
+
+    terms: frozenset[CertificateTerms]
 
 
 @dataclass(frozen=True, slots=True)

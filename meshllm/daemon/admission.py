@@ -148,6 +148,7 @@ class MemberAdmission:
         maker = self._book.maker_of(terms.serial)
         inviter = NodeId(bytes.fromhex(maker)) if maker else keys.node
         given = keys.issue(node, terms.rights, terms.member_lifetime, inviter=inviter, invite=terms.serial)
+        keys.authority.certificate(given.data, node, self._now())  # known from now on as one of the current key
         self._audit("member_admitted", node=node.hex(), rights=int(terms.rights), invite=terms.serial.hex())
         return keys.authority.key, given.data, keys.private if Right.ADMIT in terms.rights else b""
 

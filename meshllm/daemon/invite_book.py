@@ -1,4 +1,5 @@
-"""`invites.json`: the invites that a node made, who used them, and the members that it knows.
+"""`invites.json`: the invites that a node made, who used them, the members that it knows, and for which of them
+certificates of the previous mesh key still count.
 
 Invariants: the file is replaced as a whole, mode 0600, and holds no key. A use of an invite is on the disk before the
 node that used it is welcomed, so that a single-use invite admits one node over any crash.
@@ -14,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from meshllm.core.ids import NodeId
-from meshllm.core.membership.certificates import MAX_NODES_PER_INVITE, SERIAL_BYTES, Certificate, Right
+from meshllm.core.membership.certificates import (
+    MAX_NODES_PER_INVITE,
+    SERIAL_BYTES,
+    Certificate,
+    CertificateTerms,
+    Right,
+)
 from meshllm.util.atomic_file import replace_file
 from meshllm.wire.mesh.invite import InviteTerms
 
@@ -62,10 +69,12 @@ class InviteBook:
         self._path = home / FILE
         self.invites: dict[str, InviteEntry] = {}
         self.members: dict[str, KnownMember] = {}
+        self.grace: frozenset[CertificateTerms] = frozenset()
         try:
             found = json.loads(self._path.read_text())
             self.invites = {str(entry["serial"]): InviteEntry(**entry) for entry in found["invites"]}
             self.members = {str(node): KnownMember(**entry) for node, entry in found["members"].items()}
+            self.grace = frozenset(_read_terms(entry) for entry in found.get("grace", []))
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -174,6 +183,11 @@ class InviteBook:
             self.invites[serial] = replace(entry, by=now if entry.by == was else entry.by, nodes=nodes)
         self._save(durable=True)
 
+    def save_grace(self, terms: frozenset[CertificateTerms]) -> None:
+        """Certificates of the previous mesh key with these terms still count."""
+        self.grace = terms
+        self._save(durable=True)
+
     def forget(self, node: NodeId) -> None:
         """A member was expelled."""
         if self.members.pop(node.hex(), None) is not None:
@@ -181,12 +195,22 @@ class InviteBook:
 
     def clear(self) -> None:
         """The node is in another mesh now."""
-        self.invites, self.members = {}, {}
+        self.invites, self.members, self.grace = {}, {}, frozenset()
         self._save(durable=False)
 
     def _save(self, *, durable: bool) -> None:
         content: dict[str, Any] = {
             "invites": [asdict(entry) for entry in self.invites.values()],
             "members": {node: asdict(entry) for node, entry in self.members.items()},
+            "grace": [
+                [node.hex(), int(rights), issued, expires, inviter.hex(), invite.hex()]
+                for node, rights, issued, expires, inviter, invite in sorted(self.grace)
+            ],
         }
         replace_file(self._path, json.dumps(content, indent=1) + "\n", mode=0o600, durable=durable)
+
+
+def _read_terms(entry: list[Any]) -> CertificateTerms:
+    node, rights, issued, expires, inviter, invite = entry
+    ids = NodeId(bytes.fromhex(node)), NodeId(bytes.fromhex(inviter))
+    return ids[0], Right(rights), int(issued), int(expires), ids[1], bytes.fromhex(invite)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.membership.authority import Authority
-from meshllm.core.membership.certificates import NO_RIGHTS, Right
+from meshllm.core.membership.authority import REPLACED_RECENTLY, Authority
+from meshllm.core.membership.certificates import NO_INVITE, NO_RIGHTS, Right, is_owner
 from meshllm.core.membership.messages import ReplaceKey, ReplaceRefused
 from meshllm.core.records import NodeId, short
+from meshllm.daemon.invite_book import InviteBook
 from meshllm.daemon.mesh_keys import MeshKeys, new_authority
 from meshllm.daemon.mesh_state import MeshState
 from meshllm.errors import EnvironmentFailure, unusable_file
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 # How long the owner waits for the member that signs.
 ANSWER_SECONDS = 15.0
+# Guests that came by one invite and replace their keys within `REPLACED_RECENTLY`: each is a statement that is kept,
+# and one invite can make 32 nodes.
+MAX_REPLACED_OF_INVITE = 8
 # The time between the end of the old id and the stop of the node: the owner gets the answer, the peers the statement.
 LAST_WORD_SECONDS = 0.5
 
@@ -63,6 +67,7 @@ class KeyReplacement:
         save: Callable[[Callable[[], None]], None],
         post: Callable[[e.Event], None],
         restart: Callable[[], None],
+        book: InviteBook,
     ) -> None:
         """`save` runs a function that writes to the disk; `restart` stops this node and starts it again."""
         self._home, self._identity, self._keys, self._state = home, identity, keys, state
@@ -70,6 +75,7 @@ class KeyReplacement:
         self._save = save
         self._post = post
         self._restart = restart
+        self._book = book
         self._waiting: asyncio.Future[NodeId] | None = None
 
     # -- of this node
@@ -91,7 +97,8 @@ class KeyReplacement:
             raise unusable_file(error) from error
         assert following is not None
         keys = self._keys
-        why = keys.authority.may_replace(keys.node, following.node, self._now())
+        owned = is_owner(keys.rights)
+        why = keys.authority.may_replace(keys.node, following.node, self._now(), owned=owned)
         if why:
             raise _failed(why)
         if keys.may_admit:
@@ -171,11 +178,22 @@ class KeyReplacement:
             return ReplaceRefused("the asked member may not admit others")
         if not (verify(peer, over, request.old_signature) and verify(request.successor, over, request.new_signature)):
             return ReplaceRefused("one of the signatures is wrong")
-        why = keys.authority.may_replace(peer, request.successor, self._now())
+        why = keys.authority.may_replace(peer, request.successor, self._now(), owned=is_owner(rights))
+        if not why and not is_owner(rights) and self._replaced_of_invite(peer) >= MAX_REPLACED_OF_INVITE:
+            why = f"{MAX_REPLACED_OF_INVITE} nodes of its invite replaced their keys in the last 30 days"
         if why:
             return ReplaceRefused(why)
         self._post(e.StatementsMade((keys.replace(peer, request.successor),)))
         return None
+
+    def _replaced_of_invite(self, peer: NodeId) -> int:
+        """How many nodes that came by the invite of `peer` have replaced their keys lately."""
+        known = self._book.known_as(peer)
+        if known is None or known.invite == NO_INVITE:
+            return 0
+        replaced = self._keys.authority.replaced_since(self._now() - REPLACED_RECENTLY)
+        same = [found.invite == known.invite for node in replaced if (found := self._book.known_as(node)) is not None]
+        return sum(same)
 
 
 def _failed(why: str) -> EnvironmentFailure:

@@ -74,14 +74,16 @@ def load_home_state(settings: Settings) -> HomeState:
     identity = newest(identity, settings.home, state)
     clock = WallClock(settings.home)
     clock.save()
-    keys = _load_keys(identity, state, clock)
     book = InviteBook(settings.home)
+    keys = _load_keys(identity, state, clock, book)
     return HomeState(settings.home, identity, state, state.next_incarnation(), clock, book, keys)
 
 
-def _load_keys(identity: Identity, state: MeshState, clock: WallClock) -> MeshKeys:
+def _load_keys(identity: Identity, state: MeshState, clock: WallClock, book: InviteBook) -> MeshKeys:
     """The mesh key and this node's certificate; who holds the private key and has no valid one gives itself one."""
     authority = saved_authority(state)
+    if authority.grace_left(clock.now()) > 0:
+        authority.restore_grace(book.grace)
     known = (state.key,) if state.previous is None else (state.key, state.previous)
     try:
         certificate: SignedCertificate | None = read_certificate(state.certificate, known, verify)
@@ -125,7 +127,7 @@ class MemberManagement:
         self._links = links
         self._rotating: MeshKey | None = None
         self.replacement = KeyReplacement(
-            found.home, found.identity, found.keys, found.state, found.clock.now, save, post, restart
+            found.home, found.identity, found.keys, found.state, found.clock.now, save, post, restart, found.book
         )
         self.requests = InviteRequests(found.keys, found.book, found.clock.now, post, audit)
         self.view: MeshView | None = None
@@ -306,6 +308,7 @@ class MemberManagement:
     def carry_out(
         self,
         command: c.SaveStatements
+        | c.SaveGrace
         | c.IssueCertificate
         | c.TakeCertificate
         | c.MakeInvite
@@ -325,6 +328,8 @@ class MemberManagement:
                     keys.private = b""
                 self._rotating = None
                 self._save(lambda: self._state.save_statements(key, statements, previous))
+            case c.SaveGrace(terms):
+                self._book.save_grace(terms)
             case c.IssueCertificate(peer, certificate):
                 valid = certificate.valid_at(self._wall.now())
                 if keys.may_admit and valid and not keys.authority.is_expelled(certificate.node):

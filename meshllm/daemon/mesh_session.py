@@ -135,6 +135,7 @@ class MeshSession:
             authority=found.keys.authority,
             certificate=b"" if found.keys.certificate is None else found.keys.certificate.data,
             rights=found.keys.rights,
+            key_grace=found.keys.authority.grace_left(found.clock.now()),
             rejoins=bool(found.state.peers) and not self._choice.foreign,
             lease_refusal=lease_refusal
             or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
@@ -261,6 +262,7 @@ class MeshSession:
                     self._writer.add(lambda: self._state.save_mesh(mesh))
             case (
                 c.SaveStatements()
+                | c.SaveGrace()
                 | c.IssueCertificate()
                 | c.TakeCertificate()
                 | c.MakeInvite()

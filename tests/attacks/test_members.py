@@ -356,7 +356,7 @@ def test_member_without_the_mesh_key_has_its_invites_made_by_another(mesh: Mesh)
 def test_expired_invite_does_not_keep_a_member_from_starting_again(mesh: Mesh) -> None:
     mesh.start("a")
     file = mesh.root / "invite"
-    file.write_text(mesh.invite("a", expires=5))
+    file.write_text(mesh.invite("a", expires=40))
     mesh.start("b", "", "--join", f"@{file}")
     wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh")
     wait(lambda: bool(json.loads((mesh.root / "b" / "mesh.json").read_text())["peers"]), "the mesh in the file of b")
@@ -410,3 +410,36 @@ def test_expelled_node_says_so_and_does_not_retry(mesh: Mesh) -> None:
         mesh.stop(name)
         mesh.start(name)
         told(name)
+
+
+def test_restart_after_a_change_of_the_mesh_key_parts_nobody(mesh: Mesh) -> None:
+    mesh.start("a")
+    for name in ("b", "c"):
+        mesh.start(name, mesh.invite("a", rights=["use", "serve"]))
+    for name in "abc":
+        wait(lambda name=name: mesh.alive(name) == {*"abc"} - {name}, f"{name} knowing all")  # type: ignore[misc]
+
+    def saved(name: str, what: str) -> str:
+        return str(json.loads((mesh.root / name / "mesh.json").read_text())[what])
+
+    # Who was met is saved after some seconds.
+    for name, other in (("b", "c"), ("c", "b")):
+        path, node = mesh.root / name / "mesh.json", mesh.members(other)[other]["node"]
+        wait(lambda path=path, node=node: node in path.read_text(), f"{other} in the file of {name}")  # type: ignore[misc]
+    before = saved("b", "key")
+    assert mesh.ask("a", "/api/mesh/rotate-key", {}) == {"rotated": True}
+    wait(lambda: before not in (saved("b", "key"), saved("c", "key")), "the new key at both")
+    # The only member that could give them certificates of it is gone before it does, as a rule.
+    for name in "abc":
+        mesh.running.pop(name).kill()
+    for name in ("b", "c"):
+        mesh.start(name)
+    wait(lambda: "c" in mesh.alive("b") and "b" in mesh.alive("c"), "both together again")
+    # Once that member is back they get them.
+    mesh.start("a")
+    for name in ("b", "c"):
+        wait(lambda name=name: {"a"} <= mesh.alive(name), f"{name} with a")  # type: ignore[misc]
+        wait(
+            lambda name=name: saved(name, "certificate")[2:10] == saved("a", "key")[:8],
+            f"a certificate of the new key at {name}",
+        )  # type: ignore[misc]

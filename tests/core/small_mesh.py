@@ -53,8 +53,8 @@ class SmallMesh:
     """The nodes by number, what is under way, and the time."""
 
     def __init__(self, seed: int = 1, mesh_key: FakeMeshKey | None = None) -> None:
-        """With a `mesh_key` every node that starts has a certificate of `rights` (by default all)."""
-        self.mesh_key = mesh_key
+        """Every node that starts has a certificate of `rights` (by default all)."""
+        self.mesh_key = mesh_key or FakeMeshKey()
         self.rights: dict[int, Right] = {}
         self.inviters: dict[int, NodeId] = {}
         self.members: dict[int, SignedCertificate] = {}

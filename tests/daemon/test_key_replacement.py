@@ -15,7 +15,7 @@ from meshllm.core.membership.certificates import GUEST_RIGHTS, NO_RIGHTS, Right
 from meshllm.core.membership.messages import ReplaceKey, ReplaceRefused
 from meshllm.core.records import NodeId
 from meshllm.daemon import key_replacement
-from meshllm.daemon.key_replacement import KeyReplacement, newest
+from meshllm.daemon.key_replacement import MAX_REPLACED_OF_INVITE, KeyReplacement, newest
 from meshllm.daemon.member_management import HomeState, load_home_state
 from meshllm.daemon.settings import Settings
 from meshllm.errors import EnvironmentFailure
@@ -35,7 +35,15 @@ class Node:
         self.found: HomeState = load_home_state(Settings(self.home))
         found = self.found
         self.replacement = KeyReplacement(
-            self.home, found.identity, found.keys, found.state, found.clock.now, self.save, self.post, self.happened.set
+            self.home,
+            found.identity,
+            found.keys,
+            found.state,
+            found.clock.now,
+            self.save,
+            self.post,
+            self.happened.set,
+            found.book,
         )
 
     def save(self, write: Callable[[], None]) -> None:
@@ -80,6 +88,37 @@ def test_key_of_a_member_is_replaced_only_with_both_signatures(tmp_path: Path) -
     refused = ask(signed(node, old, other))
     assert refused is not None
     assert "before" in refused.reason
+
+
+def test_key_of_a_member_is_not_replaced_by_itself(tmp_path: Path) -> None:
+    node = Node(tmp_path / "a")
+    old = Identity.load_or_create(tmp_path / "old")
+    refused = node.replacement.certify(c.CertifyReplacement(old.node, signed(node, old, old)), GUEST_RIGHTS)
+    assert refused == ReplaceRefused("the new key is the old one")
+    # Nor does such a statement of a member with the mesh key, which would expel it, count.
+    assert node.found.keys.authority.learn(node.found.keys.replace(old.node, old.node)) is None
+    assert not node.found.keys.authority.is_expelled(old.node)
+
+
+def test_guests_of_one_invite_cannot_fill_the_mesh_with_replaced_keys(tmp_path: Path) -> None:
+    node = Node(tmp_path / "a")
+    authority, book, now = node.found.keys.authority, node.found.book, node.found.clock.now()
+
+    def replaced(number: int, rights: Right = GUEST_RIGHTS, invite: bytes = b"invite--") -> str:
+        """Why the key of another member is not replaced."""
+        old, new = [Identity.load_or_create(tmp_path / f"{number} {name}") for name in ("old", "new")]
+        book.note(node.found.keys.issue(old.node, rights, 999, inviter=old.node, invite=invite).certificate, "", now)
+        refused = node.replacement.certify(c.CertifyReplacement(old.node, signed(node, old, new)), rights)
+        if refused is not None:
+            return refused.reason
+        authority.learn(node.found.keys.replace(old.node, new.node))
+        book.replaced(old.node, new.node)
+        return ""
+
+    assert [replaced(number) for number in range(MAX_REPLACED_OF_INVITE)] == [""] * MAX_REPLACED_OF_INVITE
+    assert "of its invite" in replaced(100)
+    assert replaced(101, invite=b"another-") == ""
+    assert replaced(102, rights=Right.USE | Right.HOST) == ""
 
 
 async def test_founder_replaces_its_own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,7 +250,7 @@ async def town(folder: Path, count: int = 2, listening: bool = True) -> AsyncIte
         identity = Identity.load_or_create(folder / f"node{number}")
         lanes = Lanes(identity, clock=made.clock)
         transport = FakeTransport(made.directory, identity.node)
-        node = Node(identity, transport, lanes, Tunnels(transport, lanes))
+        node = Node(identity, transport, lanes, Tunnels(transport, lanes, lambda peer, kind: True))
         await transport.start(node)
         if listening:
             node.port = node.tunnels.start(0, "127.0.0.1")

@@ -27,7 +27,7 @@ class House:
 
     def __init__(self, transport: NodeTransport, identity: Identity, with_lanes: bool) -> None:
         self.transport, self.node = transport, identity.node
-        self.tunnels = Tunnels(transport, Lanes(identity) if with_lanes else None)
+        self.tunnels = Tunnels(transport, Lanes(identity) if with_lanes else None, lambda peer, kind: True)
         self.address = PeerAddress("127.0.0.1", 0)
         self.ears: list[Ear] = []
         self.callers: list[NodeId] = []

@@ -66,7 +66,9 @@ class WatchedGateway(Gateway):
     """A gateway whose queue, connections and endings can be waited for."""
 
     def __init__(self, policy: AccessPolicy, backend_keys: Mapping[str, str] | None = None, **mesh: Any) -> None:
-        super().__init__(policy, backend_keys, **mesh)
+        # Every peer is a machine of the owner, unless a test says otherwise.
+        rights = {"is_guest": lambda peer: False, "may_use": lambda peer: True}
+        super().__init__(policy, backend_keys, **{**rights, **mesh})
         self.watch = Watch()
         self.outcomes: list[str] = []
         self.peer_outcomes: list[str] = []

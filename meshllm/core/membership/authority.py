@@ -15,7 +15,6 @@ from hashlib import blake2b
 
 from meshllm.core.ids import NodeId
 from meshllm.core.membership.certificates import (
-    ALL_RIGHTS,
     MAX_STATEMENTS,
     NO_RIGHTS,
     NODE_RIGHTS,
@@ -38,6 +37,8 @@ HASH_BYTES = 8
 # Replaced keys that are kept: half of the room, so that members cannot fill what expulsions need. One member may
 # replace its key this often in this time (seconds).
 MAX_REPLACED = MAX_STATEMENTS // 2
+# Guests stop at a quarter of that: the rest is for the owner's machines.
+MAX_REPLACED_FOR_GUESTS = MAX_REPLACED // 4
 MAX_REPLACED_RECENTLY, REPLACED_RECENTLY = 4, 30 * 86_400
 # Statements that a refused node is shown as the reason.
 MAX_REASONS = 3
@@ -122,8 +123,11 @@ class Authority:
                 left += self._predecessors.get(old, ())
         return found
 
-    def may_replace(self, node: NodeId, successor: NodeId, now_unix: float) -> str:
-        """Why `node` may not get the new id `successor`; "" if it may, or has it already."""
+    def may_replace(self, node: NodeId, successor: NodeId, now_unix: float, *, owned: bool) -> str:
+        """Why `node` may not get the new id `successor`; "" if it may, or has it already. `owned`: it is one of the
+        owner's machines."""
+        if node == successor:
+            return "the new key is the old one"
         if self._successors.get(node) == {successor}:
             return ""
         if node in self._successors or successor in self._predecessors or self.is_expelled(successor):
@@ -133,9 +137,14 @@ class Authority:
         recent = sum(each.subject in before and each.made > now_unix - REPLACED_RECENTLY for each in replaced)
         if recent >= MAX_REPLACED_RECENTLY:
             return f"the node replaced its key {recent} times in the last {REPLACED_RECENTLY // 86_400} days"
-        if len(replaced) >= MAX_REPLACED or len(self._known) >= MAX_STATEMENTS:
+        if len(replaced) >= (MAX_REPLACED if owned else MAX_REPLACED_FOR_GUESTS) or len(self._known) >= MAX_STATEMENTS:
             return "the mesh has no room for more replaced keys"
         return ""
+
+    def replaced_since(self, made: float) -> set[NodeId]:
+        """The newest ids of the nodes that replaced their key after `made` (unix seconds)."""
+        said = [known.statement for (kind, _), known in self._known.items() if kind is StatementKind.REPLACE]
+        return {self.successor(NodeId(each.subject)) for each in said if each.made > made}
 
     def expulsion_of(self, node: NodeId) -> tuple[bytes, ...]:
         """The statements that tell `node` why it is no member any more, the change to the current key first."""
@@ -237,6 +246,23 @@ class Authority:
         self._grace = frozenset([certificate.terms for certificate in known])
         self._grace_nodes = frozenset([terms[0] for terms in self._grace])
 
+    @property
+    def grace(self) -> frozenset[CertificateTerms]:
+        """The terms of the certificates of the previous key that still count."""
+        return self._grace
+
+    def restore_grace(self, terms: frozenset[CertificateTerms]) -> None:
+        """As it was before a restart."""
+        self._grace = terms
+        self._grace_nodes = frozenset([each[0] for each in terms])
+
+    def grace_left(self, now_unix: float) -> float:
+        """How long after the last change of the key certificates of the one before count yet (seconds, or 0)."""
+        if self.rotation is None:
+            return 0.0
+        left = self.rotation.statement.made + KEY_GRACE_SECONDS - now_unix
+        return min(max(left, 0.0), KEY_GRACE_SECONDS)
+
     def end_grace(self) -> None:
         """Certificates of the previous key count no longer."""
         self._grace = frozenset()
@@ -248,6 +274,10 @@ class Authority:
         """Whether the certificate of these bytes was signed by the current key; it was read before."""
         read = self._read.get(data)
         return read is not None and read.key == self.key
+
+    def is_current_member(self, member: Certificate) -> bool:
+        """Whether the current key signed this certificate; it was read before."""
+        return any(read.key == self.key and read.certificate.serial == member.serial for read in self._read.values())
 
     def certificate(self, data: bytes, node: NodeId, now_unix: float) -> Certificate | None:
         """The certificate of `node` in these bytes if it counts now, else None. A known one costs no check of a
@@ -296,10 +326,8 @@ def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
 
 
 def rights_of(member: Certificate | None, authority: Authority | None) -> Right:
-    """The rights of a peer with that certificate. Without an authority, in a mesh of one secret, all have all."""
-    if authority is None:
-        return ALL_RIGHTS
-    return NO_RIGHTS if member is None or authority.is_expelled(member.node) else member.rights
+    """The rights of a peer with that certificate; none without a certificate or a mesh key."""
+    return NO_RIGHTS if member is None or authority is None or authority.is_expelled(member.node) else member.rights
 
 
 def _renamed(terms: CertificateTerms, old: NodeId, new: NodeId) -> CertificateTerms:

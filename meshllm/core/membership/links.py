@@ -90,7 +90,7 @@ class LinkState:
 class LinkTable:
     """All links and dials of one node."""
 
-    def __init__(self, own: NodeId, out: list[c.Command], may_dial: Callable[[bytes], bool] = lambda pin: True) -> None:
+    def __init__(self, own: NodeId, out: list[c.Command], may_dial: Callable[[bytes], bool]) -> None:
         """Dials are appended to `out`. `may_dial`: whether the node of an id, or of its first bytes, is no expelled
         one."""
         self._own = own

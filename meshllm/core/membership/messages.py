@@ -168,3 +168,7 @@ class GrantedInvite(Message):
     lifetime: int
     key: bytes = field(default=b"", repr=False)
     refused: str = ""
+
+
+# Those that `MeshParticipant` answers alike for nodes and clients.
+MembershipMessage = RenewCertificate | RenewedCertificate | AskInvite | GrantedInvite | ReplaceKey | ReplaceRefused

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from meshllm.core.membership.authority import Authority
-from meshllm.core.membership.certificates import ALL_RIGHTS, Right
+from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
     MAX_FAILURE_REPORTS,
@@ -37,9 +37,10 @@ class MeshConfig:
 
     `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
     version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
-    request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's.
-    `lease_refusal`: why it accepts no lease at all ("": it does). `rejoins`: it was in this mesh with others before, so
-    that without an answer it is alone for now, and nothing has failed.
+    request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's;
+    `key_grace`: how long those of the previous mesh key count yet (seconds). `lease_refusal`: why it accepts no lease
+    at all ("": it does). `rejoins`: it was in this mesh with others before, so that without an answer it is alone for
+    now, and nothing has failed.
     """
 
     node: NodeId
@@ -54,7 +55,8 @@ class MeshConfig:
     lease_refusal: str = ""
     authority: Authority | None = None
     certificate: bytes = b""
-    rights: Right = ALL_RIGHTS
+    rights: Right = NO_RIGHTS
+    key_grace: float = 0.0
     rejoins: bool = False
 
 

@@ -59,8 +59,10 @@ class MeshParticipant(ABC):
         self._replacement_from: NodeId | None = None  # the peer that was asked for a new id
         self._invite_from: NodeId | None = None  # the peer that was asked for an invite
         self._rotated_at = 0.0
-        may_dial = {} if self._authority is None else {"may_dial": self._authority.may_dial}
-        self._links = LinkTable(config.node, self._out, **may_dial)
+        self._key_grace = config.key_grace
+        # Without a mesh key no node is expelled, and none has a right.
+        may_dial = self._authority.may_dial if self._authority is not None else lambda pin: True
+        self._links = LinkTable(config.node, self._out, may_dial)
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
@@ -94,6 +96,8 @@ class MeshParticipant(ABC):
             return
         self._timers.set(Timer.PROBE, now + PROBE_SECONDS * self._rng.random())
         self._timers.set(Timer.SAVE_PEERS, now + SAVE_SECONDS)
+        if self._key_grace > 0:  # the mesh key changed before this start
+            self._timers.set(Timer.KEY_GRACE, now + self._key_grace)
         self._start(now)
 
     def update_facts(self, facts: OwnFacts, now: float) -> list[c.Command]:
@@ -346,14 +350,7 @@ class MeshParticipant(ABC):
             case m.Statements():
                 if self._statements is not None:
                     self._apply(self._statements.received(peer, link, message, now), now)
-            case (
-                m.RenewCertificate()
-                | m.RenewedCertificate()
-                | m.AskInvite()
-                | m.GrantedInvite()
-                | m.ReplaceKey()
-                | m.ReplaceRefused()
-            ):
+            case _ if isinstance(message, m.MembershipMessage):
                 self._membership_message(peer, link, message, now)
             case _:
                 self._other_message(peer, link, message, now)
@@ -502,6 +499,8 @@ class MeshParticipant(ABC):
             elif said.kind is StatementKind.REPLACE:
                 self._out.append(c.NodeReplaced(NodeId(said.subject), said.by))
                 self._remove_expelled(NodeId(said.subject), said.by)
+                if self._authority is not None and self._authority.grace:
+                    self._out.append(c.SaveGrace(self._authority.grace))
         if self._authority is not None and self._authority.is_expelled(self._id):
             self._expelled()
 
@@ -540,6 +539,7 @@ class MeshParticipant(ABC):
         known = [e.signed.member for e in self.entries() if e.status not in (PeerStatus.DEAD, PeerStatus.LEFT)]
         known += [link.member for _, link in self._links.items()]
         self._authority.begin_grace([member for member in known if member is not None])
+        self._out.append(c.SaveGrace(self._authority.grace))
         self._rotated_at = now
         self._timers.set(Timer.KEY_GRACE, now + KEY_GRACE_SECONDS)
         self._timers.set(Timer.CERTIFICATE, now + RENEWAL_SECONDS * self._rng.random())
@@ -547,9 +547,10 @@ class MeshParticipant(ABC):
     def _end_grace(self) -> None:
         assert self._authority is not None
         self._authority.end_grace()
+        self._out.append(c.SaveGrace(self._authority.grace))
         for peer, link in self._links.items():
             entry = self.entry(peer)
-            renewed = link.up_at > self._rotated_at
+            renewed = link.member is not None and self._authority.is_current_member(link.member)
             if link.role is Role.NODE and entry is not None:
                 renewed = self._authority.is_current(entry.record.certificate)
             if not renewed:

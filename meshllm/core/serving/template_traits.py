@@ -13,7 +13,8 @@ class TemplateTraits:
     messages at the start; `later_system`: system messages after others; `system_alone`: no message but that one.
     `users_in_row`, `assistants_in_row`: two messages of that role in a row; `user_after_tool`: a user's message right
     after a tool's result; `assistant_first`: a conversation that the assistant opens. `tools`: definitions of tools;
-    `calls`: calls and results; `long_call_ids`: identifiers of calls of any length.
+    `calls`: calls and results; `long_call_ids`: identifiers of calls of any length; `parts`: texts in parts, also
+    beside tools.
     """
 
     system: bool = True
@@ -28,6 +29,7 @@ class TemplateTraits:
     tools: bool = True
     calls: bool = True
     long_call_ids: bool = True
+    parts: bool = True
 
 
 ANY_TEMPLATE = TemplateTraits()

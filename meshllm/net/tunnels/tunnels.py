@@ -41,7 +41,7 @@ class Tunnels:
         self,
         transport: Transport,
         lanes: Lanes | None,
-        permitted: Callable[[NodeId, StreamKind], bool] = lambda peer, kind: True,
+        permitted: Callable[[NodeId, StreamKind], bool],
     ) -> None:
         """`permitted`: whether a peer may open tunnels of a kind; asked for each one, over a stream or a lane."""
         self._transport = transport

@@ -67,8 +67,8 @@ class Gateway:
         on_work: Callable[[], None] | None = None,
         draft_counts: Callable[[], Mapping[str, DraftCounts]] = dict,
         counters: Callable[[], NodeCounters] | None = None,
-        is_guest: Callable[[str], bool] = lambda peer: False,
-        may_use: Callable[[str], bool] = lambda peer: True,
+        is_guest: Callable[[str], bool] = lambda peer: True,
+        may_use: Callable[[str], bool] = lambda peer: False,
         only_from: tuple[str, ...] = (),
     ) -> None:
         """`backend_keys`: the API keys of backends, by URL. `peers` opens connections to peers.

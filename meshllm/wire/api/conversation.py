@@ -12,8 +12,8 @@ The rules, each applied only where the template needs it:
   call and its results: it follows them.
 - Messages of one role in a row are joined, with an empty line between their texts.
 - A user message directly after a tool's result becomes part of that result, between `[user]` and `[/user]`.
-- A tool's result that is a list of texts becomes one text. Calls and results become texts (`tools_as_text`) where the
-  template renders none; identifiers of calls become short ones.
+- A tool's result that is a list of texts becomes one text; other contents do where the template renders no parts.
+- Calls and results become texts (`tools_as_text`) where the template renders none; identifiers of calls short ones.
 - A conversation that does not begin with a user message gets one that says `[start]`.
 
 What a message becomes depends only on the messages before it and its neighbour after it, so that the prompt of one turn
@@ -103,7 +103,7 @@ def _shape(entries: Sequence[Any], traits: TemplateTraits, form: Format) -> list
         return None
     turns = [_plain_result(_Turn(form.role(entry), entry), form) for entry in entries]
     if traits != ANY_TEMPLATE:
-        turns = [_rendered_call(turn, traits, form) for turn in turns]
+        turns = [_rendered_call(_without_parts(turn, traits, form), traits, form) for turn in turns]
         turns = _joined(_deferred(_converted(turns, traits, form)), traits, form)
         turns = _opened(turns, traits, form)
     shaped = [turn.entry for turn in _join_last_assistants(turns, form)]
@@ -124,6 +124,16 @@ def _plain_result(turn: _Turn, form: Format) -> _Turn:
         return turn
     text = plain(turn.entry[form.result])
     return turn if text is None else _Turn(turn.role, {**turn.entry, form.result: text})
+
+
+def _without_parts(turn: _Turn, traits: TemplateTraits, form: Format) -> _Turn:
+    """Texts in parts as one text. The engine makes parts of it again in responses, and joins Anthropic's own system."""
+    in_parts = turn.role in (EntryRole.USER, EntryRole.ASSISTANT, EntryRole.SYSTEM) and "content" in turn.entry
+    if traits.parts or not in_parts or form is RESPONSES or (form is ANTHROPIC and turn.role is EntryRole.SYSTEM):
+        return turn
+    content = turn.entry["content"]
+    text = plain(content) if isinstance(content, list) else None
+    return turn if text is None else _Turn(turn.role, {**turn.entry, "content": text})
 
 
 def _rendered_call(turn: _Turn, traits: TemplateTraits, form: Format) -> _Turn:
@@ -282,7 +292,9 @@ def shape_body(api: Api, body: Mapping[str, Any], traits: TemplateTraits) -> dic
 
     Raises RequestRefused for a required call if the template has no place for tools.
     """
-    told = describe_tools(api, body) if not traits.tools else None
+    # Messages of responses are in parts always.
+    shows_tools = traits.tools and (traits.parts or "input" not in body)
+    told = None if shows_tools else describe_tools(api, body)
     if told is not None:
         return _shape_body(api, told, traits) or told
     return _shape_body(api, body, traits)

@@ -107,6 +107,8 @@ def read_statement(data: bytes, keys: Iterable[MeshKey], verify: VerifyKey) -> S
     length = _SUBJECT_BYTES[meaning]
     if version != VERSION or any(padded[length:]):
         raise BadMessage("statement: unknown version, or a damaged subject")
+    if meaning is StatementKind.REPLACE and by == padded:
+        raise BadMessage("statement: a node replaces itself")  # it would be expelled by that
     key = _signer(data, _STATEMENT.size, tag, keys, _STATEMENT_LABEL, verify, "statement")
     return SignedStatement(Statement(meaning, padded[:length], made, NodeId(by)), data, key)
 

@@ -193,7 +193,7 @@ def test_authority_gives_no_rights_to_the_expelled_and_the_unknown() -> None:
     member = MESH.certify(ONE, GUEST_RIGHTS).certificate
     assert a.rights_of(member, authority) == GUEST_RIGHTS
     assert a.rights_of(None, authority) == NO_RIGHTS
-    assert a.rights_of(None, None) == ALL_RIGHTS, "a mesh of one secret"
+    assert a.rights_of(None, None) == a.rights_of(member, None) == NO_RIGHTS
     authority.learn(MESH.expel(ONE))
     assert a.rights_of(member, authority) == NO_RIGHTS
 
@@ -245,18 +245,24 @@ def test_authority_bounds_replaced_keys() -> None:
     authority = MESH.authority()
     nodes = [node_id(number) for number in range(100, 106)]
     for old, new in itertools.pairwise(nodes[:5]):
-        assert authority.may_replace(old, new, NOW) == ""
+        assert authority.may_replace(old, new, NOW, owned=True) == ""
         authority.learn(MESH.replace(old, new))
-        assert authority.may_replace(old, new, NOW) == ""  # it has it already
-        assert "before" in authority.may_replace(old, ONE, NOW)
-    assert "4 times" in authority.may_replace(nodes[4], nodes[5], NOW)
-    assert authority.may_replace(nodes[4], nodes[5], NOW + 31 * 86_400) == ""
-    assert "before" in authority.may_replace(ONE, nodes[0], NOW)  # back to an old key
+        assert authority.may_replace(old, new, NOW, owned=True) == ""  # it has it already
+        assert "before" in authority.may_replace(old, ONE, NOW, owned=True)
+    assert "4 times" in authority.may_replace(nodes[4], nodes[5], NOW, owned=True)
+    assert authority.may_replace(nodes[4], nodes[5], NOW + 31 * 86_400, owned=True) == ""
+    assert "before" in authority.may_replace(ONE, nodes[0], NOW, owned=True)  # back to an old key
     authority.learn(MESH.expel(TWO))
-    assert "before" in authority.may_replace(ONE, TWO, NOW)
+    assert "before" in authority.may_replace(ONE, TWO, NOW, owned=True)
+    assert authority.may_replace(ONE, ONE, NOW, owned=True) == "the new key is the old one"
     for number in range(1000, 1000 + 2 * a.MAX_REPLACED, 2):
+        if len(authority.statements) < a.MAX_REPLACED_FOR_GUESTS:
+            assert authority.may_replace(ONE, THREE, NOW, owned=False) == ""
+        elif len(authority.statements) == a.MAX_REPLACED_FOR_GUESTS + 1:
+            assert "no room" in authority.may_replace(ONE, THREE, NOW, owned=False)
+            assert authority.may_replace(ONE, THREE, NOW, owned=True) == ""
         authority.learn(MESH.replace(node_id(number), node_id(number + 1)))
-    assert "no room" in authority.may_replace(ONE, THREE, NOW)
+    assert "no room" in authority.may_replace(ONE, THREE, NOW, owned=True)
 
 
 def test_replaced_node_is_shown_the_reason() -> None:

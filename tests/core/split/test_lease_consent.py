@@ -78,20 +78,20 @@ def test_lease_of_a_peer_without_a_certificate_is_refused_in_a_mesh_with_a_key(r
 
 
 def test_node_without_the_right_to_work_takes_no_lease() -> None:
-    core = worker(rights=ALL_RIGHTS & ~Right.WORK)
-    assert reports(proposed(core, Role.NODE, None)) == [(LeasePhase.ENDED, NO_WORK)]
+    core = worker(authority=FakeMeshKey().authority(), rights=ALL_RIGHTS & ~Right.WORK)
+    assert reports(proposed(core, Role.NODE, ALL_RIGHTS)) == [(LeasePhase.ENDED, NO_WORK)]
     assert offered(core) == 0
 
 
 @pytest.mark.parametrize("role", Role)
-def test_lease_of_a_client_is_refused_without_certificates_too(role: Role) -> None:
-    commands = proposed(worker(), role, None)
-    assert any(isinstance(command, c.StartWorker) for command in commands) is (role is Role.NODE)
+@pytest.mark.parametrize("rights", [None, ALL_RIGHTS])
+def test_without_a_mesh_key_nobody_has_a_right(role: Role, rights: Right | None) -> None:
+    assert reports(proposed(worker(), role, rights)) == [(LeasePhase.ENDED, NO_HOST)]
 
 
 def test_right_ends_with_the_link() -> None:
-    core = worker()
-    core.handle(e.LinkUp(node_id(1), Role.NODE, MESH, address(1), 0.001, False), 0.0)
+    core = worker(authority=FakeMeshKey().authority())
+    core.handle(e.LinkUp(node_id(1), Role.NODE, MESH, address(1), 0.001, False, certificate(ALL_RIGHTS)), 0.0)
     core.handle(e.LinkDown(node_id(1), "closed"), 0.1)
     core.handle(e.LinkUp(node_id(1), Role.CLIENT, MESH, address(1), 0.001, False), 0.2)
     commands = core.handle(e.MessageReceived(node_id(1), Propose(LEASE)), 0.3)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from meshllm import paths
 from meshllm.core.serving.template_traits import TemplateTraits
@@ -89,6 +90,25 @@ async def test_a_template_without_tools_gets_a_place_for_them(tmp_path: Path) ->
     assert status == 200, reply
     message: dict[str, Any] = json.loads(reply)["choices"][0]["message"]
     assert message["tool_calls"][0]["function"]["name"] == "weather"
+
+
+@pytest.mark.parametrize(
+    "template", ["no-tools", " \n{%- for message in messages %} {{ message.content }} {% endfor %}\n"]
+)
+def test_without_tools_the_prefix_changes_nothing(template: str) -> None:
+    file = TEMPLATES / f"{template}.jinja"
+    own = file.read_text() if template == "no-tools" else template
+    changed = with_tools(own)
+    assert changed is not None
+    messages = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": "P"},
+    ]
+    before, after = (ImmutableSandboxedEnvironment().from_string(source) for source in (own, changed))
+    assert after.render(messages=messages) == before.render(messages=messages)
+    result = {"role": "tool", "content": "T"}
+    assert "T\n</tool_response>" in after.render(messages=[*messages[:2], result])
 
 
 def test_a_template_with_tools_is_not_changed() -> None:

@@ -268,3 +268,22 @@ def test_turns_of_an_agent_begin_alike_where_the_agents_own_do(
         assert shaped_later[: len(shaped)] == shaped, agent
         grown += 1
     assert grown, agent
+
+
+def test_parts_become_texts_where_they_are_not_rendered() -> None:
+    no_parts = replace(ANY_TEMPLATE, parts=False)
+    parts = [{"type": "text", "text": "Q"}, {"type": "text", "text": "P"}]
+    picture = {"role": "user", "content": [*parts, {"type": "image_url", "image_url": {"url": "data:,"}}]}
+    assert shape([{"role": "user", "content": parts}, picture], no_parts) == [
+        {"role": "user", "content": "Q\nP"},
+        picture,
+    ]
+    system, messages = shape_anthropic(parts, [{"role": "user", "content": parts}], no_parts)
+    assert system == parts
+    assert messages == [{"role": "user", "content": "Q\nP"}]
+    # In responses the engine makes parts of texts: tools that the template then leaves out are described.
+    body = {"input": "Q", "tools": [{"type": "function", "name": "f"}]}
+    told = shape_body(Api.RESPONSES, body, no_parts)
+    assert told is not None
+    assert '"name":"f"' in told["instructions"]
+    assert shape_body(Api.RESPONSES, {"input": "Q"}, no_parts) is None
