@@ -26,6 +26,8 @@ DISK_PAGING_SECONDS = 5.0
 # While members are away, callers wait this long for them before they are refused: after a power cut all machines start,
 # one later than the other.
 AWAY_SECONDS = 30.0
+# And this long after a node has come: it publishes its free memory a moment after its link is up.
+NEW_NODE_SECONDS = 5.0
 # Why a lease of a client, or of a member without the right, is refused.
 NO_HOST = "your membership does not let you host splits on other nodes: ask for an invite with the right 'host'"
 
@@ -66,6 +68,7 @@ class SplitCoordinator:
         self._mesh = mesh
         self._phase = phase
         self._away = away
+        self._linked_at = float("-inf")  # when the last link to a node came up
         self._refused_since: dict[str, float] = {}
         self._commands: list[c.Command] = []
         self._opened: dict[NodeId, tuple[bytes, int]] = {}  # the newest lease proposed to each worker
@@ -127,6 +130,7 @@ class SplitCoordinator:
         """A link to `peer` is up. `may_host`: whether its certificate lets it host splits."""
         if may_host:
             self._hosts.add(peer)
+            self._linked_at = now
         self._host.link_up(peer, now)
 
     def link_down(self, peer: NodeId, now: float) -> None:
@@ -183,10 +187,15 @@ class SplitCoordinator:
         alone = phase is JoinPhase.ALONE or now - since >= DISK_PAGING_SECONDS
         if model.measured.disk_paging and alone and not model.force_split:
             return replace(split, disk_paging=True)
+        awaited = self._awaited(since, now)
+        return replace(split, refused=False, reason=f"{split.reason}; waiting for {awaited}") if awaited else split
+
+    def _awaited(self, since: float, now: float) -> str:
+        """What a model may still wait for that was refused first at `since`; "" if for nothing."""
         away = self._away()
         if away and now - since < AWAY_SECONDS:
-            return replace(split, refused=False, reason=f"{split.reason}; waiting for {', '.join(away[:MAX_NAMES])}")
-        return split
+            return ", ".join(away[:MAX_NAMES])
+        return "the free memory of a node that has just come" if now - self._linked_at < NEW_NODE_SECONDS else ""
 
     def state(self, model: str) -> SplitState | None:
         """The split of `model`; None if there is none."""

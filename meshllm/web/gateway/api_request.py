@@ -178,11 +178,13 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _assembled(translator: Translator, stream: bytes) -> bytes | None:
-    """The whole answer that a stream makes; None if it is no answer."""
+def _assembled(translator: Translator, stream: bytes) -> bytes | Refusal | None:
+    """The whole answer that a stream makes, or the error in it; None if it is neither."""
     try:
         events = (new for event in events_in(stream) for new in translator.event(event))
         return orjson.dumps(assembled(events))
+    except RequestRefused as refused:
+        return refused.refusal
     except (ValueError, TypeError, RecursionError):
         return None
 

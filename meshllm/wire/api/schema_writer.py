@@ -40,9 +40,9 @@ from meshllm.wire.api.schema_shapes import (
 
 # Integers that every JSON parser holds exactly.
 _LARGEST = (1 << 53) - 1
-# A range of numbers with fractions is written as a list: this many at most, with up to this many decimals.
-MAX_GRID = 201
-_DECIMALS = (3, 2, 1)
+# A range of numbers with fractions is written as a list: with as many decimals as have a list of this length.
+MAX_GRID = 1001
+_DECIMALS = ((3, 201), (2, MAX_GRID), (1, MAX_GRID))
 # Arrays of a number of `prefixItems` and more are written out, one alternative for each length.
 _MAX_LENGTHS = 16
 # Of items that must differ, of which every choice is written out: 32 alternatives.
@@ -155,11 +155,14 @@ class Writer:
         for value in values:
             if not _exact(value):
                 raise self._problem("enum", "a number in it is too large")
-        self._reader.spend(sum(1 + len(value) // _CHARS if isinstance(value, str) else 4 for value in values))
+        self._reader.spend(sum(1 + len(value) // _CHARS if isinstance(value, str) else 1 for value in values))
         strings = list(dict.fromkeys(value for value in values if isinstance(value, str)))
-        if len(strings) <= _LONG_LIST or (pattern := _pattern_of(strings)) is None:
+        pattern = _pattern_of(strings) if len(strings) > _LONG_LIST else None
+        others = values if pattern is None else [value for value in values if not isinstance(value, str)]
+        if len(others) > MAX_GRID:
+            raise self._problem("enum", f"at most {MAX_GRID} values that are no strings are kept")
+        if pattern is None:
             return [{"enum": values}]
-        others = [value for value in values if not isinstance(value, str)]
         return [{"type": "string", "pattern": pattern}, *([{"enum": others}] if others else [])]
 
     def _text(self, shape: StringShape) -> dict[str, Any]:
@@ -259,6 +262,8 @@ class Writer:
     def _sets(self, shape: ArrayShape) -> list[dict[str, Any]]:
         """Arrays without equal items, of a few constants: each choice of them, in the order of the list."""
         rest = shape.rest.shapes
+        if len(rest) == 1 and isinstance(rest[0], Reference):
+            rest = self._reader.expand(rest[0].pointer).shapes
         if shape.first or len(rest) != 1 or not isinstance(rest[0], Constants) or len(rest[0].values) > _MAX_SET:
             raise self._problem("uniqueItems", f"it is kept for items of at most {_MAX_SET} constants")
         values: list[Any] = []
@@ -366,9 +371,9 @@ def _exact(value: Any) -> bool:
 def _grid(shape: NumberShape, low: Bound, high: Bound, steps: list[Fraction]) -> list[float]:
     """The numbers of a range with as many decimals as fit into the list; empty: with none."""
     first, last = Fraction(str(low.value)), Fraction(str(high.value))
-    widths = [max(steps)] if steps else [Fraction(1, 10**decimals) for decimals in _DECIMALS]
-    for width in widths:
-        if (last - first) / width < MAX_GRID:
+    widths = [(Fraction(1, 10**decimals), longest) for decimals, longest in _DECIMALS]
+    for width, longest in [(max(steps), MAX_GRID)] if steps else widths:
+        if (last - first) / width < longest:
             start = ceil(first / width)
             values = [float(width * place) for place in range(start, floor(last / width) + 1)]
             ends = [] if steps else [float(low.value), float(high.value)]

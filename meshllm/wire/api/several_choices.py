@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from meshllm.wire.api import strict_json
+from meshllm.wire.api.errors import find_error, status_of, translate_error
+from meshllm.wire.api.refusal import Refusal, RequestRefused
+from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import parse_event, split_events
 
 Event = dict[str, Any]
@@ -69,14 +72,21 @@ def _count(value: object) -> int:
 
 
 def events_in(stream: bytes) -> Iterator[Event]:
-    """The parsed events of a whole stream; ValueError if one is invalid or an error."""
+    """The parsed events of a whole stream; RequestRefused with an error in it, ValueError if one is invalid."""
     for raw in split_events(stream.rstrip(b"\r\n") + b"\n\n"):
         data = parse_event(raw).data
         if data is None or data.strip() in (b"[DONE]", b"null"):
             continue
         value = strict_json.loads(data)
-        if not isinstance(value, dict) or "choices" not in value:
+        if not isinstance(value, dict):
             raise ValueError("not a chunk")
+        if "choices" not in value:
+            found = find_error(value)
+            if found is None:
+                raise ValueError("not a chunk")
+            status, body = translate_error(Api.CHAT, status_of(found), data)
+            error = body["error"]
+            raise RequestRefused(Refusal(error["param"], error["message"], error["code"] or "upstream_error", status))
         yield value
 
 

@@ -651,6 +651,18 @@ def test_callers_wait_for_members_that_are_away_and_then_hear_who_is_missing(mes
     mesh.until(lambda: mesh.serves(1))
 
 
+def test_callers_wait_for_the_free_memory_of_a_node_that_has_just_come(mesh: SplitMesh) -> None:
+    mesh.node(1, 700, model="m")
+    mesh.run(2.0)
+    assert mesh.phase(1) is ModelPhase.FAILED
+    mesh.room[2] = 600
+    mesh.start(2, (mesh.way(1),))
+    mesh.until(lambda: mesh.phase(1) is ModelPhase.WAITING, within=3.0)
+    mesh.run(1.0)
+    mesh.tell(2, e.MachineObserved(600))
+    mesh.until(lambda: mesh.serves(1), within=5.0)
+
+
 def test_ready_worker_that_falls_silent_is_dropped(mesh: SplitMesh) -> None:
     """It waits for another worker; its link stays up, so that nothing else shows the loss."""
     mesh.node(1, 450, model="m")

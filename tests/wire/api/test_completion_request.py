@@ -116,7 +116,14 @@ def test_a_stream_is_assembled_into_an_answer() -> None:
     assert (first["finish_reason"], second["finish_reason"]) == ("tool_calls", "stop")
     assert (second["message"]["content"], second["logprobs"]) == ("ab", {"content": [1]})
     with pytest.raises(ValueError, match="chunk"):
-        assembled(events_in(b'data: {"error":{"message":"lost"}}\n\n'))
+        assembled(events_in(b'data: {"other":1}\n\n'))
+
+
+def test_an_error_in_an_assembled_stream_is_the_answer() -> None:
+    stream = b'data: {"choices":[]}\n\ndata: {"error":{"message":"lost","code":503,"type":"unavailable_error"}}\n\n'
+    with pytest.raises(RequestRefused) as refused:
+        assembled(events_in(stream))
+    assert (refused.value.refusal.status, refused.value.refusal.message) == (503, "lost")
 
 
 @pytest.mark.parametrize("dimensions", [0, -1, "8", True, 1 << 20])

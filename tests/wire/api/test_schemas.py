@@ -14,6 +14,7 @@ from meshllm.wire.api.schemas import for_answer, for_strict_tool
 
 INT = {"type": "integer"}
 TEXT = {"type": "string"}
+PERCENT = [tenths // 10 if tenths % 10 == 0 else tenths / 10 for tenths in range(1001)]
 
 
 def written(schema: Any) -> Any:
@@ -58,6 +59,10 @@ def objects(*required: str, **properties: Any) -> dict[str, Any]:
         ({"type": "integer", "maximum": -1}, {**INT, "minimum": -(2**53) + 1, "maximum": -1}),
         ({"type": "integer", "multipleOf": 5, "minimum": 1, "maximum": 20}, {"enum": [5, 10, 15, 20]}),
         ({"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 1}, {"enum": [0, 0.5, 1]}),
+        (
+            {"type": "number", "minimum": 0, "maximum": 100},
+            {"enum": [n // 10 if n % 10 == 0 else n / 10 for n in range(1001)]},
+        ),
         ({"type": "number", "multipleOf": 1}, INT),
         ({"const": {"a": [1]}}, {"enum": [{"a": [1]}]}),
         ({"enum": [1, "a", None], "type": ["integer", "null"]}, {"enum": [1, None]}),
@@ -146,6 +151,7 @@ def test_schema_is_written_as_the_engine_keeps_it(schema: Any, wanted: Any) -> N
         ({"type": "strange"}, "type"),
         ({"enum": []}, "enum"),
         ({"enum": [2**70]}, "enum"),
+        ({"enum": list(range(1500))}, "enum"),
         ({"allOf": [TEXT, INT]}, "allOf"),
         (False, "false"),
         (objects("a", a=False), "false"),
@@ -169,6 +175,16 @@ def test_recursive_schema_is_kept() -> None:
     assert children["items"]["$ref"].rsplit("/", 1)[1] in kept["$defs"]
     tree = written({"type": "object", "properties": {"next": {"$ref": "#"}}})
     assert tree["properties"]["next"]["$ref"].startswith("#/$defs/")
+
+
+def test_items_that_differ_may_be_a_reference() -> None:
+    schema = {
+        "type": "array",
+        "uniqueItems": True,
+        "items": {"$ref": "#/$defs/e"},
+        "$defs": {"e": {"enum": ["x", "y"]}},
+    }
+    assert len(written(schema)["anyOf"]) == 4
 
 
 def test_definitions_of_different_schemas_have_different_names() -> None:
