@@ -80,6 +80,8 @@ class MemberAdmission:
             return None
         if signed.key != authority.previous:
             return found
+        if authority.rotation is None or self._book.known_since(node) > authority.rotation.statement.made:
+            return None
         known = self._book.known_as(node)
         return _as_known(self._renamed(found), self._renamed(known)) if known is not None else None
 

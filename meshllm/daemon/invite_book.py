@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class InviteEntry:
 @dataclass(frozen=True, slots=True)
 class KnownMember:
     """A member as its certificate says; times in unix seconds. `seen`: when it was met last; `served`: models that it
-    served then."""
+    served then; `since`: when it was first met with a certificate of these terms."""
 
     name: str
     rights: int
@@ -60,6 +61,7 @@ class KnownMember:
     invite: str
     seen: int
     served: list[str] = field(default_factory=list)
+    since: int = 0
 
 
 class InviteBook:
@@ -130,7 +132,7 @@ class InviteBook:
 
     def note(self, member: Certificate, name: str, now: float, served: Sequence[str] | None = None) -> None:
         """The same without writing it to the disk, which `flush` does. `served`: its models, None if not known."""
-        who = member.node.hex()
+        who, before = member.node.hex(), self.known_as(member.node)
         known = self.members.pop(who, None)
         while len(self.members) >= MAX_MEMBERS:
             del self.members[next(iter(self.members))]
@@ -143,6 +145,7 @@ class InviteBook:
             member.invite.hex(),
             int(now),
             (known.served if known is not None else []) if served is None else list(served)[:MAX_SERVED],
+            int(now) if known is None or before is None or before.terms != member.terms else known.since,
         )
 
     def flush(self) -> None:
@@ -153,6 +156,11 @@ class InviteBook:
         """A member that was met says its name; `flush` writes it."""
         known = self.members[node.hex()]
         self.members[node.hex()] = replace(known, name=name)
+
+    def known_since(self, node: NodeId) -> float:
+        """When the member was first met with the certificate that it has; never is infinity."""
+        known = self.members.get(node.hex())
+        return known.since if known is not None else math.inf
 
     def known_as(self, node: NodeId) -> Certificate | None:
         """What the newest certificate with which the member was met said; its serial is not kept."""

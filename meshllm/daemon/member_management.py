@@ -248,12 +248,12 @@ class MemberManagement:
 
     def _rotate(self, first: tuple[bytes, ...], more: tuple[tuple[StatementKind, bytes], ...]) -> None:
         keys = self._keys
-        made = keys.rotate(more)
         for node, record in [(p.node, p.record) for p in (self.view.peers if self.view is not None else ())]:
             # Who is known now gets a new certificate, also if it is off and comes back later.
             known = keys.authority.certificate(record.certificate, node, self._wall.now())
             if known is not None:
                 self._book.seen(known, record.name, self._wall.now())
+        made = keys.rotate(more)
         keys.private, keys.certificate, self._rotating = made.private, made.certificate, made.key
         kept = (*first, *made.statements)
         self._save(lambda: self._state.rotate(made.key, made.private, made.certificate.data, made.statements))
@@ -332,7 +332,12 @@ class MemberManagement:
                 self._book.save_grace(terms)
             case c.IssueCertificate(peer, certificate):
                 valid = certificate.valid_at(self._wall.now())
-                if keys.may_admit and valid and not keys.authority.is_expelled(certificate.node):
+                if (
+                    keys.may_admit
+                    and valid
+                    and self._was_known(certificate)
+                    and not keys.authority.is_expelled(certificate.node)
+                ):
                     given = keys.renewed(certificate)
                     private = keys.private if Right.ADMIT in given.certificate.rights else b""
                     self._send(peer, RenewedCertificate(given.data, private))
@@ -340,7 +345,7 @@ class MemberManagement:
             case c.TakeCertificate(peer, answer):
                 self._take_certificate(peer, answer)
             case c.MakeInvite(peer, ask):
-                if keys.may_admit:
+                if keys.may_admit and self._may_get_invites(peer):
                     self._send(peer, self.requests.grant(peer, ask))
             case c.TakeInvite(maker, answer):
                 self.requests.answered(maker, answer)
@@ -355,6 +360,22 @@ class MemberManagement:
             case c.NodeReplaced(old, new):
                 self._book.replaced(old, new)
                 self._audit("member_replaced_key", node=old.hex(), successor=new.hex())
+
+    def _was_known(self, member: Certificate) -> bool:
+        """Whether the current mesh key signed this certificate, or this node met its member with it before that key.
+
+        A node that was off while the key of an expelled member was changed believes the old key until it learns of
+        the change: who came in between may have been certified by that member, and gets nothing of the new key here.
+        """
+        authority = self._keys.authority
+        if authority.rotation is None or authority.is_current_member(member):
+            return True
+        return self._book.known_since(member.node) <= authority.rotation.statement.made
+
+    def _may_get_invites(self, peer: NodeId) -> bool:
+        """Whether a linked member gets invites of the current mesh key."""
+        found = [link.facts.certificate for link in self._links() if link.facts.peer == peer]
+        return all(member is not None and self._was_known(member) for member in found)
 
     def _take_certificate(self, peer: NodeId, answer: RenewedCertificate) -> None:
         keys = self._keys

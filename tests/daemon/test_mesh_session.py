@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.membership.certificates import ALL_RIGHTS, NO_RIGHTS, Right
-from meshllm.core.membership.messages import Ping
+from meshllm.core.membership.certificates import ALL_RIGHTS, NO_RIGHTS, Right, Statement, StatementKind
+from meshllm.core.membership.messages import AskInvite, Ping
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role
 from meshllm.daemon.app import App
@@ -31,7 +32,9 @@ from meshllm.net.addresses import InterfaceAddress
 from meshllm.net.base import Admitted, LinkFacts, StreamKind
 from meshllm.net.quic.transport import QuicTransport
 from meshllm.web.console.invitation import InviteWish
+from meshllm.wire.mesh.certificates import sign_certificate, sign_statement
 from meshllm.wire.mesh.codec import encode_message
+from meshllm.wire.mesh.hello import HelloRefusal
 from meshllm.wire.mesh.invite import Invite, InviteTerms, decode, invite_key
 
 HOUR = 3600
@@ -321,4 +324,39 @@ async def test_mesh_session_renews_no_expired_certificate(rig: Make) -> None:
     there.membership.carry_out(c.IssueCertificate(PEER, replace(member, expires=int(there.membership._wall.now()))))
     assert sent == []
     there.membership.carry_out(c.IssueCertificate(PEER, member))
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize(("met", "gets"), [("before the change", True), ("after the change", False)])
+async def test_late_learner_gives_nothing_of_the_new_key_for_a_certificate_of_the_old_one(
+    rig: Make, met: str, gets: bool
+) -> None:
+    there = rig()
+    keys, clock = there.membership._keys, there.membership._wall
+    now = clock.now() + HOUR
+    clock._clock = lambda: now
+    private = keys.private
+    changed = Statement(StatementKind.NEW_KEY, public_key(PRIVATE), int(now), NodeId(b"o" * 32))
+    if not gets:
+        now += 60  # the mesh has a new key already, of which this node does not know
+    link = expiring(there, now + HOUR)
+    member = link.facts.certificate
+    assert member is not None
+    now += 60
+    signing = Ed25519PrivateKey.from_private_bytes(private)
+    assert keys.authority.learn(sign_statement(changed, keys.authority.key, signing.sign).data) is not None
+    keys.private = PRIVATE
+    sent: list[bytes] = []
+    link.send = lambda data: sent.append(data) is None  # type: ignore[attr-defined]
+    there.membership.carry_out(c.IssueCertificate(PEER, member))
+    there.membership.carry_out(c.MakeInvite(PEER, AskInvite(Right.USE, int(now) + 60, 60, 0)))
+    assert len(sent) == (2 if gets else 0)
+    # At admission likewise; and what the new key signed counts, whenever it was met.
+    old = sign_certificate(member, public_key(private), signing.sign)
+    found = there.membership._admission.certificate_of(PEER, old.data)
+    assert isinstance(found, HelloRefusal) != gets
+    new = keys.issue(PEER, Right.USE, HOUR, inviter=PEER)
+    assert there.membership._admission.certificate_of(PEER, new.data) == new.certificate
+    sent.clear()
+    there.membership.carry_out(c.IssueCertificate(PEER, new.certificate))
     assert len(sent) == 1

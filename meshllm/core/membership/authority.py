@@ -277,7 +277,9 @@ class Authority:
 
     def is_current_member(self, member: Certificate) -> bool:
         """Whether the current key signed this certificate; it was read before."""
-        return any(read.key == self.key and read.certificate.serial == member.serial for read in self._read.values())
+        said = member.serial, member.rights, member.issued, member.expires
+        found = [read.certificate for read in self._read.values() if read.key == self.key]
+        return any((each.serial, each.rights, each.issued, each.expires) == said for each in found)
 
     def certificate(self, data: bytes, node: NodeId, now_unix: float) -> Certificate | None:
         """The certificate of `node` in these bytes if it counts now, else None. A known one costs no check of a
