@@ -204,6 +204,12 @@ def replaced(mesh: Mesh, name: str) -> tuple[str, str]:
     return old, new
 
 
+def address_pair(text: str) -> list[str | int]:
+    """An address as `mesh.json` has it."""
+    host, _, port = text.rpartition(":")
+    return [host.strip("[]"), int(port)]
+
+
 def test_new_node_key_keeps_the_membership_and_voids_the_old_one(mesh: Mesh) -> None:
     mesh.start("a")
     mesh.start("b", mesh.invite("a"))
@@ -231,7 +237,9 @@ def test_new_node_key_keeps_the_membership_and_voids_the_old_one(mesh: Mesh) -> 
         thief.mkdir(mode=0o700)
         (thief / "node-key").write_bytes(stolen)
         state = json.loads((mesh.root / ("b" if name == "a" else "a") / "mesh.json").read_text())
-        state.update(certificate=certificate, private="", statements=[])
+        live = [peer for peer in mesh.ask("b", "/api/status")["mesh"]["peers"] if peer["status"] == "alive"]
+        peers = [{"node": peer["id"], "addresses": [address_pair(text) for text in peer["addresses"]]} for peer in live]
+        state.update(certificate=certificate, private="", statements=[], peers=peers)
         (thief / "mesh.json").write_text(json.dumps(state))
         mesh.start(thief.name)
         said = mesh.running[thief.name].wait_for(lambda line: "expelled" in json.dumps(line), "the refusal")

@@ -25,8 +25,8 @@ from meshllm.core.membership.timers import Timer, Timers
 from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus
 from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, OwnFacts, Role
 
-# How often the list of peers to remember may be written.
-SAVE_SECONDS = 10.0
+# How often the list of peers to remember is written, and how soon after a new link: a restart needs one that is there.
+SAVE_SECONDS, SAVE_SOON_SECONDS = 10.0, 1.0
 # Tokens of a link's allowance that a message costs.
 PING_PRICE = 1.0
 # Beside the statements: a renewal or an invite costs the receiver a signature.
@@ -284,6 +284,7 @@ class MeshParticipant(ABC):
                 self.away.remember(members, lambda node: self.entry(node) is not None or node == self._id)
                 self._view = None
             case e.StopWanted():
+                self._save_peers()
                 self._leave(now)
                 self._left = True
                 self._timers.clear()
@@ -307,6 +308,7 @@ class MeshParticipant(ABC):
             peer, LinkState(event.role, event.mesh, event.address, event.rtt, event.dialled, now, event.member)
         )
         self._view = None
+        self._timers.set(Timer.SAVE_PEERS, now + SAVE_SOON_SECONDS)
         if self._statements is not None:
             self._statements.greet(peer)
         if event.role is Role.CLIENT:
