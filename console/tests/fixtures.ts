@@ -36,6 +36,7 @@ export function serves(name: string): PeerInfo['serves'][number] {
 export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): NodeStatus {
   return {
     sandbox: null,
+    notices: [],
     name: 'here',
     version: '0.1.0',
     snapshot: 1,

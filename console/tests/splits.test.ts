@@ -59,6 +59,7 @@ describe('pipelinesOf', () => {
     const lease = {
       model: 'm',
       host: 'a',
+      host_name: 'a',
       session: '',
       generation: 1,
       phase: 'ready' as const,

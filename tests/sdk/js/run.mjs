@@ -3,7 +3,7 @@
 //   BASE_URL=http://127.0.0.1:9337 MODEL=name node run.mjs (chat|messages|responses|vercel) (emoji|tools) [COUNT] [AT_ONCE]
 //
 // emoji: the first token is half a character (a grammar forces it; /v1/messages passes none on, there a prefilled answer does).
-// tools: the answer is a tool call (a prefilled opening tag and tool_choice force it).
+// tools: the answer is a tool call (tool_choice forces it).
 
 import Anthropic from "@anthropic-ai/sdk";
 import { createOpenAI } from "@ai-sdk/openai";
@@ -16,7 +16,7 @@ const { BASE_URL, MODEL } = process.env;
 const SMILE = "🙂";
 const GRAMMAR = `root ::= "${SMILE}" [a-z ]{1,6}`;
 const QUESTION = kind === "tools" ? "What is the weather in Paris?" : "Say something nice.";
-const OPENING = kind === "tools" ? "<tool_call>\n" : SMILE.repeat(8);
+const OPENING = SMILE.repeat(8);
 const SCHEMA = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
 const ABOUT = "The weather in a city";
 const tools = kind === "tools";
@@ -35,7 +35,7 @@ async function chat() {
     max_tokens: budget,
     temperature: 0,
     stream_options: { include_usage: true },
-    messages: [{ role: "user", content: QUESTION }, ...(tools ? [{ role: "assistant", content: OPENING }] : [])],
+    messages: [{ role: "user", content: QUESTION }],
     ...(tools
       ? {
           tools: [{ type: "function", function: { name: "weather", description: ABOUT, parameters: SCHEMA } }],
@@ -65,7 +65,7 @@ async function messages() {
     temperature: 0,
     messages: [
       { role: "user", content: QUESTION },
-      { role: "assistant", content: OPENING },
+      ...(tools ? [] : [{ role: "assistant", content: OPENING }]),
     ],
     ...(tools
       ? { tools: [{ name: "weather", description: ABOUT, input_schema: SCHEMA }], tool_choice: { type: "any" } }
@@ -91,12 +91,7 @@ async function responses() {
     model: MODEL,
     max_output_tokens: budget,
     temperature: 0,
-    input: [
-      { type: "message", role: "user", content: QUESTION },
-      ...(tools
-        ? [{ type: "message", role: "assistant", content: [{ type: "output_text", text: OPENING, annotations: [] }] }]
-        : []),
-    ],
+    input: [{ type: "message", role: "user", content: QUESTION }],
     ...(tools
       ? {
           tools: [{ type: "function", name: "weather", description: ABOUT, parameters: SCHEMA, strict: false }],
@@ -131,7 +126,7 @@ async function vercel() {
     maxRetries: 0,
     maxOutputTokens: budget,
     temperature: 0,
-    messages: [{ role: "user", content: QUESTION }, ...(tools ? [{ role: "assistant", content: OPENING }] : [])],
+    messages: [{ role: "user", content: QUESTION }],
     ...(tools
       ? { tools: { weather: tool({ description: ABOUT, inputSchema: jsonSchema(SCHEMA) }) }, toolChoice: "required" }
       : {}),
