@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
-from meshllm.errors import EnvironmentFailure, NotRunning
+from meshllm.errors import EnvironmentFailure, NotRunning, UsageError
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 ALL_RIGHTS = 6
@@ -20,6 +20,7 @@ MAX_SECONDS = 30 * 86_400
 
 
 def invite(
+    context: typer.Context,
     node_port: Annotated[
         int | None,
         typer.Option(
@@ -49,6 +50,11 @@ def invite(
 
     Without --guest or --rights it is for your own machines, which may do everything, also admit others.
     """
+    for name, value in (("rights", rights), ("revoke", revoke), ("expires", expires)):
+        source = context.get_parameter_source(name)
+        if not value.strip() and source is not None and source.name == "COMMANDLINE":
+            # An unset variable of a shell must not make an invite of all rights.
+            raise UsageError(f"--{name} has no value.", advice="Give a value, or leave the option out.")
     port = console_port(node_port)
     if guest and rights:
         raise typer.BadParameter("--guest and --rights exclude each other.")

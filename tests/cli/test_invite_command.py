@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,7 +11,7 @@ import pytest
 
 from meshllm.cli.invite import fetch
 from meshllm.errors import EnvironmentFailure
-from tests.daemons import daemon
+from tests.daemons import PROGRAM, daemon
 
 
 def test_invite_of_a_client_names_what_can_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +28,12 @@ def test_invite_of_a_client_names_what_can_make_one(tmp_path: Path, monkeypatch:
         with pytest.raises(EnvironmentFailure, match="for its owner only") as caught:
             fetch(port, 0)
         assert "MESH_LLM_HOME" in caught.value.advice
+
+
+@pytest.mark.parametrize("option", ["--revoke", "--rights", "--expires"])
+def test_option_without_a_value_is_refused_and_makes_no_invite(tmp_path: Path, option: str) -> None:
+    """An unset variable of a shell: `--revoke "$SERIAL"`."""
+    home = {**os.environ, "MESH_LLM_HOME": str(tmp_path)}
+    told = subprocess.run([PROGRAM, "invite", option, ""], env=home, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert f"{option} has no value" in told.stderr

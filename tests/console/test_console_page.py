@@ -64,7 +64,7 @@ def test_picture_shows_every_node_without_overlap(count: int, visitor: Visitor) 
     with staged(mesh_of(count)) as stage:
         page = visitor.open(stage.url)
         dots = page.locator("svg [role=button]")
-        expect(dots).to_have_count(count + (count > 2))  # and the backend
+        expect(dots).to_have_count(count + 4 * (count > 2))  # and a backend and three clients
         boxes = page.eval_on_selector_all(
             "svg [role=button] .body",
             "found => found.map((one) => { const { x, y, width, height } = one.getBoundingClientRect(); "
@@ -83,7 +83,7 @@ def test_picture_shows_every_node_without_overlap(count: int, visitor: Visitor) 
 
 def test_picture_follows_changes_of_the_mesh(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(stage.url)
-    expect(page.locator("svg [role=button]")).to_have_count(4)
+    expect(page.locator("svg [role=button]")).to_have_count(7)
     expect(page.get_by_role("button", name="amber Qwen3-8B")).to_be_visible()
 
     def silenced(peers: tuple[PeerView, ...]) -> tuple[PeerView, ...]:
@@ -324,7 +324,7 @@ def test_founder_of_a_mesh_is_idle_only_without_peers(visitor: Visitor) -> None:
 def test_picture_of_300_nodes_ends_with_the_last_change(visitor: Visitor) -> None:
     with staged(mesh_of(300)) as stage:
         page = visitor.open(stage.url)
-        expect(page.locator("svg [role=button]")).to_have_count(301)
+        expect(page.locator("svg [role=button]")).to_have_count(304)
         for round_ in range(20):
 
             def changed(peers: tuple[PeerView, ...], round_: int = round_) -> tuple[PeerView, ...]:

@@ -176,6 +176,7 @@ class Simulation:
             c.SavePeers: self._save_peers,
             c.SaveStatements: self._save_statements,
             c.Expelled: self._expelled,
+            c.MemberExpelled: lambda node, command: None,  # no node of the simulation makes invites
             c.PrepareEngine: lambda node, command: self._tell(node, e.EngineReady("simulated")),
             c.FetchModel: self._fetch,
             c.MeasureModel: self._measure,
