@@ -292,7 +292,7 @@ def test_chat_sends_images_to_vision_models_and_shows_refusals(
     expect(chat.get_by_role("img", name="Image 1 of your message")).to_be_visible()
     backend.refusal = "image input is not supported by this model"
     ask(chat, "And this?")
-    expect(chat.get_by_role("alert")).to_contain_text("image input is not supported")
+    expect(chat.get_by_role("alert")).to_contain_text("the model does not support images")
     expect(chat.get_by_role("button", name="Regenerate")).to_have_count(2)
 
 
