@@ -362,6 +362,8 @@ class MembershipTable:
 
         if self.watchers <= SMALL_MESH:
             watchers = self._voices(filter(able, self._watching)) + (subject != self.own)
+            if watchers == REPORTS_NEEDED:
+                watchers -= 1  # one that answers and never reports must not hide the death of a node from all others
         else:
             watchers = self._voices(self.rings.observers(subject, able, self.is_trusted))
         return max(1, min(REPORTS_NEEDED, watchers))
