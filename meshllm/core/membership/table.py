@@ -355,7 +355,7 @@ class MembershipTable:
     # -- suspicion
 
     def reports_needed(self, subject: NodeId) -> int:
-        """How many failure reports make `subject` suspect: three, or fewer if fewer nodes watch it."""
+        """How many failure reports make `subject` suspect: three; two of two or three watchers, or the only one."""
 
         def able(node: NodeId) -> bool:
             return node != subject and self.answering(node)

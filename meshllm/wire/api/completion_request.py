@@ -74,13 +74,8 @@ def _keep_echo(draft: Draft, prompt: str | list[Any] | None, count: int) -> Make
     return lambda _ident: Echo([text for text in texts for _ in range(count)])
 
 
-class ListedLogprobs:
-    """Log-probabilities as lists by kind, which `/v1/completions` has, instead of one list of tokens."""
-
-    def __init__(self, count: int) -> None:
-        """`count`: how many alternatives the caller wants."""
-        self._count = count
-        self._offsets: dict[object, int] = {}
+class _ChoiceTranslator:
+    """Changes each choice of a chunk or an answer."""
 
     def event(self, event: Event) -> Iterable[Event]:
         """A chunk."""
@@ -92,6 +87,18 @@ class ListedLogprobs:
         if not isinstance(choices, list):
             return body
         return {**body, "choices": [self._choice(choice) if isinstance(choice, dict) else choice for choice in choices]}
+
+    def _choice(self, choice: Event) -> Event:
+        raise NotImplementedError
+
+
+class ListedLogprobs(_ChoiceTranslator):
+    """Log-probabilities as lists by kind, which `/v1/completions` has, instead of one list of tokens."""
+
+    def __init__(self, count: int) -> None:
+        """`count`: how many alternatives the caller wants."""
+        self._count = count
+        self._offsets: dict[object, int] = {}
 
     def _choice(self, choice: Event) -> Event:
         found = choice.get("logprobs")
@@ -115,23 +122,12 @@ class ListedLogprobs:
         return {other["token"]: other["logprob"] for other in token.get("top_logprobs", ())[: self._count]}
 
 
-class Echo:
+class Echo(_ChoiceTranslator):
     """Puts its prompt before each text."""
 
     def __init__(self, prompts: list[str]) -> None:
         """`prompts`: by the index of the choice."""
         self._prompts: dict[object, str] = dict(enumerate(prompts))
-
-    def event(self, event: Event) -> Iterable[Event]:
-        """A chunk."""
-        return (self.whole(event),)
-
-    def whole(self, body: Event) -> Event:
-        """An answer."""
-        choices = body.get("choices")
-        if not isinstance(choices, list):
-            return body
-        return {**body, "choices": [self._choice(choice) if isinstance(choice, dict) else choice for choice in choices]}
 
     def _choice(self, choice: Event) -> Event:
         prompt = self._prompts.pop(choice.get("index"), "")

@@ -12,8 +12,10 @@ MAX_VALUES = 2_500_000
 MAX_GUEST_VALUES = 250_000
 
 
-def has_too_many_values(data: bytes, limit: int = MAX_VALUES) -> bool:
+def has_too_many_values(data: bytes | str, limit: int = MAX_VALUES) -> bool:
     """Whether parsing `data` may make more than `limit` values."""
     if len(data) <= limit:
-        return False  # each value takes a byte
+        return False  # each value takes a character
+    if isinstance(data, str):
+        return data.count(",") + data.count("[") + data.count("{") >= limit
     return data.count(b",") + data.count(b"[") + data.count(b"{") >= limit

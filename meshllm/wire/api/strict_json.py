@@ -29,7 +29,7 @@ _encode_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 def loads(data: bytes | str) -> Any:
     """Parse UTF-8 JSON; ValueError for invalid JSON, including NaN, infinities and excessive nesting."""
-    if has_too_many_values(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data):
+    if has_too_many_values(data):
         raise ValueError("JSON with too many values")
     text = data if isinstance(data, str) else data.decode("utf-8")
     try:
