@@ -51,7 +51,7 @@ def members(
 
 
 def expel(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Name or id (or its beginning), as in 'members'.")],
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Name or id (8 digits or more), as in 'members'.")],
     node_port: Port = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:

@@ -45,8 +45,12 @@ OPTIONS = [
 ENVIRONMENT = {"ASAN_OPTIONS": "quarantine_size_mb=8:allocator_release_to_os_interval_ms=500"}
 
 
-class FuzzerMissing(Exception):
-    """It cannot be built here; the message says why."""
+class ToolMissing(Exception):
+    """A compiler or a build tool is not installed; the message names it."""
+
+
+class BuildFailed(Exception):
+    """The tools are there and do not build it; the message has the end of their output."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,20 @@ class Outcome:
 
 
 def compiler(*, guided: bool = True) -> Compiler:
-    """The best one of this machine. Raises FuzzerMissing."""
+    """The best one of this machine, by its path. Raises ToolMissing."""
     if guided:
         for suffix in ("", *(f"-{number}" for number in range(21, 13, -1))):
-            if shutil.which(f"clang{suffix}") and _has_fuzzer(f"clang++{suffix}"):
-                return Compiler(f"clang{suffix}", f"clang++{suffix}", guided=True)
-    if shutil.which("gcc") and shutil.which("g++"):
-        return Compiler("gcc", "g++", guided=False)
-    raise FuzzerMissing("neither clang nor gcc is installed")
+            c, cxx = shutil.which(f"clang{suffix}"), shutil.which(f"clang++{suffix}")
+            if c and cxx and _has_fuzzer(cxx):
+                return Compiler(c, cxx, guided=True)
+    c, cxx = shutil.which("gcc"), shutil.which("g++")
+    if c and cxx:
+        return Compiler(c, cxx, guided=False)
+    raise ToolMissing("neither clang nor gcc is installed")
 
 
 def _has_fuzzer(cxx: str) -> bool:
-    """Whether that compiler is there, with the sanitizers' libraries, which Debian has in a package of their own."""
-    if shutil.which(cxx) is None:
-        return False
+    """Whether that compiler has the sanitizers' libraries, which Debian has in a package of their own."""
     flags = ["-fsanitize=fuzzer,address,undefined", "-x", "c++", "-", "-o", os.devnull]
     text = 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char *, unsigned long) { return 0; }'
     return subprocess.run([cxx, *flags], input=text, text=True, capture_output=True, check=False).returncode == 0
@@ -104,10 +108,10 @@ def write_corpus(inputs: Sequence[bytes]) -> None:
 
 
 def build(chosen: Compiler, jobs: int) -> Path:
-    """The fuzzer's program, built if needed. Raises FuzzerMissing."""
+    """The fuzzer's program, built if needed. Raises ToolMissing, BuildFailed."""
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None:
-            raise FuzzerMissing(f"{tool} is not installed")
+            raise ToolMissing(f"{tool} is not installed")
     found = pin.read_source(pin.directory())
     version = subprocess.run([chosen.cxx, "--version"], capture_output=True, check=True).stdout
     texts = [repr(found.pin).encode(), *(patch.text.encode("utf-8", "surrogateescape") for patch in found.patches)]
@@ -116,13 +120,21 @@ def build(chosen: Compiler, jobs: int) -> Path:
     if not (folder / "src").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         asyncio.run(_unpack(found, folder / "src"))
+    if not (folder / "build" / "build.ninja").exists():
+        _configure(chosen, folder)
+    _run(["ninja", "-C", folder / "build", f"-j{jobs}", "ggml", "ggml-cpu", "ggml-base"])
+    return _link(chosen, folder)
+
+
+def _configure(chosen: Compiler, folder: Path) -> None:
+    """Once in a folder, which is of these options alone: a second configuration loses them if it sees another path of
+    the compiler."""
+    shutil.rmtree(folder / "build", ignore_errors=True)
     flags = " ".join(chosen.flags)
     compilers: list[str] = [f"-DCMAKE_C_COMPILER={chosen.c}", f"-DCMAKE_CXX_COMPILER={chosen.cxx}"]
     launchers = [f"-DCMAKE_{name}_COMPILER_LAUNCHER=ccache" for name in ("C", "CXX") if shutil.which("ccache")]
     compilers += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}", *launchers]
     _run(["cmake", "-G", "Ninja", "-S", folder / "src", "-B", folder / "build", *OPTIONS, *compilers])
-    _run(["ninja", "-C", folder / "build", f"-j{jobs}", "ggml", "ggml-cpu", "ggml-base"])
-    return _link(chosen, folder)
 
 
 async def _unpack(found: pin.Source, target: Path) -> None:
@@ -161,7 +173,7 @@ def _run(command: Sequence[str | Path]) -> None:
         [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     if done.returncode != 0:
-        raise FuzzerMissing(f"{command[0]} failed:\n{done.stdout.decode('utf-8', 'replace')[-3000:]}")
+        raise BuildFailed(f"{command[0]} failed:\n{done.stdout.decode('utf-8', 'replace')[-3000:]}")
 
 
 def fuzz(
@@ -249,7 +261,7 @@ def run(options: argparse.Namespace) -> int:
         chosen = compiler(guided=not options.blind)
         print(f"building with {chosen.cxx} (minutes the first time) ...", flush=True)
         program = build(chosen, options.jobs)
-    except FuzzerMissing as error:
+    except (ToolMissing, BuildFailed) as error:
         raise SystemExit(f"the fuzzer cannot be built: {error}") from None
     kept = read_corpus()
     seconds = int(options.minutes * 60)

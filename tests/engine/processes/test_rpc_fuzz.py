@@ -17,7 +17,7 @@ def test_kept_inputs_and_mutations() -> None:
     try:
         chosen = rpc.compiler()
         program = rpc.build(chosen, os.cpu_count() or 1)
-    except rpc.FuzzerMissing as error:
+    except rpc.ToolMissing as error:
         pytest.skip(f"the fuzzer cannot be built: {error}")
     kept = rpc.read_corpus()
     assert kept
