@@ -58,8 +58,8 @@ class Joiner:
     """The join of one node or client."""
 
     def __init__(self, links: LinkTable, timers: Timers, rng: Rng, *, rejoins: bool = False) -> None:
-        """`rejoins`: this node was in the mesh before. Then the others may be switched off: once every address was
-        tried in vain it does not wait for the deadline."""
+        """`rejoins`: this node was in the mesh before, as it is after it has joined. Then the others may be switched
+        off: once every address was tried in vain it does not wait for the deadline."""
         self.rejoins = rejoins
         self.phase = JoinPhase.ALONE
         self.reason = ""
@@ -125,7 +125,7 @@ class Joiner:
     def synced(self) -> None:
         """The table of a peer has arrived."""
         if self.phase is JoinPhase.SYNCING:
-            self.phase, self.reason = JoinPhase.JOINED, ""
+            self.phase, self.reason, self.rejoins = JoinPhase.JOINED, "", True
             self._timers.cancel(Timer.JOIN_DEADLINE)
             self._timers.cancel(Timer.JOIN_SYNC)
             self._cancel_retry()

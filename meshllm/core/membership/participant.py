@@ -66,7 +66,7 @@ class MeshParticipant(ABC):
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
-        self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins and config.role is Role.NODE)
+        self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins)
         self.away = AwayMembers()
         self._started = False
         self._left = False
@@ -239,9 +239,9 @@ class MeshParticipant(ABC):
         """Take over another mesh id and tell the peers."""
 
     @property
+    @abstractmethod
     def _alone(self) -> bool:
-        """Whether no other node is known that may be alive, of a node of the mesh."""
-        return False
+        """Whether no other node is known that may be alive."""
 
     def _other_event(self, event: e.Event, now: float) -> None:  # noqa: B027
         """An event that does not concern links or the join."""
