@@ -107,6 +107,8 @@ class MeshNotices:
                 away = [(printable(member.label), now - member.seen) for member in mesh.away]
                 text, tone = f"Alone for now: {away_text(away)}" if away else "Alone for now", NoticeTone.PLAIN
                 fields |= {"away": [member.name for member in mesh.away]}
+            case JoinPhase.REFUSED:
+                text, tone = f"The mesh refused the invite{reason}. It is not dialled any more.", NoticeTone.BAD
             case JoinPhase.EXPELLED:
                 text, tone = f"No member of the mesh any more{reason}. It does not retry.", NoticeTone.BAD
             case JoinPhase.ALONE:

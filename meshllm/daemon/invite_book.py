@@ -24,12 +24,15 @@ from meshllm.core.membership.certificates import (
     Right,
 )
 from meshllm.util.atomic_file import replace_file
+from meshllm.wire.mesh.hello import HelloRefusal
 from meshllm.wire.mesh.invite import InviteTerms
 
 log = logging.getLogger(__name__)
 
 FILE = "invites.json"
 MAX_INVITES, MAX_MEMBERS = 1024, 1024
+FRESH_INVITE = "Ask for a fresh invite: 'mesh-llm invite' prints it on a node of the mesh."
+MAKER_ONLY = "The node that made the invite must be on: start it, or ask for a fresh invite."
 # Models of a member that are kept, by name.
 MAX_SERVED = 16
 
@@ -93,26 +96,27 @@ class InviteBook:
         self.invites[entry.serial] = entry
         self._save(durable=True)
 
-    def use(self, terms: InviteTerms, node: NodeId, maker: NodeId) -> str:
-        """`node` uses an invite: "" once that is on the disk, else why not. The same node may use it again."""
+    def use(self, terms: InviteTerms, node: NodeId) -> HelloRefusal | None:
+        """`node` uses an invite: None once that is on the disk, else why not. The same node may use it again."""
         serial, who = terms.serial.hex(), node.hex()
         entry = self.invites.get(serial)
         if entry is None:
             if terms.once or terms.maker_only:
-                return "This node does not know the invite any more."
+                return HelloRefusal("cannot_admit", "The answering node does not know the invite.", MAKER_ONLY)
             # Made by another holder of the mesh key.
             entry = InviteEntry(
                 serial, int(terms.rights), terms.expires, terms.member_lifetime, terms.once, "", "made elsewhere"
             )
             if len(self.invites) >= MAX_INVITES:
-                return "Too many invites are open at this node."
+                return HelloRefusal("cannot_admit", "Too many invites are open at the answering node.", MAKER_ONLY)
         if who in entry.nodes:
-            return ""
+            return None
         if len(entry.nodes) >= (1 if entry.once else MAX_NODES_PER_INVITE):
-            return "The invite was used already." if entry.once else f"{MAX_NODES_PER_INVITE} nodes used the invite."
+            used = "The invite was used already." if entry.once else f"{MAX_NODES_PER_INVITE} nodes used the invite."
+            return HelloRefusal("used_invite", used, FRESH_INVITE)
         self.invites[serial] = replace(entry, nodes=[*entry.nodes, who])
         self._save(durable=True)
-        return ""
+        return None
 
     def maker_of(self, serial: bytes) -> str:
         """Who asked for the invite, hexadecimal; "" if that is not known."""

@@ -94,10 +94,13 @@ class MeshSession:
         *,
         lease_refusal: str = "",
         restart: Callable[[], None] = lambda: None,
+        refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig; `restart` stops this node and
-        starts it again, with the key that it has then. Raises UsageError for invites for different meshes."""
+        starts it again, with the key that it has then; `refused` is called if the invite is void. Raises UsageError
+        for invites for different meshes."""
         self._settings = settings
+        self._refused = refused
         self._identity = found.identity
         self._state = found.state
         self._wall = found.clock
@@ -169,6 +172,12 @@ class MeshSession:
     def starts_alone(self) -> bool:
         """Whether there is no mesh to join: other nodes may join this one."""
         return not (self._choice.addresses or self._state.peers) and self.config.role is Role.NODE
+
+    @property
+    def knows_others(self) -> bool:
+        """Whether the mesh that the home remembers, which may be another than that of the invites, has other nodes and
+        this one is no expelled one of it."""
+        return bool(self._state.peers) and not self._keys.authority.is_expelled(self.config.node)
 
     @property
     def has_no_mesh(self) -> bool:
@@ -273,6 +282,8 @@ class MeshSession:
                 | c.MemberExpelled()
             ):
                 self.members.carry_out(command)
+            case c.InviteRefused(reason):
+                self._refused(reason)
             case c.Expelled(successor):
                 self.expelled = True
                 if successor is not None:

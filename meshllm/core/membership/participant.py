@@ -66,7 +66,7 @@ class MeshParticipant(ABC):
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
-        self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins)
+        self._joiner = Joiner(self._links, self._timers, rng, self._out, rejoins=config.rejoins)
         self.away = AwayMembers()
         self._started = False
         self._left = False
@@ -116,12 +116,8 @@ class MeshParticipant(ABC):
     @property
     def phase(self) -> JoinPhase:
         """How far this participant is with joining its mesh."""
-        phase = self._joiner.phase
-        if self._left or not self._alone:
-            return phase
-        if phase is JoinPhase.JOINED or (phase is JoinPhase.FAILED and self._joiner.rejoins):
-            return JoinPhase.ALONE_FOR_NOW
-        return phase
+        alone = self._alone and not self._left and self._joiner.only_away
+        return JoinPhase.ALONE_FOR_NOW if alone else self._joiner.phase
 
     @property
     def joined(self) -> bool:
@@ -327,7 +323,7 @@ class MeshParticipant(ABC):
         self._links.failed(event.target, now, final=event.final, local=event.local)
         entry = self.entry(event.target.node) if event.target.node is not None else None
         reason = reader_views.named_reason(event, entry, self.away)
-        self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now)
+        self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now, event.invite_void)
         self._view = None
         node = event.target.node
         # A refusal is an answer: the peer is alive. A limit of this node says nothing about the peer.
