@@ -73,6 +73,12 @@ EXPELLED = (
 )
 
 
+NOT_SERVED_TO_OTHERS = (
+    "The membership of this node does not let it serve others: only this machine uses its models. "
+    "For more, ask the owner of the mesh for another invite: 'mesh-llm invite --rights use,serve' makes one."
+)
+
+
 def _owner_refusal(settings: Settings, *, founded: bool) -> str:
     """Why the owner does not let this node work for splits of other nodes; "": it may."""
     if settings.worker is False:
@@ -199,6 +205,8 @@ class MeshSession:
         self._read_addresses()
         if self.expelled:
             return  # the core says it
+        if self._serves_itself_alone:
+            log.warning("%s", NOT_SERVED_TO_OTHERS)
         if not self._choice.foreign:
             now = asyncio.get_running_loop().time()
             known = self._sightings.remembered(self.config.node, self._keys.authority.is_expelled, now)
@@ -438,9 +446,20 @@ class MeshSession:
     # -- for the console, the gateway and file sharing
 
     @property
+    def _serves_itself_alone(self) -> bool:
+        """Whether this node has models that its membership, or the invite that it uses, does not let others use."""
+        invite = self._choice.invite
+        rights = invite[1].rights if invite is not None else self._keys.rights
+        return bool(self._settings.models or self._settings.backends) and Right.SERVE not in rights
+
+    @property
     def notices(self) -> list[str]:
         """What the owner should know about this node's part in its mesh, each text with what to do."""
-        found = [self._state.notice, UPGRADED if self.members.upgraded else "", EXPELLED if self.expelled else ""]
+        found = [
+            self._state.notice,
+            UPGRADED if self.members.upgraded else "",
+            EXPELLED if self.expelled else NOT_SERVED_TO_OTHERS if self._serves_itself_alone else "",
+        ]
         return list(dict.fromkeys(text for text in found if text))
 
     async def invite(self, wish: InviteWish) -> Invitation:

@@ -104,7 +104,9 @@ class ClientMember(MeshParticipant):
             self._refresh(target)
 
     def _forget(self, node: NodeId) -> None:
-        self._refresh(node)
+        # Without a look at the providers: they may know a node that this one, expelled itself, does not any more.
+        self._entries.pop(node, None)
+        self._view = None
         self.away.back(node)
 
     def _publish_certificate(self, certificate: bytes) -> None:

@@ -35,7 +35,7 @@ RETRY_BASE_SECONDS = 1.0
 RETRY_CAP_SECONDS = 30.0
 REFUSED_RETRY_SECONDS = 300.0
 # What the owner of an expelled node reads.
-EXPELLED = "this node was expelled from its mesh; it serves its own models only"
+EXPELLED = "this node was expelled from its mesh"
 REPLACED = "this node's key was replaced by a new one"
 
 

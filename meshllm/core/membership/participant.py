@@ -521,6 +521,7 @@ class MeshParticipant(ABC):
             return
         for node in [entry.record.node for entry in self.entries()]:
             self._forget(node)
+        self.away.clear()
         for peer, _ in self._links.items():
             self._out.append(c.HangUp(peer, "this node was expelled", at_once=True))
             self._links.down(peer)

@@ -86,6 +86,21 @@ def test_client_whose_nodes_all_went_is_alone_for_now_and_names_them(stops: bool
     assert names(mesh, 9) == [("n0", ("m",))]
 
 
+@pytest.mark.parametrize("role", Role)
+def test_expelled_participant_lists_no_member_whoever_is_here_or_away(role: Role) -> None:
+    mesh = SmallMesh()
+    mesh.start(0)
+    mesh.start(1, [mesh.way(0)])
+    mesh.start(2, [mesh.way(0)])
+    mesh.start(9, [mesh.way(0)], role=role)
+    mesh.until(lambda: len(mesh.view(9).peers) == 3)
+    mesh.kill(2)
+    mesh.until(lambda: [name for name, _ in names(mesh, 9)] == ["n2"])
+    mesh.tell(9, e.StatementsMade((mesh.mesh_key.expel(node_id(9)),)))
+    assert mesh.view(9).phase is JoinPhase.EXPELLED
+    assert (mesh.view(9).peers, mesh.view(9).away) == ((), ())
+
+
 def test_failed_dial_names_the_peer() -> None:
     mesh = SmallMesh()
     mesh.start(0, [mesh.way(1)])
