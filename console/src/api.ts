@@ -131,7 +131,8 @@ export interface InviteAnswer {
   rights?: string[]
 }
 
-// An invite that was made here: `by` whom, and the `nodes` that used it.
+// An invite that was made here: `by` whom, and the `nodes` that used it. `state`: open, used, expired, revoked, or
+// void (the mesh has a new key).
 export interface InviteFacts {
   serial: string
   rights: string[]
@@ -141,7 +142,7 @@ export interface InviteFacts {
   by: string
   label: string
   nodes: string[]
-  revoked: boolean
+  state: string
 }
 
 // A new invite: for how many seconds (0: a day), with which rights (none: all), for one node only or not, for how
@@ -154,7 +155,7 @@ export interface InviteOptions {
   label?: string
 }
 
-// The invites that were made here and have not expired.
+// The invites that were made here, also those that are good for nothing any more.
 export interface InvitesAnswer {
   invites: InviteFacts[]
 }

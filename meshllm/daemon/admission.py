@@ -19,7 +19,7 @@ from meshllm.net.identity import verify
 from meshllm.util.rate_limiter import TokenBucket
 from meshllm.wire.mesh.certificates import read_certificate, read_statement
 from meshllm.wire.mesh.hello import HelloRefusal
-from meshllm.wire.mesh.invite import InviteTerms, invite_key
+from meshllm.wire.mesh.invite import InviteTerms, invite_key, made_by
 
 # New members: a household at once, a flood never.
 ADMISSIONS_PER_SECOND, ADMISSIONS_AT_ONCE = 2.0, 64.0
@@ -141,18 +141,28 @@ class MemberAdmission:
         if not self._admissions.take(self._clock()):
             return HelloRefusal("busy", "Too many nodes join at the same time.", "Try again in a few seconds.")
         try:
-            refusal = self._book.use(terms, node)
+            inviter = self._inviter(terms)
+            refusal = self._book.use(terms, node, keys.authority.key, inviter)
         except OSError as error:
             why = f"The answering node cannot save who joined: {error.strerror or error}."
             refusal = HelloRefusal("cannot_admit", why, "Free space on its disk, or try another node of the mesh.")
         if refusal is not None:
             return refusal
-        maker = self._book.maker_of(terms.serial)
-        inviter = NodeId(bytes.fromhex(maker)) if maker else keys.node
         given = keys.issue(node, terms.rights, terms.member_lifetime, inviter=inviter, invite=terms.serial)
         keys.authority.certificate(given.data, node, self._now())  # known from now on as one of the current key
         self._audit("member_admitted", node=node.hex(), rights=int(terms.rights), invite=terms.serial.hex())
         return keys.authority.key, given.data, keys.private if Right.ADMIT in terms.rights else b""
+
+    def _inviter(self, terms: InviteTerms) -> NodeId:
+        """Who made the invite, or asked for it: as noted here, else the member that its serial names."""
+        maker = self._book.maker_of(terms.serial)
+        if maker:
+            return NodeId(bytes.fromhex(maker))
+        for node, known in self._book.members.items():
+            member = NodeId(bytes.fromhex(node))
+            if Right.ADMIT in Right(known.rights) and made_by(terms.serial, member):
+                return member
+        return self._keys.node
 
 
 def _as_known(shown: Certificate, known: Certificate) -> Certificate | None:

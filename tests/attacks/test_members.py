@@ -144,6 +144,53 @@ def test_invite_for_one_node_admits_one(mesh: Mesh) -> None:
     assert mesh.alive("a") == {"b"}
 
 
+def test_inviter_is_who_made_the_invite_whoever_admits_by_it(mesh: Mesh) -> None:
+    mesh.start("a")
+    mesh.start("b", mesh.invite("a"))
+    wait(lambda: mesh.alive("a") == {"b"}, "b in the mesh")
+    made = decode(mesh.invite("a"))
+    ways = decode(mesh.invite("b", once=True)).ways
+    mesh.start("c", encode(dataclasses.replace(made, ways=ways)))
+    wait(lambda: mesh.alive("c") == {"a", "b"}, "c in the mesh, by b")
+    for name in ("a", "b", "c"):
+        rows = mesh.members(name)
+        assert rows["c"]["inviter"] == rows["a"]["node"], name
+    home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "b"), "COLUMNS": "200"}
+    table = subprocess.run([str(PROGRAM), "members"], env=home, capture_output=True, text=True, check=True).stdout
+    (row,) = [line.split() for line in table.splitlines() if line.startswith("c ")]
+    assert row[-2] == "a"
+
+
+def test_list_of_invites_tells_which_are_good_for_something(mesh: Mesh) -> None:
+    mesh.start("a")
+    once, revoked = mesh.invite("a", once=True, label="used"), mesh.ask("a", "/api/invite", {"label": "revoked"})
+    mesh.invite("a", label="short", expires=1)
+    mesh.invite("a", label="good")
+    mesh.ask("a", "/api/invites/revoke", {"serial": revoked["serial"]})
+    mesh.start("b", once)
+    wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh")
+
+    def states() -> dict[str, str]:
+        rows = mesh.ask("a", "/api/invites")["invites"]  # with the one that a founder makes at its start
+        return {row["label"]: row["state"] for row in rows if row["label"]}
+
+    wait(lambda: states()["short"] == "expired", "the expiry")
+    home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "a"), "COLUMNS": "200"}
+
+    def listed(*words: str) -> str:
+        command = [str(PROGRAM), "invite", "--list", *words]
+        return subprocess.run(command, env=home, capture_output=True, text=True, check=True).stdout
+
+    assert states() == {"used": "used", "revoked": "revoked", "short": "expired", "good": "open"}
+    last = [line.split()[-1] for line in listed().splitlines()]
+    assert ("good" in last, set(last) & {"used", "revoked", "short"}) == (True, set())
+    assert {"good", "used", "revoked", "short"} <= {line.split()[-1] for line in listed("--all").splitlines()}
+    mesh.ask("a", "/api/mesh/rotate-key", {})
+    wait(lambda: states()["good"] == "void", "the new key")
+    assert listed() == "No invite of this node is open.\n"
+    assert "void: the mesh has a new key" in listed("--all")
+
+
 def test_node_whose_invite_is_void_goes_on_where_it_has_something_to_do(mesh: Mesh) -> None:
     mesh.start("a")
     mesh.start("other")

@@ -635,7 +635,7 @@ def ask(
     **more: Any,
 ) -> bytes:
     """A request for a model."""
-    required = {"max_tokens": 64} if path == "/v1/messages" else {}
+    required = {"max_tokens": 64} if path.partition("?")[0].endswith("/messages") else {}
     return request("POST", path, {"model": model, "stream": stream, **required, **more}, headers)
 
 
