@@ -151,7 +151,7 @@ def test_guest_that_runs_mesh_llm_uses_models_and_no_more(here: Site) -> None:
     refused = here.run("guest", "invite")
     assert refused.returncode != 0
     assert "may not admit" in refused.stderr
-    for command in (("expel", "host"), ("rotate-key", "--mesh")):
+    for command in (("expel", "host", "--yes"), ("rotate-key", "--mesh", "--yes")):
         done = here.run("guest", *command)
         assert done.returncode != 0, command
     assert host.status()["mesh"]["clients"] == 1

@@ -357,7 +357,9 @@ def test_new_node_key_is_refused_without_a_member_that_can_sign_it(mesh: Mesh) -
     wait(lambda: mesh.alive("guest") == {"a"}, "the guest linked again")
     old = mesh.members("guest")["guest"]["node"]
     home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "guest")}
-    said = subprocess.run([str(PROGRAM), "rotate-key"], env=home, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [str(PROGRAM), "rotate-key", "--yes"], env=home, capture_output=True, text=True, check=True
+    ).stdout
     mesh.running["guest"].wait_until_listening()
     wait(lambda: mesh.alive("guest") == {"a"}, "the guest linked with its new key")
     row = mesh.members("guest")["guest"]
