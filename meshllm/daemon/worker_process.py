@@ -268,9 +268,7 @@ class WorkerProcesses:
         sends the weights."""
         files = tuple(ModelFile(file.name, file.size, file.sha256) for file in lease.files)
         if sum(file.size for file in files) > most_bytes(lease, self._node):
-            log.warning(
-                "worker of %s: its files are larger than this node's share allows: none is fetched", lease.model
-            )
+            log.warning("worker of %s: its files are larger than this share allows: none is fetched", lease.model)
             return ()
         try:
             return await self._ensure_files(Manifest(lease.model, files), report)
