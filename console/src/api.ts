@@ -307,7 +307,8 @@ export type Outcome = (typeof OUTCOMES)[number]
 
 // Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
 // first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
-// another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer.
+// another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer. A peer
+// that is dead or has left serves, asks for and does nothing.
 export interface PeerInfo {
   id: string
   name: string

@@ -9,7 +9,7 @@ import typer
 
 from meshllm.cli.confirm import confirm
 from meshllm.cli.console_client import DEADLINE_SECONDS, ask, console_port, not_a_console
-from meshllm.errors import EnvironmentFailure
+from meshllm.errors import EnvironmentFailure, NodeRefused, UsageError
 
 Port = Annotated[
     int | None,
@@ -101,8 +101,8 @@ def rotate_key(
 def call(
     port: int, method: str, path: str, body: dict[str, Any] | None = None, *, within: float = DEADLINE_SECONDS
 ) -> Any:
-    """The answer of an owner's endpoint, `within` seconds. Raises EnvironmentFailure with what the node says,
-    NotRunning."""
+    """The answer of an owner's endpoint, `within` seconds. Raises UsageError or NodeRefused with what the node says,
+    EnvironmentFailure for one who is not the owner, NotRunning."""
     import orjson
 
     headers = {"content-type": "application/json"}
@@ -116,10 +116,10 @@ def call(
         answer = orjson.loads(text)
         if status == 200:
             return answer
-        message = str(answer["error"]["message"])
+        message, code = str(answer["error"]["message"]), str(answer["error"]["code"])
     except (KeyError, TypeError, ValueError) as error:
         raise not_a_console(port, status) from error
-    raise EnvironmentFailure(message)
+    raise UsageError(message) if code == UsageError.code else NodeRefused(message)
 
 
 def _day(unix: int) -> str:

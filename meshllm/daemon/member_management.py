@@ -184,7 +184,11 @@ class MemberManagement:
         """Revoke the invite whose serial begins so. Raises UsageError, EnvironmentFailure."""
         found = [known for known in self._book.invites if known.startswith(serial.lower())]
         if len(found) != 1:
-            raise UsageError(f"{len(found)} invites of this node have a serial that begins with {serial!r}.")
+            raise UsageError(
+                f"{len(found) or 'No'} invite{'s' * (len(found) > 1)} of this node "
+                f"{'have' if len(found) > 1 else 'has'} a serial that begins with {serial[:64]!r}.",
+                advice="'mesh-llm invite --list --all' shows the serials.",
+            )
         self._post(e.StatementsMade((self._keys.state(StatementKind.REVOKE_INVITE, bytes.fromhex(found[0])),)))
         self._audit("invite_revoked", serial=found[0])
         return found[0]
