@@ -70,11 +70,13 @@ class PeerLinks:
         serve: Serve,
         in_use: Callable[[NodeId], bool] = lambda peer: False,
         admit: Admit | None = None,
+        use_other_credentials: Callable[[str], bool] = lambda refusal: False,
     ) -> None:
         """`parse` raises BadMessage for a malformed message and returns None for a kind of a newer version; `verify`
         checks a signature; `serve` returns what serves a stream that a peer opens, or None; `in_use`: whether a peer
         uses lanes or tunnels beside its link's own streams, so that its link must stay; `admit`: as of
-        `RecordVerifier`."""
+        `RecordVerifier`; `use_other_credentials`: whether this node has others to dial with after that refusal."""
+        self._use_other_credentials = use_other_credentials
         self._post = post
         self._encode = encode
         self._parse = parse
@@ -125,7 +127,12 @@ class PeerLinks:
     async def _dial(self, target: BootstrapAddress) -> None:
         assert self._transport is not None
         try:
-            await self._transport.dial(target)
+            try:
+                await self._transport.dial(target)
+            except PeerRefused as error:
+                if not self._use_other_credentials(error.reason):
+                    raise
+                await self._transport.dial(target)
         except MeshError as error:
             final = isinstance(error, PeerRefused)
             # Limits and the stop of this node say nothing about the peer.
