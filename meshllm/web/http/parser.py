@@ -282,7 +282,9 @@ class RequestReader:
             self._gunzip = Gunzip()
         elif coding not in (b"identity", b""):
             raise RequestRejected(
-                415, f"Bodies with the content-encoding {coding[:40].decode('latin-1')!r} are not supported: use gzip or none."
+                415,
+                f"Bodies with the content-encoding {coding[:40].decode('latin-1')!r} are not supported: "
+                "use gzip or none.",
             )
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             self.expects = self._version == "1.1"
