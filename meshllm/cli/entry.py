@@ -116,6 +116,7 @@ def serve(
     model: options.Model = None,
     backend: options.BackendUrl = None,
     ctx_size: options.CtxSize = None,
+    chat_template: options.ChatTemplate = None,
     draft: options.Draft = None,
     no_draft: options.NoDraft = False,
     no_speculation: options.NoSpeculation = False,
@@ -192,6 +193,7 @@ def serve(
         sandbox=not no_sandbox,
         worker=worker,
         lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
+        chat_template=None if chat_template is None else chat_template.expanduser().absolute(),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

@@ -227,7 +227,15 @@ class App:
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
         supervisor = self._supervisor = Supervisor(
-            wanted, keys, settings.home, self._planner, self._post, drafts, self._sandboxing, settings.lease_cache
+            wanted,
+            keys,
+            settings.home,
+            self._planner,
+            self._post,
+            drafts,
+            self._sandboxing,
+            settings.lease_cache,
+            settings.chat_template,
         )
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
