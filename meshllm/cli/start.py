@@ -132,7 +132,7 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             following: Settings | None = settings
             while following is not None:
-                app = App(following, viewer, log_file)
+                app = App(following, viewer, log_file, ends_process=True)
                 runner.run(app.run())
                 following = app.next_settings
     except MeshError as error:

@@ -17,7 +17,7 @@ from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.log_format import json_fields, utc_text
 from meshllm.daemon.viewer import Listening, Viewer
-from meshllm.util.format import gigabytes, printable, printable_json, printable_message
+from meshllm.util.format import counted, gigabytes, printable, printable_json, printable_message
 from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
@@ -155,6 +155,18 @@ class LineViewer(Viewer):
         """Show why this node runs without a mesh."""
         self._print(f"Running without a mesh: {reason}", "bold red")
 
+    def stopping(self, answers: int, seconds: float) -> None:
+        """Show what the stop waits for."""
+        if answers:
+            what = f"waiting up to {seconds:.0f} s for {counted(answers, 'answer')} to end."
+            self._print(f"Stopping: {what} To end at once, press Ctrl-C again.", "yellow")
+        else:
+            self._print("Stopping.", "dim")
+
+    def answers_cut(self, answers: int) -> None:
+        """Show what did not end."""
+        self._print(f"{counted(answers, 'answer')} cut off by the stop.", "yellow")
+
     def snapshot(self, snapshot: Snapshot) -> None:
         """Show what changed."""
         for notice in [] if snapshot.mesh is None else self._mesh.changes(snapshot.mesh):
@@ -283,6 +295,14 @@ class JsonViewer(Viewer):
     def no_mesh(self, reason: str) -> None:
         """Write why this node runs without a mesh."""
         self.write("no_mesh", reason=reason)
+
+    def stopping(self, answers: int, seconds: float) -> None:
+        """Write what the stop waits for."""
+        self.write("stopping", answers=answers, seconds=seconds)
+
+    def answers_cut(self, answers: int) -> None:
+        """Write what did not end."""
+        self.write("answers_cut", answers=answers)
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Write what changed, without progress."""

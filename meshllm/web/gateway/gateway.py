@@ -88,6 +88,8 @@ class Gateway:
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._date = (0, b"")
+        self._ending: list[ConnectionSet[Connection]] = []
+        self._cut = 0
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
         self._dispatcher = RequestDispatcher(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
         self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop, is_guest, may_use)
@@ -134,16 +136,19 @@ class Gateway:
         """The active and waiting requests of each engine here."""
         return self._table.loads()
 
-    async def close(self, grace: float = 0.0) -> None:
-        """Stop listening; give responses in progress `grace` seconds, then end them with errors."""
+    async def close(self, grace: float = 0.0, on_wait: Callable[[int], None] = lambda answers: None) -> int:
+        """Stop listening; give responses in progress `grace` seconds, then end them with errors.
+
+        `on_wait` is called with the number of responses in progress. Returns how many did not end in time.
+        """
         for server in self._servers:
             server.close()
-        sets: list[ConnectionSet[Connection]] = [self._connections, *self._peer_endpoints.shut()]
+        sets = self._ending = [self._connections, *self._peer_endpoints.shut()]
         for connection in [connection for each in sets for connection in each.live]:
             connection.retire()
+        on_wait(_busy(sets))
         await _emptied(sets, grace)
-        for connection in [connection for each in sets for connection in each.live]:
-            connection.stop()
+        self.cut_answers()
         await _emptied(sets, ERROR_GRACE_SECONDS if grace else 0.0)
         for connection in [connection for each in sets for connection in each.live]:
             connection.abort()
@@ -154,6 +159,13 @@ class Gateway:
         await self._owner.close()
         for server in self._servers:
             await server.wait_closed()
+        return self._cut
+
+    def cut_answers(self) -> None:
+        """End the responses in progress with errors, while `close` waits for them."""
+        self._cut += _busy(self._ending)
+        for connection in [connection for each in self._ending for connection in each.live]:
+            connection.stop()
 
     def target_queues(self) -> list[TargetQueue]:
         """The queues of all targets that have been used, for the status."""
@@ -296,6 +308,11 @@ class Gateway:
             f"access-control-allow-origin: {origin}\r\n"
             f"access-control-expose-headers: {HOST_HEADER}, x-request-id\r\nvary: origin\r\n"
         )
+
+
+def _busy(sets: list[ConnectionSet[Connection]]) -> int:
+    """The number of responses in progress."""
+    return sum(connection.busy for each in sets for connection in each.live)
 
 
 async def _emptied(sets: list[ConnectionSet[Connection]], seconds: float) -> None:
