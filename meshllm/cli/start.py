@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from meshllm.errors import MeshError
+from meshllm.errors import MeshError, unusable_file
 
 if TYPE_CHECKING:
     import logging
@@ -121,9 +121,14 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
 
     import uvloop
 
+    from meshllm.cli import temporary_folder
     from meshllm.daemon.app import App
     from meshllm.daemon.log_file import LogFile, RotatingFile, log_path
 
+    try:
+        temporary_folder.ensure(settings.home)
+    except OSError as error:
+        raise unusable_file(error) from error
     idle = not (settings.models or settings.backends or settings.invites or settings.client)
     viewer, handler = _output(json, idle=idle)
     log_file = LogFile(RotatingFile(log_path(settings.home)), json=json)

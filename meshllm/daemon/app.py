@@ -29,7 +29,7 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
-from meshllm.daemon import sandbox_facts
+from meshllm.daemon import port_holder, sandbox_facts
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
@@ -286,8 +286,14 @@ class App:
         # A caller that comes before the core has run gets "loading", not "unknown model".
         self._gateway.publish(_first_snapshot(settings, wanted))
         hosts = EVERYWHERE if settings.listen_all else LOOPBACK
-        port = await self._gateway.start(hosts, settings.port)
-        console = await self._console.start(hosts, settings.console)
+        wanted_ports = {port_holder.API: settings.port, port_holder.CONSOLE: settings.console}
+        try:
+            port = await self._gateway.start(hosts, settings.port)
+            del wanted_ports[port_holder.API]
+            console = await self._console.start(hosts, settings.console)
+        except PortTaken as error:
+            found, wanted_now = error, dict(wanted_ports)
+            raise await in_thread(lambda stop: port_holder.explained(found, wanted_now), "port") from error
         self._gateway.page_at(console)
         lock.announce(port, console, self._token)
         self._listening = self._urls(port, console)
@@ -342,7 +348,7 @@ class App:
             raise
         except (EnvironmentFailure, OSError, ImportError) as error:
             if isinstance(error, PortTaken) and settings.bind_port:
-                raise
+                raise port_holder.explained(error, {port_holder.UDP: settings.bind_port}) from error
             if isinstance(error, OSError) and error.filename is not None:
                 error = unusable_file(error)
             log.warning("running without a mesh: %s", error)

@@ -68,7 +68,7 @@ class HomeLock:
         self._lock = filelock.FileLock(home / "daemon.lock", blocking=False, mode=0o600)
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_private(home)
+            check_private(home)
             self._lock.acquire()
         except filelock.Timeout as error:
             other = read(home)
@@ -102,7 +102,7 @@ class HomeLock:
         self._lock.release()
 
 
-def _check_private(home: Path) -> None:
+def check_private(home: Path) -> None:
     """Raises UsageError if other users of the machine may write into `home`: they could replace its keys."""
     found = home.stat()
     if found.st_uid not in (0, os.geteuid()):

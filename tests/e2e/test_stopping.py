@@ -43,7 +43,7 @@ def streaming(node: Daemon) -> Iterator[list[bytes]]:
             with suppress(OSError):
                 lines.extend(response)
 
-        reader = Thread(target=read)
+        reader = Thread(target=read, daemon=True)
         reader.start()
         yield lines
         reader.join(OPEN_WAIT_SECONDS)

@@ -110,7 +110,7 @@ class Gateway:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
                     continue  # this machine has no IPv6
                 await self.close()
-                raise port_taken(error, f"{host} port {port}", "--port") from error
+                raise port_taken(error, host, port, "--port") from error
             self._servers.append(server)
             port = server.sockets[0].getsockname()[1]
         return port
