@@ -36,7 +36,7 @@ class AwayMembers:
         return self._members.pop(node, None) is not None
 
     def clear(self) -> None:
-        """This participant is no member any more: whoever is away is none of its concern."""
+        """This participant is no member any more: members that are away are not shown to it."""
         self._members.clear()
 
     def view(self) -> tuple[AwayMember, ...]:

@@ -263,6 +263,8 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
 def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
     if next_step.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
         return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
+    if next_step.download_failed(here):
+        return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
     found = route_to((), here, next_step.progress_message(snapshot.engine, here))
     if here.server is not ServerPhase.NONE or here.split is None or here.split.lease is not None:
         return found
@@ -388,7 +390,8 @@ def failure_message(snapshot: Snapshot, model: ModelState) -> str:
         away = snapshot.mesh.away[:MAX_NAMES]
         advice = f"Away now: {', '.join(member.label for member in away)}. {advice}"
     stop = "" if reason.endswith((".", "!", "?")) else "."
-    return f"{model.name} cannot be served: {reason}{stop} {advice}".rstrip()
+    what = "is not downloaded yet" if next_step.download_failed(model) else "cannot be served"
+    return f"{model.name} {what}: {reason}{stop} {advice}".rstrip()
 
 
 def purpose_message(model: str, purpose: Purpose) -> str:

@@ -132,6 +132,7 @@ def test_the_billing_header_is_left_out(api: Api, system: Any, kept: Any) -> Non
         ({"system": [{"type": "image"}]}, "system[0]"),
         ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
+        ({"n": 4}, "n"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
         ({"thinking": {"type": "deep"}}, "thinking.type"),
