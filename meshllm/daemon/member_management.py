@@ -28,7 +28,7 @@ from meshllm.core.membership.node_names import named_node
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
 from meshllm.daemon.audit_log import WriteAudit
-from meshllm.daemon.invite_book import InviteBook
+from meshllm.daemon.invite_book import InviteBook, fresh_serial
 from meshllm.daemon.invite_requests import INVITE_SECONDS, InviteRequests
 from meshllm.daemon.key_replacement import KeyReplacement, newest, saved_authority
 from meshllm.daemon.member_rows import (
@@ -48,7 +48,7 @@ from meshllm.net.base import Link
 from meshllm.net.identity import Identity, verify
 from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.wire.mesh.certificates import read_certificate
-from meshllm.wire.mesh.invite import Invite, InviteTerms, encode, invite_key, new_serial
+from meshllm.wire.mesh.invite import Invite, InviteTerms, encode, invite_key
 
 log = logging.getLogger(__name__)
 
@@ -401,7 +401,7 @@ class MemberManagement:
         now = self._wall.now()
         lifetime = wish.days * 86_400 or default_lifetime(rights)
         expires = int(now + (wish.seconds or INVITE_SECONDS))
-        terms = InviteTerms(new_serial(self._keys.node), rights, expires, lifetime, wish.once)
+        terms = InviteTerms(fresh_serial(self._keys.node), rights, expires, lifetime, wish.once)
         try:
             self._book.add(terms, self._keys.node, wish.label[:80], now, self._keys.authority.key)
         except (ValueError, OSError) as error:

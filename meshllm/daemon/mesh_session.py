@@ -75,7 +75,7 @@ EXPELLED = (
 
 LEFT_MESH = (
     "This node left the mesh %s for the mesh %s. What it knew of the old one is in mesh.previous.json of its home; "
-    "a node that is to be in both needs two homes (MESH_LLM_HOME)."
+    "to be in both, start a second node with a home of its own (MESH_LLM_HOME)."
 )
 NOT_SERVED_TO_OTHERS = (
     "The membership of this node does not let it serve others: only this machine uses its models. "
