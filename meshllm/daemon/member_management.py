@@ -145,6 +145,13 @@ class MemberManagement:
             found = keys.authority.certificate(record.certificate, node, now) if record is not None else None
         return found.rights if found is not None and found.valid_at(now) else NO_RIGHTS
 
+    def name_of(self, pin: bytes) -> str:
+        """The name of the node whose id begins with `pin`, as it was met last; "" if it was not."""
+        peers = self.view.peers if self.view is not None else ()
+        names = [peer.record.name for peer in peers if peer.node.startswith(pin)]
+        known = [entry.name for node, entry in self._book.members.items() if node.startswith(pin.hex())]
+        return next((name for name in (*names, *known) if name), "")
+
     def certificate_of(self, peer: PeerView) -> Certificate | None:
         """The certificate of a node's record; None if it does not count."""
         return self._keys.authority.certificate(peer.record.certificate, peer.node, self._wall.now())
@@ -294,7 +301,8 @@ class MemberManagement:
     def close_expired(self) -> float:
         """Close the links of peers whose certificate has expired; returns the seconds until the next one does."""
         for link in [link for link in self._links() if self.has_expired(link)]:
-            log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
+            peer = link.facts.peer
+            log.info("closed the link to %s: its certificate has expired", self.name_of(peer) or short(peer))
             link.close("its certificate has expired")
         found = [link.facts.certificate for link in self._links() if link.facts.certificate is not None]
         now = self._wall.now()
@@ -382,7 +390,7 @@ class MemberManagement:
         try:
             taken = read_certificate(answer.certificate, (keys.authority.key,), verify)
         except BadMessage as error:
-            log.warning("%s sent no valid certificate: %s", short(peer), error.message)
+            log.warning("%s sent no valid certificate: %s", self.name_of(peer) or short(peer), error.message)
             return
         if taken.certificate.node != keys.node:
             return

@@ -166,6 +166,7 @@ class MeshSession:
             self._in_use,
             self._admit,
             self._use_spare_invite,
+            self.members.name_of,
         )
         self._port = 0
         self._peer_saved = self._spare_used = False

@@ -71,11 +71,14 @@ class PeerLinks:
         in_use: Callable[[NodeId], bool] = lambda peer: False,
         admit: Admit | None = None,
         use_other_credentials: Callable[[str], bool] = lambda refusal: False,
+        name_of: Callable[[bytes], str] = lambda pin: "",
     ) -> None:
         """`parse` raises BadMessage for a malformed message and returns None for a kind of a newer version; `verify`
         checks a signature; `serve` returns what serves a stream that a peer opens, or None; `in_use`: whether a peer
         uses lanes or tunnels beside its link's own streams, so that its link must stay; `admit`: as of
-        `RecordVerifier`; `use_other_credentials`: whether this node has others to dial with after that refusal."""
+        `RecordVerifier`; `use_other_credentials`: whether this node has others to dial with after that refusal;
+        `name_of`: the name of the node whose id begins so, "" if it is not known."""
+        self._name_of = name_of
         self._use_other_credentials = use_other_credentials
         self._post = post
         self._encode = encode
@@ -137,7 +140,7 @@ class PeerLinks:
             final = isinstance(error, PeerRefused)
             # Limits and the stop of this node say nothing about the peer.
             local = isinstance(error, DialLimitReached | LinkClosed)
-            log.info("no link to %s: %s", target.pin[:5].hex(), error)
+            log.info("no link to %s: %s", self._label(target.pin), error)
             void = isinstance(error, PeerRefused) and error.reason in VOID_INVITE
             self._post(e.DialFailed(target, error.message, error.advice, final, local, invite_void=void))
         except Exception as error:
@@ -193,7 +196,7 @@ class PeerLinks:
                 log.exception("a message exceeds its bounds: this is a bug in mesh-llm")
                 return
         if not link.send(self._encoded[1]):
-            log.debug("%s reads too slowly: %s dropped", short(peer), type(message).__name__)
+            log.debug("%s reads too slowly: %s dropped", self._label(peer), type(message).__name__)
             return
         self.counters.count("sent", message, len(self._encoded[1]))
 
@@ -208,6 +211,7 @@ class PeerLinks:
         self._allowances[facts.peer] = MessageAllowance(self._clock())
         fields = {
             "peer": short(facts.peer),
+            "name": self._name_of(facts.peer) or None,
             "address": str(facts.address),
             "role": facts.role.value,
             "dialled": facts.dialled,
@@ -229,7 +233,8 @@ class PeerLinks:
         self._hang_ups.pop(peer, None)
         self._allowances.pop(peer, None)
         self._messages.finish(peer)
-        log.info("link down", extra={"fields": {"peer": short(peer), "reason": reason}})
+        fields = {"peer": short(peer), "name": self._name_of(peer) or None, "reason": reason}
+        log.info("link down", extra={"fields": fields})
         self._post(e.LinkDown(peer, reason))
 
     def message(self, link: Link, payload: bytes) -> None:
@@ -268,12 +273,18 @@ class PeerLinks:
         """What serves a stream that a peer opens, or None."""
         return None if self._closing else self._serve(link, kind)
 
+    def _label(self, pin: bytes) -> str:
+        """A node for people: its name, if it is known, and the beginning of its id."""
+        name, ident = self._name_of(pin), pin[:5].hex()
+        return f"{name} ({ident})" if name else ident
+
     def _end(self, link: Link, reason: str) -> None:
         self._allowances.pop(link.facts.peer, None)
         self._messages.drop(link.facts.peer)
         now = self._clock()
         self._not_logged += 1
         if now - self._logged_at >= BAD_PEER_LOG_SECONDS:
-            log.warning("closed the link to %s: %s (%d such links)", short(link.facts.peer), reason, self._not_logged)
+            label = self._label(link.facts.peer)
+            log.warning("closed the link to %s: %s (%d such links)", label, reason, self._not_logged)
             self._logged_at, self._not_logged = now, 0
         link.close(reason)
