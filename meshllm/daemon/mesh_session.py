@@ -167,6 +167,7 @@ class MeshSession:
             self._admit,
             self._use_spare_invite,
             self.members.name_of,
+            lambda: self._choice.foreign,
         )
         self._port = 0
         self._peer_saved = self._spare_used = False

@@ -72,12 +72,15 @@ class PeerLinks:
         admit: Admit | None = None,
         use_other_credentials: Callable[[str], bool] = lambda refusal: False,
         name_of: Callable[[bytes], str] = lambda pin: "",
+        by_invite: Callable[[], bool] = lambda: False,
     ) -> None:
         """`parse` raises BadMessage for a malformed message and returns None for a kind of a newer version; `verify`
         checks a signature; `serve` returns what serves a stream that a peer opens, or None; `in_use`: whether a peer
         uses lanes or tunnels beside its link's own streams, so that its link must stay; `admit`: as of
         `RecordVerifier`; `use_other_credentials`: whether this node has others to dial with after that refusal;
-        `name_of`: the name of the node whose id begins so, "" if it is not known."""
+        `name_of`: the name of the node whose id begins so, "" if it is not known; `by_invite`: whether this node dials
+        with an invite now."""
+        self._by_invite = by_invite
         self._name_of = name_of
         self._use_other_credentials = use_other_credentials
         self._post = post
@@ -141,7 +144,8 @@ class PeerLinks:
             # Limits and the stop of this node say nothing about the peer.
             local = isinstance(error, DialLimitReached | LinkClosed)
             log.info("no link to %s: %s", self._label(target.pin), error)
-            void = isinstance(error, PeerRefused) and error.reason in VOID_INVITE
+            # A member that dials with its certificate goes on, whatever a peer says of an invite.
+            void = isinstance(error, PeerRefused) and error.reason in VOID_INVITE and self._by_invite()
             self._post(e.DialFailed(target, error.message, error.advice, final, local, invite_void=void))
         except Exception as error:
             log.exception("dialling %s failed", target.pin[:5].hex())
