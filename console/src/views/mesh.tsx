@@ -69,6 +69,7 @@ function Joining(): JSX.Element | null {
     return known.mesh_reason === '' ? null : <p class="notice">Running without a mesh: {known.mesh_reason}</p>
   const { phase, reason, join_attempts: attempts } = known.mesh
   if (phase === 'alone' || phase === 'joined') return null
+  const out = phase === 'expelled' || phase === 'duplicate'
   if (phase === 'alone for now') {
     const away = awayText(known.mesh.away, Date.now())
     return (
@@ -80,7 +81,7 @@ function Joining(): JSX.Element | null {
   return (
     <div class={`notice${phase === 'failed' ? ' worrying' : ''}`} role="status">
       <p>
-        {phase === 'failed' ? 'Cannot connect to the mesh' : 'Joining the mesh'}
+        {phase === 'failed' ? 'Cannot connect to the mesh' : out ? 'Not in the mesh' : 'Joining the mesh'}
         {reason === '' ? '' : `: ${reason}`}
       </p>
       <ul>
