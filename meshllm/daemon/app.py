@@ -35,6 +35,7 @@ from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
+from meshllm.daemon.home_watch import HomeWatch
 from meshllm.daemon.loop_lag import LoopLag
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
@@ -223,6 +224,11 @@ class App:
             gc.collect()
             gc.freeze()
             await self._run_core(supervisor)
+        if self._watch.gone:
+            raise EnvironmentFailure(
+                f"The home {settings.home} was deleted or replaced while the node ran. Its key was there.",
+                advice="Restore it from a backup, or start again with a new identity and an invite.",
+            )
 
     def _assemble(
         self, stack: AsyncExitStack, wanted: dict[str, Wanted | None], keys: dict[str, str], drafts: DraftRequest
@@ -278,6 +284,8 @@ class App:
         self.loop_lag.start()
         stack.callback(self.loop_lag.stop)
         self._stopping.handle_signals()
+        self._watch = HomeWatch(settings.home, self._stopping.begin)
+        stack.callback(self._watch.close)
         return supervisor
 
     async def _listen(self, wanted: dict[str, Wanted | None], lock: HomeLock) -> None:
