@@ -1,7 +1,7 @@
 """Where a home lies: the machine and the folder it was made in, so that a copy of it is told from the original.
 
-A copy has the key of the original. When both run, the copy steps back (`core/membership`), and the original goes on:
-whoever has stolen a home cannot displace the node that it was stolen from.
+A copy has the key of the original. When both run, the copy steps back (`core/membership`), and the original goes on: a
+thief of a home cannot displace the node that it was stolen from.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class RecordBroadcast:
         """A peer sent a record of this node. If it is newer than the last one written here, `mesh.json` was lost or
         restored from a backup: continue above it.
 
-        A start writes an incarnation of at least the wall clock, and nobody else can sign. So records that go on to
+        A start writes an incarnation of at least the wall clock, and no other key can sign. So records that go on to
         supersede what is written here come from another machine with this node's key, which is running now.
         """
         version = signed.record.version

@@ -7,6 +7,7 @@ Every error is in the shape of the caller's API.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import errno
 from collections.abc import Callable, Mapping
@@ -252,6 +253,7 @@ class Gateway:
             connection.send(204, "text/plain", b"", cors + _preflight(request))
             return None
         if route is not None and route.api is not Api.MODELS and request.method == route.method:
+            request.body = request.body.removeprefix(codecs.BOM_UTF8)  # PowerShell and .NET write one
             return self._dispatcher.start(connection, request, api, route.path, trace, cors=cors)
         if request.method in ("GET", "HEAD"):
             self._get(connection, request, api, trace, cors)
@@ -291,6 +293,8 @@ class Gateway:
 
     def _not_found(self, connection: Connection, request: Request, api: Api, trace: RequestTrace, cors: str) -> None:
         message = f"Unknown path {request.path[:200]}. The API is at /v1 (see GET /v1/models)."
+        if request.path.startswith("/api/"):
+            message += " Ollama's API is not served: set the client to OpenAI's API."
         self._dispatcher.reject(connection, api, trace, 404, "not_found", message, cors, unrouted=True)
 
     def _wrong_method(
