@@ -33,6 +33,7 @@ from meshllm.errors import UsageError
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
+from meshllm.models.library import other_apps
 from meshllm.net.identity import Identity
 
 GB = 10**9
@@ -321,6 +322,14 @@ def test_user_without_a_home_folder_is_told_what_to_set(variable: str, monkeypat
     assert variable in refused.value.advice
     monkeypatch.setenv(variable, "/srv/there")
     assert folder() == Path("/srv/there")
+    # `~` of other programs' folders, which this user does not have.
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("HOME")
+    paths.name_missing_home()
+    assert other_apps.app_folders() is not None
+    monkeypatch.delenv(variable)
+    with pytest.raises(UsageError):
+        folder()
 
 
 def test_check_identity_says_that_two_machines_have_one(tmp_path: Path) -> None:
