@@ -95,7 +95,7 @@ describe('modelsOf', () => {
       'Requested by node c, but no known node has the file.',
       'Requested by node c. node c has the file and may serve it.',
       'Reported to be served by node s, which this node cannot reach.',
-      'On the disk of node c, not requested. Serve it with --model d.',
+      'On the disk of node c, not loaded. To serve it, start that node with --model d.',
     ])
   })
 
@@ -107,7 +107,7 @@ describe('modelsOf', () => {
       ['known', ['node a', 'node b'], ['known.Q4']],
       ['other', ['node c'], []],
     ])
-    expect(explanation(idle[0]!)).toContain('Serve it with --model known.')
+    expect(explanation(idle[0]!)).toContain('start that node with --model known.')
 
     // By whichever name it is served, or only wanted, that line has the file of all.
     for (const more of [{ serves: [serves('known.Q4')] }, { wants: ['known.Q4'] }]) {

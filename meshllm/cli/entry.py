@@ -153,6 +153,7 @@ def serve(
     from meshllm import paths
     from meshllm.cli import join as join_option
     from meshllm.cli import origin_host_args, start
+    from meshllm.cli.start_command import start_command
     from meshllm.daemon.settings import Settings
 
     def is_member(invite: Invite, now: float) -> bool:
@@ -192,6 +193,7 @@ def serve(
         sandbox=not no_sandbox,
         worker=worker,
         lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
+        command=start_command(sys.argv, os.environ),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

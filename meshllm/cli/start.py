@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from meshllm.cli.view import JsonViewer, LineViewer
     from meshllm.daemon.log_file import LogFile
-    from meshllm.daemon.settings import Backend, Settings
+    from meshllm.daemon.settings import Backend, Settings, StartCommand
 
 
 def backends(texts: list[str]) -> tuple[Backend, ...]:
@@ -99,7 +99,7 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
     from meshllm.daemon.log_file import LogFile, RotatingFile, log_path
 
     idle = not (settings.models or settings.backends or settings.invites or settings.client)
-    viewer, handler = _output(json, idle=idle)
+    viewer, handler = _output(json, settings.command, idle=idle)
     log_file = LogFile(RotatingFile(log_path(settings.home)), json=json)
     _set_up_logging(handler, log_file, verbose=verbose, json=json)
     try:
@@ -124,7 +124,7 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
         _close_output()
 
 
-def _output(json: bool, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging.Handler]:
+def _output(json: bool, command: StartCommand, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging.Handler]:
     """What shows changes on standard output, and the handler that shows log records there or on standard error."""
     import logging
 
@@ -141,10 +141,10 @@ def _output(json: bool, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging
         console = Console(soft_wrap=True)
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
         handler.setFormatter(TerminalFormatter("%(message)s"))
-        return view.LiveViewer(console, idle=idle), handler
+        return view.LiveViewer(console, command, idle=idle), handler
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle), handler
+    return view.LineViewer(view.PlainConsole(sys.stdout), command, idle=idle), handler
 
 
 def _set_up_logging(terminal: logging.Handler, log_file: LogFile, *, verbose: bool, json: bool) -> None:

@@ -221,7 +221,7 @@ def _peer_table(mesh: dict[str, Any] | None) -> Table:
             "" if peer["rtt"] is None else f"{peer['rtt'] * 1000:.1f} ms",
             peer["transport"] or "",
             escape(", ".join(printable(model) for model in peer["models"])),
-            f"{peer['active']}+{peer['waiting']}" if peer["models"] else "",
+            f"{peer['active']}+{peer['waiting']}" if peer["models"] and peer["status"] not in ("dead", "left") else "",
         )
     clients = mesh["client_list"] if mesh else []
     for client in clients[:MAX_PEERS]:

@@ -16,6 +16,7 @@ from meshllm.cli.split_text import waiting, worker_news
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.log_format import json_fields, utc_text
+from meshllm.daemon.settings import StartCommand
 from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.util.format import gigabytes, printable, printable_json, printable_message
 from meshllm.util.progress import Progress
@@ -99,9 +100,12 @@ class PlainConsole:
 class LineViewer(Viewer):
     """Writes a line for each change of a model, a backend or the mesh, and for each tenth of a progress."""
 
-    def __init__(self, console: Console | PlainConsole, *, idle: bool = False) -> None:
+    def __init__(
+        self, console: Console | PlainConsole, command: StartCommand = StartCommand(), *, idle: bool = False
+    ) -> None:
         """`idle`: no model or backend was given, so show how to give one. Secrets are shown on a terminal only."""
         self.console = console
+        self._command = command
         self._shows_secrets = console.is_terminal
         self._idle = idle
         self._shown: dict[str, str] = {}
@@ -119,7 +123,8 @@ class LineViewer(Viewer):
     def models_hint(self, *, rejoins: bool) -> None:
         """Show how to serve a model, if none was given."""
         if self._idle:
-            self.console.print(IDLE_REJOINS if rejoins else IDLE, highlight=False, markup=False)
+            text = (IDLE_REJOINS if rejoins else IDLE).replace("  mesh-llm ", f"  {self._command.program} ")
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show_lan_urls(self, listening: Listening) -> None:
         """Show the URLs for other machines, and where the key for them is kept."""
@@ -141,8 +146,9 @@ class LineViewer(Viewer):
             self.console.print("To add another machine to this mesh, see 'mesh-llm invite'.", highlight=False)
             return
         self.console.print("To add another machine to this mesh, run there:", highlight=False)
-        self.console.print(f"\n  mesh-llm --join {token}\n", highlight=False, markup=False, soft_wrap=True)
-        self.console.print("If it has other users: mesh-llm --join - and paste the invite.", highlight=False)
+        self.console.print(f"\n  {self._command.elsewhere} --join {token}\n", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(
+            f"If it has other users: {self._command.elsewhere} --join - and paste the invite.", highlight=False)
 
     def no_mesh(self, reason: str) -> None:
         """Show why this node runs without a mesh."""

@@ -142,7 +142,7 @@ def test_chat_stop_frees_the_slot_of_the_engine(chat: Page) -> None:
     text = answers(chat).locator(".prose").inner_text()
     # The engine has stopped: no slot is busy.
     chat.get_by_role("link", name="Nodes").click()
-    expect(chat.get_by_role("listitem").filter(has_text="this node")).to_contain_text("0/")
+    expect(chat.get_by_role("listitem").filter(has_text="this node")).to_contain_text("0 of")
     chat.go_back()
     assert answers(chat).locator(".prose").inner_text() == text
 

@@ -133,12 +133,12 @@ def test_views_are_reached_by_keyboard(stage: Stage, visitor: Visitor) -> None:
 def test_nodes_view_shows_memory_load_and_speed(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(f"{stage.url}/#/nodes")
     here = page.get_by_role("listitem").filter(has_text="this node")
-    for words in ("1/4 slots", "32k context", "87 tok/s", "39.0 GB free of 64.0 GB", "NVIDIA RTX 4090", "v0.1.0"):
+    for words in ("1 of 4 slots busy", "32k context", "87 tok/s", "39.0 GB free of 64.0 GB", "NVIDIA RTX 4090", "v0.1.0"):
         expect(here).to_contain_text(words)
     expect(here.get_by_role("img", name=re.compile("models use 9.2 GB"))).to_have_count(1)
     amber = page.get_by_role("listitem").filter(has_text="amber")
     expect(amber).to_contain_text("Offered memory")
-    expect(amber).to_contain_text("quic")
+    expect(amber).to_contain_text("ms away")
 
 
 def test_nodes_view_filters_by_text(visitor: Visitor) -> None:
@@ -163,7 +163,7 @@ def test_models_view_explains_the_availability_of_each_model(stage: Stage, visit
     expect(row("Mistral-Small").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "42")  # type: ignore[attr-defined]
     expect(row("DeepSeek-R1")).to_contain_text("no known node has the file")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_have_count(1)  # type: ignore[arg-type]
-    expect(row("bge-m3")).to_contain_text("Serve it with --model bge-m3.")  # type: ignore[arg-type]
+    expect(row("bge-m3")).to_contain_text("start that node with --model bge-m3.")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_contain_text("also bge-m3-Q8_0")  # type: ignore[arg-type]
     exchanged = page.get_by_role("region", name="Model file transfers")
     expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GB, 62.0 MB/s by lane")
@@ -247,7 +247,7 @@ def test_idle_node_shows_commands_to_serve_and_join(visitor: Visitor) -> None:
     with staged(idle()) as stage:
         page = visitor.open(stage.url)
         expect(page.get_by_role("heading", name="This node serves no model")).to_be_visible()
-        expect(page.locator("main")).to_contain_text("mesh-llm --join INVITE")
+        expect(page.locator("main")).to_contain_text("mesh-llm stop && mesh-llm --join -")
         page.get_by_role("link", name="Models").click()
         expect(page.get_by_role("heading", name="No model yet")).to_be_visible()
         page.get_by_role("link", name="Chat").click()
@@ -259,7 +259,7 @@ def test_page_reports_a_lost_daemon_and_reconnects(visitor: Visitor) -> None:
     visitor.allow("ERR_")
     with staged(mesh_of(3)) as stage:
         page, port = visitor.open(stage.url), stage.port
-    expect(page.get_by_role("alert")).to_contain_text("does not respond")
+    expect(page.get_by_role("alert")).to_contain_text("workbench does not answer")
     again = mesh_of(2)
     again.port = port
     with staged(again):

@@ -41,6 +41,7 @@ const CLEAN: Config & { RETURN_DOM_FRAGMENT: true } = {
     'lspace rspace minsize maxsize symmetric accent accentunder linethickness columnalign columnspacing rowspacing ' +
     'columnlines rowlines rowalign notation voffset depth movablelimits side'
   ).split(' '),
+  ADD_URI_SAFE_ATTR: [STYLE], // a property and its colon are no protocol
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
 }
@@ -52,6 +53,13 @@ const PROPERTIES = new Set(
     'background-color text-shadow font-size'
   ).split(' '),
 )
+
+const VALUE = /^[\w\s#.%+-]{1,60}$/
+// The colours of a formula were chosen for black on white: mixed, they are legible in both themes.
+const MIXES: Readonly<Record<string, string>> = {
+  color: 'color-mix(in srgb, COLOUR 45%, var(--text))',
+  'background-color': 'color-mix(in srgb, COLOUR 25%, transparent)',
+}
 
 async function load(): Promise<void> {
   if (loading) return
@@ -105,6 +113,8 @@ function made(draw: Render, { source, display }: Formula): DocumentFragment | nu
 function setStyle(element: HTMLElement | SVGElement, text: string): void {
   for (const one of text.split(';')) {
     const [property = '', value = ''] = one.split(':', 2).map((part) => part.trim())
-    if (PROPERTIES.has(property) && !/[(\\]/.test(value)) element.style.setProperty(property, value)
+    if (!PROPERTIES.has(property) || !VALUE.test(value)) continue
+    const mixed = MIXES[property]?.replace('COLOUR', value) ?? value
+    element.style.setProperty(property, mixed)
   }
 }

@@ -135,19 +135,26 @@ function cleaned(html: string): DocumentFragment {
   for (const table of fragment.querySelectorAll('table')) {
     const frame = document.createElement('div')
     frame.className = 'table'
-    frame.tabIndex = 0
-    frame.setAttribute('role', 'region')
-    frame.setAttribute('aria-label', 'Table')
+    makeScrollable(frame, 'Table')
     table.replaceWith(frame)
     frame.append(table)
   }
   for (const formula of fragment.querySelectorAll<HTMLElement>('span.math')) {
     const nodes = drawn({ source: formula.textContent ?? '', display: formula.classList.contains('display') })
-    if (nodes !== null) formula.replaceChildren(nodes)
-    else if (formulasLoaded.value !== null) formula.classList.add('wrong')
+    if (nodes !== null) {
+      formula.replaceChildren(nodes)
+      if (formula.classList.contains('display')) makeScrollable(formula, 'Formula')
+    } else if (formulasLoaded.value !== null) formula.classList.add('wrong')
   }
   for (const box of fragment.querySelectorAll('input')) box.setAttribute('aria-label', box.checked ? 'done' : 'to do')
   return fragment
+}
+
+// Makes an element that may be wider than the page reachable by keyboard.
+function makeScrollable(element: HTMLElement, name: string): void {
+  element.tabIndex = 0
+  element.setAttribute('role', 'region')
+  element.setAttribute('aria-label', name)
 }
 
 function Code({ code, language }: { code: string; language: string }): JSX.Element {

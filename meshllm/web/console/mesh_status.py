@@ -114,6 +114,10 @@ class MeshStatus(StatusModel):
     away: list[AwayInfo] = Field(default_factory=list)
 
 
+# A member that is not there works on no requests, whatever it said last.
+GONE = (PeerStatus.DEAD, PeerStatus.LEFT)
+
+
 def _join_attempt(attempt: JoinAttempt) -> JoinAttemptStatus:
     addresses = [str(address) for address in attempt.address.addresses]
     pin = attempt.address.pin.hex()
@@ -122,6 +126,7 @@ def _join_attempt(attempt: JoinAttempt) -> JoinAttemptStatus:
 
 def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
     record = peer.record
+    loads = () if peer.status in GONE else peer.loads
     return PeerInfo(
         id=peer.node.hex(),
         name=record.name,
@@ -137,8 +142,8 @@ def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
         models=[served.name for served in record.serves],
         wants=list(record.wants),
         memory=record.memory,
-        active=sum(load.active for load in peer.loads),
-        waiting=sum(load.waiting for load in peer.loads),
+        active=sum(load.active for load in loads),
+        waiting=sum(load.waiting for load in loads),
         serves=_serves(peer),
         on_disk=list(record.on_disk),
         aliases=dict(record.aliases),
@@ -146,7 +151,7 @@ def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
 
 
 def _serves(peer: PeerView) -> list[ServedStatus]:
-    loads = {load.name: load for load in peer.loads or peer.record.loads}
+    loads = {} if peer.status in GONE else {load.name: load for load in peer.loads or peer.record.loads}
     found = []
     for served in peer.record.serves:
         load = loads.get(served.name)
