@@ -199,8 +199,8 @@ function Parameter(props: {
   const shown = !wrong && parsed !== value ? (value === undefined ? '' : String(value)) : text
   const id = `parameter-${name}`
   return (
-    <label class="field" htmlFor={id}>
-      <span>{label}</span>
+    <div class="field">
+      <label htmlFor={id}>{label}</label>
       <input
         id={id}
         type="text"
@@ -220,6 +220,6 @@ function Parameter(props: {
       <small id={`${id}-help`} class={wrong ? 'wrong' : ''} role={wrong ? 'alert' : undefined}>
         {wrong ? `Not sent: ${help}` : help}
       </small>
-    </label>
+    </div>
   )
 }
