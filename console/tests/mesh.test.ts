@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import type { PeerStatus } from '../src/api'
 import { layout } from '../src/mesh/layout'
 import { chatModels, modelsOf, explanation } from '../src/mesh/models'
-import { isForeign, nodesOf, type MeshNode } from '../src/mesh/nodes'
+import { isForeign, lastKnown, loadText, nodesOf, type MeshNode } from '../src/mesh/nodes'
 import { model, node, peer, serves, status } from './fixtures'
 
 describe('isForeign', () => {
@@ -58,6 +58,28 @@ describe('nodesOf', () => {
   it('shows an unknown status as unverified', () => {
     const [here, there] = nodesOf(status([peer('a', { status: 'resting' as PeerStatus })]), 1)
     expect([here?.status, there?.status]).toEqual(['alive', 'unverified'])
+  })
+})
+
+describe('nodes that are not there', () => {
+  it('serve nothing and work on nothing if they are dead or have left', () => {
+    const busy = { serves: [serves('m')], active: 1, waiting: 2 }
+    const found = nodesOf(status([peer('a', { ...busy, status: 'dead' }), peer('b', { ...busy, status: 'left' })]), 1)
+    expect(found.slice(1).map((one) => [one.models, one.role, loadText(one)])).toEqual([
+      [[], 'standby', ''],
+      [[], 'standby', ''],
+    ])
+  })
+
+  it('are marked as last known while this node does not answer', () => {
+    const before = nodesOf(status([peer('a', { serves: [serves('m')] }), peer('b', { status: 'dead' })]), 1)
+    expect(loadText(before[1]!)).toBe('1 of 4 slots busy')
+    const after = lastKnown(before)
+    expect(after.map((one) => [one.status, one.models.length, loadText(one)])).toEqual([
+      ['suspect', 0, ''],
+      ['unverified', 1, '0 of 4 slots busy'],
+      ['dead', 0, ''],
+    ])
   })
 })
 

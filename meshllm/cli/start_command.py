@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from meshllm.daemon.settings import StartCommand
@@ -44,7 +45,7 @@ def _program(started: str) -> tuple[str, ...]:
     """The words that run the program: its name if a shell finds it, else its path."""
     path = Path(started).absolute()
     if path.suffix == ".py":  # python -m
-        return (sys.executable, "-m", "meshllm.cli.program")
+        return (sys.executable, "-P", "-m", "meshllm.cli.program")
     found = shutil.which("mesh-llm")
     return ("mesh-llm",) if found is not None and Path(found).absolute() == path else (str(path),)
 
@@ -61,8 +62,7 @@ def _arguments(given: Sequence[str]) -> Iterator[str]:
             yield f"{option}={_file(value)}"
         elif option in FILES:
             yield option
-            if (value := next(rest, None)) is not None:
-                yield _file(value)
+            yield from map(_file, islice(rest, 1))
         else:
             yield argument
 

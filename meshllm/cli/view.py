@@ -46,6 +46,7 @@ start it with one of these:
                                              `mesh-llm download`)
   mesh-llm --model ./model.gguf              a model file
   mesh-llm --backend http://localhost:8000   the models of another server"""
+PLAIN = StartCommand()
 STYLES = {
     NoticeTone.GOOD: "green",
     NoticeTone.PLAIN: "dim",
@@ -100,9 +101,7 @@ class PlainConsole:
 class LineViewer(Viewer):
     """Writes a line for each change of a model, a backend or the mesh, and for each tenth of a progress."""
 
-    def __init__(
-        self, console: Console | PlainConsole, command: StartCommand = StartCommand(), *, idle: bool = False
-    ) -> None:
+    def __init__(self, console: Console | PlainConsole, command: StartCommand = PLAIN, *, idle: bool = False) -> None:
         """`idle`: no model or backend was given, so show how to give one. Secrets are shown on a terminal only."""
         self.console = console
         self._command = command
@@ -146,9 +145,12 @@ class LineViewer(Viewer):
             self.console.print("To add another machine to this mesh, see 'mesh-llm invite'.", highlight=False)
             return
         self.console.print("To add another machine to this mesh, run there:", highlight=False)
-        self.console.print(f"\n  {self._command.elsewhere} --join {token}\n", highlight=False, markup=False, soft_wrap=True)
         self.console.print(
-            f"If it has other users: {self._command.elsewhere} --join - and paste the invite.", highlight=False)
+            f"\n  {self._command.elsewhere} --join {token}\n", highlight=False, markup=False, soft_wrap=True
+        )
+        self.console.print(
+            f"If it has other users: {self._command.elsewhere} --join - and paste the invite.", highlight=False
+        )
 
     def no_mesh(self, reason: str) -> None:
         """Show why this node runs without a mesh."""
@@ -207,8 +209,8 @@ class LineViewer(Viewer):
 class LiveViewer(LineViewer):
     """The same lines, and below them a bar for each progress."""
 
-    def __init__(self, console: Console, *, idle: bool = False) -> None:
-        super().__init__(console, idle=idle)
+    def __init__(self, console: Console, command: StartCommand = PLAIN, *, idle: bool = False) -> None:
+        super().__init__(console, command, idle=idle)
         self._terminal = console
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}

@@ -26,8 +26,8 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class StartCommand:
-    """How the user started this node. `program`: shell text that runs mesh-llm on this machine, `arguments`: those of the
-    start, without invites; `elsewhere`: how another machine that was set up in the same way runs it."""
+    """How the user started this node. `program`: shell text that runs mesh-llm on this machine, `arguments`: those of
+    the start, without invites; `elsewhere`: how another machine that was set up in the same way runs it."""
 
     program: str = "mesh-llm"
     arguments: tuple[str, ...] = ()

@@ -15,7 +15,12 @@ from tests.console.conftest import Visitor, serious
 
 HOSTILE = """<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>
 [x](javascript:document.title='owned') ![y](https://example.org/track.png)"""
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+MESSAGE = {"id": "a1", "parent": None, "role": "user", "made": 1, "text": ""}
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +224,7 @@ def test_rename_keeps_the_title_with_escape(chat: Page) -> None:
 # -- export and import
 
 
-def test_export_of_all_chats_is_imported_elsewhere(
-    rig: ChatRig, chat: Page, visit: Callable[..., Visitor]
-) -> None:
+def test_export_of_all_chats_is_imported_elsewhere(rig: ChatRig, chat: Page, visit: Callable[..., Visitor]) -> None:
     rig.backend.text = "Über $x^2$ and 日本語."
     ask(chat, "first")
     edit(chat, 0, "first, edited")
@@ -249,7 +252,10 @@ def test_export_of_one_chat_as_json_and_markdown(rig: ChatRig, chat: Page) -> No
     chat.get_by_role("button", name="Export this chat").click()
     name, text = downloaded(chat, "Save as JSON")
     assert name == "What-is-this.json"
-    assert [message["text"] for message in json.loads(text)["chats"][0]["messages"]] == ["What/is: this?", "**Bold** answer."]
+    assert [message["text"] for message in json.loads(text)["chats"][0]["messages"]] == [
+        "What/is: this?",
+        "**Bold** answer.",
+    ]
     name, text = downloaded(chat, "Save as Markdown")
     assert name == "What-is-this.md"
     assert text.startswith("# What/is: this?\n\n## You\n\nWhat/is: this?\n\n## scripted (")
@@ -269,7 +275,9 @@ def test_import_of_a_changed_chat_keeps_both(chat: Page) -> None:
 
 
 def test_import_runs_no_html_and_loads_nothing(rig: ChatRig, chat: Page) -> None:
-    hostile = one_chat(title=HOSTILE, model=HOSTILE, system=HOSTILE, parameters={"temperature": 0.5, "__proto__": {"a": 1}})
+    hostile = one_chat(
+        title=HOSTILE, model=HOSTILE, system=HOSTILE, parameters={"temperature": 0.5, "__proto__": {"a": 1}}
+    )
     for message in hostile["messages"]:
         message |= {"text": HOSTILE, "thinking": HOSTILE, "model": HOSTILE, "host": HOSTILE, "error": HOSTILE}
         message |= {"ended": "error", "images": [PIXEL], "dangerouslySetInnerHTML": {"__html": HOSTILE}}
@@ -297,19 +305,10 @@ def test_import_runs_no_html_and_loads_nothing(rig: ChatRig, chat: Page) -> None
         (export_of(one_chat(leaf="nowhere")), "no last message"),
         (export_of(one_chat(title=7)), "invalid text"),
         (export_of(one_chat(changed="now")), "invalid number"),
-        (export_of(one_chat(messages=[{"id": "a1", "parent": "a1", "role": "user", "made": 1, "text": ""}])), "in a circle"),
-        (export_of(one_chat(messages=[{"id": "a1", "parent": "b", "role": "user", "made": 1, "text": ""}])), "lacks a message"),
-        (export_of(one_chat(messages=[{"id": "a1", "parent": None, "role": "system", "made": 1, "text": ""}])), "unknown role"),
-        (
-            export_of(
-                one_chat(
-                    messages=[
-                        {"id": "a1", "parent": None, "role": "user", "made": 1, "text": "", "images": ["https://example.org/x"]}
-                    ]
-                )
-            ),
-            "an image that is not a PNG",
-        ),
+        (export_of(one_chat(messages=[MESSAGE | {"parent": "a1"}])), "in a circle"),
+        (export_of(one_chat(messages=[MESSAGE | {"parent": "b"}])), "lacks a message"),
+        (export_of(one_chat(messages=[MESSAGE | {"role": "system"}])), "unknown role"),
+        (export_of(one_chat(messages=[MESSAGE | {"images": ["https://example.org/x"]}])), "not a PNG"),
     ],
 )  # fmt: skip
 def test_invalid_file_is_refused_as_a_whole(content: object, problem: str, chat: Page) -> None:
@@ -326,9 +325,13 @@ def test_list_settings_and_versions_pass_axe_and_fit_a_phone(
 ) -> None:
     rig.backend.reset()
     rig.backend.text = "Yes."
-    visitor = visit(color_scheme=scheme, bypass_csp=True, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    visitor = visit(
+        color_scheme=scheme, bypass_csp=True, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
     page = ready(visitor.open(rig.url, rig.node.token))
-    bring(page, export_of(*[one_chat(number, title=f"Chat {number} with a rather long title") for number in range(1, 9)]))
+    bring(
+        page, export_of(*[one_chat(number, title=f"Chat {number} with a rather long title") for number in range(1, 9)])
+    )
     settings(page)
     page.get_by_label("Temperature", exact=True).fill("9")
     ask(page, "Hello")

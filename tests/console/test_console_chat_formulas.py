@@ -37,9 +37,11 @@ $$ \frac{1}{2} $$ and $x$
 
     $indented$
 """
-HOSTILE = r"""$\href{javascript:document.title='owned'}{x}$ $\includegraphics{https://example.org/x.png}$ $\url{https://example.org}$
+HOSTILE = r"""$\href{javascript:document.title='owned'}{x}$ $\includegraphics{https://example.org/x.png}$
+$\url{https://example.org}$
 $\htmlStyle{position: fixed; inset: 0}{x}$ $\htmlData{a=b}{x}$ $\htmlClass{toast}{x}$ $\htmlId{app}{x}$
-$\def\a{\a\a}\a$ $\newcommand{\b}{\b\b}\b$ $\gdef\c{x}\c$ $\rule{1000000em}{1000000em}$ $<img src=x onerror="document.title='owned'">$
+$\def\a{\a\a}\a$ $\newcommand{\b}{\b\b}\b$ $\gdef\c{x}\c$ $\rule{1000000em}{1000000em}$
+$<img src=x onerror="document.title='owned'">$
 $\text{</span><script>document.title='owned'</script>}$ $\text{" style="position: fixed}$ $\unknown{1}$ $\frac{1$"""
 
 
@@ -105,13 +107,17 @@ def test_hostile_formulas_load_and_run_nothing(rig: ChatRig, chat: Page) -> None
     expect(chat).not_to_have_title("owned")
     for forbidden in ("a", "img", "script", "form", "iframe", "[onerror]", "#app", ".toast", "[data-style]"):
         expect(answers(chat).locator(f".math {forbidden}")).to_have_count(0)
-    fixed = "[...document.querySelectorAll('.math *')].filter((one) => getComputedStyle(one).position === 'fixed').length"
+    fixed = (
+        "[...document.querySelectorAll('.math *')].filter((one) => getComputedStyle(one).position === 'fixed').length"
+    )
     assert chat.evaluate(fixed) == 0
     # Shown as their source.
     for source in ("\\def\\a{\\a\\a}\\a", "\\newcommand{\\b}{\\b\\b}\\b", "\\unknown{1}", "\\frac{1"):
         expect(answers(chat).locator(".math.wrong", has_text=source)).to_have_count(1)
     # The rule is cut to 20 em.
-    height = "Math.max(...[...document.querySelectorAll('.katex-html')].map((one) => one.getBoundingClientRect().height))"
+    height = (
+        "Math.max(...[...document.querySelectorAll('.katex-html')].map((one) => one.getBoundingClientRect().height))"
+    )
     assert chat.evaluate(height) < 600
 
 
@@ -130,9 +136,7 @@ def test_large_formulas_are_bounded(rig: ChatRig, chat: Page) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_formulas_pass_axe_and_fit_a_phone(
-    rig: ChatRig, visit: Callable[..., Visitor], axe: str, scheme: str
-) -> None:
+def test_formulas_pass_axe_and_fit_a_phone(rig: ChatRig, visit: Callable[..., Visitor], axe: str, scheme: str) -> None:
     rig.backend.reset()
     visitor = visit(color_scheme=scheme, bypass_csp=True, viewport={"width": 390, "height": 760}, is_mobile=True)
     page = ready(visitor.open(rig.url, rig.node.token))

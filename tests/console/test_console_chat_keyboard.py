@@ -97,5 +97,7 @@ def test_chat_error_for_a_stopped_node_names_the_next_step(
     visitor.allow("ERR_")
     node[0].stop()
     ask(chat, "Hello?")
-    expect(chat.locator("li.assistant-message").get_by_role("alert")).to_contain_text("does not answer. Check that it runs")
+    expect(chat.locator("li.assistant-message").get_by_role("alert")).to_contain_text(
+        "does not answer. Check that it runs"
+    )
     expect(chat.locator("li.assistant-message").get_by_role("alert")).to_contain_text('"mesh-llm status"')

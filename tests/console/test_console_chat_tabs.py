@@ -150,9 +150,7 @@ def test_versions_chosen_in_one_tab_are_shown_in_the_other(rig: ChatRig, tabs: C
         expect(questions(page).first).to_contain_text("first")
 
 
-def test_chats_of_the_first_version_of_the_database_are_kept(
-    rig: ChatRig, visit: Callable[..., Visitor]
-) -> None:
+def test_chats_of_the_first_version_of_the_database_are_kept(rig: ChatRig, visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     page = visitor.page
     page.goto(f"{rig.node.console_url}/assets/licences.txt")

@@ -24,13 +24,15 @@ pytestmark = pytest.mark.engine
 # What a person's programs do with the settings of the copied line: a request with them.
 GOOSE = """#!/bin/sh
 [ "$GOOSE_PROVIDER $*" = "openai session" ] || exit 1
+MESSAGES='"messages": [{"role": "user", "content": "Hi"}]'
 exec curl -sSf "$OPENAI_HOST/v1/chat/completions" -H "Authorization: Bearer $OPENAI_API_KEY" \
-  -d "{\\"model\\": \\"$GOOSE_MODEL\\", \\"max_tokens\\": 4, \\"messages\\": [{\\"role\\": \\"user\\", \\"content\\": \\"Hi\\"}]}"
+  -d "{\\"model\\": \\"$GOOSE_MODEL\\", \\"max_tokens\\": 4, $MESSAGES}"
 """
 CLAUDE = """#!/bin/sh
 [ "$ANTHROPIC_SMALL_FAST_MODEL" = "$ANTHROPIC_MODEL" ] || exit 1
+MESSAGES='"messages": [{"role": "user", "content": "Hi"}]'
 exec curl -sSf "$ANTHROPIC_BASE_URL/v1/messages" -H "Authorization: Bearer $ANTHROPIC_AUTH_TOKEN" \
-  -d "{\\"model\\": \\"$ANTHROPIC_MODEL\\", \\"max_tokens\\": 4, \\"messages\\": [{\\"role\\": \\"user\\", \\"content\\": \\"Hi\\"}]}"
+  -d "{\\"model\\": \\"$ANTHROPIC_MODEL\\", \\"max_tokens\\": 4, $MESSAGES}"
 """
 ARGUMENTS = """#!/bin/sh
 for one in "$@"; do echo "$one"; done
@@ -179,9 +181,7 @@ def test_invite_command_joins(node: Daemon, visitor: Visitor, tmp_path: Path) ->
         assert status["start"]["command"].endswith("mesh-llm --client --json --port 0 --console 0")
 
 
-def test_commands_of_an_idle_node_serve_and_join(
-    node: Daemon, visit: Callable[..., Visitor], tmp_path: Path
-) -> None:
+def test_commands_of_an_idle_node_serve_and_join(node: Daemon, visit: Callable[..., Visitor], tmp_path: Path) -> None:
     invite = shell(f"MESH_LLM_HOME='{node.home}' {PROGRAM} invite", tmp_path)
     for title, stdin, words in (
         ("Serve a model from the catalogue", "", '"phase":"serving"'),

@@ -11,11 +11,13 @@ const NAME = 'math'
 // Longer ones are shown as text.
 export const MAX_FORMULA = 4000
 
-const INLINE_DOLLAR = /^\$(?![\s$])((?:\\[^\n]|[^\\$`\n])+?)(?<!\s)\$(?![\w$])/
-const INLINE_DISPLAY = /^\$\$(?!\$)((?:\\[^]|[^\\$`])+?)\$\$(?!\$)/
-const INLINE_ROUND = /^\\\(((?:\\[^)]|[^\\`])+?)\\\)/
-const INLINE_SQUARE = /^\\\[((?:\\[^\]]|[^\\`])+?)\\\]/
-const BLOCK = /^ {0,3}(?:\$\$(?!\$)((?:\\[^]|[^\\$`])+?)\$\$|\\\[((?:\\[^\]]|[^\\`])+?)\\\])[ \t]*(?:\n|$)/
+// The length is bounded, so that a text of opening marks takes linear time.
+const INLINE_DOLLAR = /^\$(?![\s$])((?:\\[^\n]|[^\\$`\n]){1,4000}?)(?<!\s)\$(?![\w$])/
+const INLINE_DISPLAY = /^\$\$(?!\$)((?:\\[^]|[^\\$`]){1,4000}?)\$\$(?!\$)/
+const INLINE_ROUND = /^\\\(((?:\\[^()]|[^\\`]){1,4000}?)\\\)/
+const INLINE_SQUARE = /^\\\[((?:\\[^[\]]|[^\\`]){1,4000}?)\\\]/
+const BLOCK =
+  /^ {0,3}(?:\$\$(?!\$)((?:\\[^]|[^\\$`]){1,4000}?)\$\$|\\\[((?:\\[^[\]]|[^\\`]){1,4000}?)\\\])[ \t]*(?:\n|$)/
 
 // What makes a text that begins with a digit a formula.
 const SIGN = /[\\^_{}=+*/<>]/
@@ -38,10 +40,15 @@ export function inlineFormula(text: string): (Formula & { raw: string }) | null 
   return found === null ? null : { raw: found[0], source: (found[1] ?? '').trim(), display: false }
 }
 
+// Where the next line begins that may be a formula of its own. `text` may begin within a line.
+function nextBlock(text: string): number | undefined {
+  const before = /\n {0,3}(?:\$\$|\\\[)/.exec(text)?.index
+  return before === undefined ? undefined : before + 1
+}
+
 // Where the next formula may start; undefined if there is none. A sign behind a letter or digit is money: "US$5".
 function nextStart(text: string): number | undefined {
-  const at = /(?<![\w\\$])\$|\\[([]/.exec(text)?.index
-  return at
+  return /(?<![\w\\$])\$|\\[([]/.exec(text)?.index
 }
 
 export function mathExtension(element: (formula: Formula) => string): MarkedExtension {
@@ -50,7 +57,7 @@ export function mathExtension(element: (formula: Formula) => string): MarkedExte
       {
         name: 'mathBlock',
         level: 'block',
-        start: (text: string) => /^ {0,3}(?:\$\$|\\\[)/m.exec(text)?.index,
+        start: nextBlock,
         tokenizer: (text: string): Tokens.Generic | undefined => {
           const found = BLOCK.exec(text)
           if (found === null) return undefined

@@ -210,7 +210,8 @@ class NodeStatus(StatusModel):
     """The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
     `notices`: what the owner should know or do.
     `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
-    are URLs of this console for other machines. `start`: null for callers that are not the owner. `read_only`: redacted: the caller is not the owner."""
+    are URLs of this console for other machines. `start` is null for callers that are not the owner. `read_only`:
+    redacted: the caller is not the owner."""
 
     name: str
     version: str
