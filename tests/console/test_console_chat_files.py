@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.console.chatting import ChatRig, answers, ask, bubbles, chat_rig, edit, listed, questions, ready, settings
 from tests.console.conftest import Visitor, serious
+from tests.console.overlap import overlapping
 
 HOSTILE = """<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>
 [x](javascript:document.title='owned') ![y](https://example.org/track.png)"""
@@ -21,6 +22,11 @@ PIXEL = (
 )
 
 MESSAGE = {"id": "a1", "parent": None, "role": "user", "made": 1, "text": ""}
+
+BOXES = """all => all.map((one) => {
+    const { x, y, width, height } = one.getBoundingClientRect()
+    return [x, y, width, height]
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +346,9 @@ def test_list_settings_and_versions_pass_axe_and_fit_a_phone(
     for part in ("", "settings", "list"):
         if part == "settings":
             settings(page)
+            boxes = page.locator(".parameters .field > *").evaluate_all(BOXES)
+            assert len(boxes) == 12
+            assert overlapping(boxes) == []
         if part == "list":
             settings(page)
             page.get_by_role("button", name="Chats", exact=True).click()

@@ -1,9 +1,9 @@
 // Requests an answer for a chat and reads its stream.
 
 import type { Signal } from '@preact/signals'
-import { headers } from '../key'
+import { headers, takeOwnKey } from '../key'
 import { targetText } from '../mesh/nodes'
-import { api, lock, nodes, status } from '../state'
+import { access, api, lock, nodes, status } from '../state'
 import { requestFields } from './parameters'
 import type { Chat, Message } from './store'
 import { AnswerReader, type Answer } from './stream'
@@ -96,7 +96,18 @@ async function request(asked: Asked, path: readonly Message[], stopped: AbortSig
     throw new Error(
       'Browsers do not allow pages to call an IPv6 address. Open this page with the node’s IPv4 address or host name.',
     )
-  const answer = await fetch(`${api.value}/chat/completions`, {
+  let answer = await post(asked, path, stopped)
+  // A node with --require-key asks this machine for the key, too. The owner's page may have it.
+  if (answer.status === 401 && access.value === 'owner' && (await takeOwnKey()))
+    answer = await post(asked, path, stopped)
+  if (answer.status === 401) lock()
+  if (!answer.ok || answer.body === null) throw new Error(await responseError(answer))
+  const body = answer.body.pipeThrough(new TextDecoderStream()).getReader()
+  return { body, host: answer.headers.get('x-mesh-llm-host') }
+}
+
+function post(asked: Asked, path: readonly Message[], stopped: AbortSignal): Promise<Response> {
+  return fetch(`${api.value}/chat/completions`, {
     method: 'POST',
     headers: { ...headers(), 'content-type': 'application/json' },
     body: JSON.stringify({
@@ -109,10 +120,6 @@ async function request(asked: Asked, path: readonly Message[], stopped: AbortSig
     signal: stopped,
     credentials: 'omit',
   })
-  if (answer.status === 401) lock()
-  if (!answer.ok || answer.body === null) throw new Error(await responseError(answer))
-  const body = answer.body.pipeThrough(new TextDecoderStream()).getReader()
-  return { body, host: answer.headers.get('x-mesh-llm-host') }
 }
 
 // The messages to send: all of the path except empty answers.

@@ -52,7 +52,7 @@ export const PARAMETERS: Readonly<Record<ParameterName, ParameterRule>> = {
     least: 0,
     most: 4_294_967_294,
     whole: true,
-    help: 'A whole number from 0 to 4294967294. The same seed and chat give the same answer on one node.',
+    help: 'A whole number from 0 to 4294967294. Repeats an answer on the same node, as far as its engine can.',
   },
 }
 export const PARAMETER_NAMES = Object.keys(PARAMETERS) as ParameterName[]

@@ -2,8 +2,7 @@
 
 import type { JSX } from 'preact'
 import { useState } from 'preact/hooks'
-import type { ErrorAnswer, KeyAnswer } from '../api'
-import { consoleHeaders, urlWithKey } from '../key'
+import { fetchKey, urlWithKey } from '../key'
 import { Command, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { Qr } from '../parts/qr'
@@ -84,12 +83,6 @@ export function Devices(): JSX.Element {
       )}
     </section>
   )
-}
-
-async function fetchKey(): Promise<string> {
-  const answer = await fetch('/api/key', { method: 'POST', headers: consoleHeaders() })
-  if (!answer.ok) throw new Error(((await answer.json()) as ErrorAnswer).error.message)
-  return ((await answer.json()) as KeyAnswer).key
 }
 
 export function ReadOnly(): JSX.Element {

@@ -142,9 +142,11 @@ function Programs({ remote }: { remote: boolean }): JSX.Element {
   const names = chatModels(models.value).map((model) => model.name)
   const [wanted, setWanted] = useState('')
   const model = names.includes(wanted) ? wanted : (names[0] ?? 'MODEL')
-  const list = clientSetups(api.value.replace(/\/v1$/, ''), model, remote ? KEY : null)
+  // On this machine a tab has a key only if the node requires it there, too.
+  const needed = remote || key.value !== ''
+  const list = clientSetups(api.value.replace(/\/v1$/, ''), model, needed ? KEY : null)
   // The same with the key, which is copied and not shown.
-  const keyed = remote ? clientSetups(api.value.replace(/\/v1$/, ''), model, key.value) : list
+  const keyed = needed ? clientSetups(api.value.replace(/\/v1$/, ''), model, key.value) : list
   const [open, setOpen] = useState(list[0]?.name ?? '')
   const program = list.find((one) => one.name === open)
   const copied = keyed.find((one) => one.name === open)?.steps ?? []
@@ -152,7 +154,7 @@ function Programs({ remote }: { remote: boolean }): JSX.Element {
     <section class="card" aria-labelledby="programs-title">
       <h2 id="programs-title">Programs</h2>
       <p>
-        Programs for the OpenAI or Anthropic API work with {remote ? 'the API key of this node' : 'any API key'}. The
+        Programs for the OpenAI or Anthropic API work with {needed ? 'the API key of this node' : 'any API key'}. The
         API is at <code>{api}</code>.
       </p>
       {names.length > 1 && (
@@ -184,7 +186,7 @@ function Programs({ remote }: { remote: boolean }): JSX.Element {
           <Command text={text} copied={copied[index]?.[1] ?? null} label={`${program.name}: ${title}`} />
         </div>
       ))}
-      {remote && <p class="quiet">Copy puts the API key of this tab in place of {KEY}.</p>}
+      {needed && <p class="quiet">Copy puts the API key of this tab in place of {KEY}.</p>}
     </section>
   )
 }
