@@ -10,21 +10,41 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from meshllm.errors import UsageError
+
 
 def home() -> Path:
-    """The state folder of this node."""
-    return Path(os.environ.get("MESH_LLM_HOME") or "~/.mesh-llm").expanduser().absolute()
+    """The state folder of this node. Raises UsageError where the user has no home folder, as all of these."""
+    return _expanded("MESH_LLM_HOME", "~/.mesh-llm")
 
 
 def models() -> Path:
     """The folder of the model files."""
-    return Path(os.environ.get("MESH_LLM_MODELS") or "~/.models").expanduser().absolute()
+    return _expanded("MESH_LLM_MODELS", "~/.models")
 
 
 def cache() -> Path:
     """The folder of what can be rebuilt: the engine and the downloads it is built from."""
-    if chosen := os.environ.get("MESH_LLM_CACHE"):
-        return Path(chosen).expanduser().absolute()
+    if os.environ.get("MESH_LLM_CACHE"):
+        return _expanded("MESH_LLM_CACHE", "")
     import platformdirs
 
-    return platformdirs.user_cache_path("mesh-llm", appauthor=False)
+    try:
+        return platformdirs.user_cache_path("mesh-llm", appauthor=False)
+    except RuntimeError as error:
+        raise _no_home("MESH_LLM_CACHE") from error
+
+
+def _expanded(variable: str, default: str) -> Path:
+    try:
+        return Path(os.environ.get(variable) or default).expanduser().absolute()
+    except RuntimeError as error:
+        raise _no_home(variable) from error
+
+
+def _no_home(variable: str) -> UsageError:
+    """A container that runs as a number has no account, and often no HOME."""
+    return UsageError(
+        "This user has no home folder: HOME is not set, and the system has no account of that number.",
+        advice=f"Set HOME, or {variable}, to a folder that this user can write to.",
+    )

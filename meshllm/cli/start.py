@@ -10,14 +10,18 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from meshllm.errors import MeshError
+from meshllm.errors import MeshError, unusable_file
 
 if TYPE_CHECKING:
     import logging
+    from pathlib import Path
 
     from meshllm.cli.view import JsonViewer, LineViewer
     from meshllm.daemon.log_file import LogFile
     from meshllm.daemon.settings import Backend, Settings, StartCommand
+
+# As for the template in a model file.
+MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def backends(texts: list[str]) -> tuple[Backend, ...]:
@@ -84,8 +88,30 @@ def check(settings: Settings) -> None:
             raise UsageError("--draft needs a --model.", advice="Add --model NAME.")
     if settings.split and not settings.models:
         raise UsageError("--split needs a --model.", advice="Add --model NAME.")
+    if settings.chat_template is not None:
+        _check_template(settings.chat_template, settings.models)
     if settings.context is not None and not settings.models:
         raise UsageError("--ctx-size needs a --model.", advice="Add --model NAME.")
+
+
+def _check_template(path: Path, models: tuple[str, ...]) -> None:
+    """Raise UsageError for a `--chat-template` that cannot be used."""
+    from meshllm.errors import UsageError
+
+    if not models:
+        raise UsageError("--chat-template needs a --model.", advice="Add --model NAME.")
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_TEMPLATE_BYTES + 1).decode()
+    except OSError as error:
+        raise UsageError(
+            f"--chat-template {path} cannot be read: {error.strerror or error}.", advice="Name a Jinja file."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--chat-template {path} is no text.", advice="Name a Jinja file (UTF-8).") from error
+    if not text.strip() or len(text) > MAX_TEMPLATE_BYTES:
+        what = "has more than 1 MiB" if text.strip() else "is empty"
+        raise UsageError(f"--chat-template {path} {what}.", advice="Name a Jinja file.")
 
 
 def run(settings: Settings, *, json: bool, verbose: bool) -> None:
@@ -95,9 +121,14 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
 
     import uvloop
 
+    from meshllm.cli import temporary_folder
     from meshllm.daemon.app import App
     from meshllm.daemon.log_file import LogFile, RotatingFile, log_path
 
+    try:
+        temporary_folder.ensure(settings.home)
+    except OSError as error:
+        raise unusable_file(error) from error
     idle = not (settings.models or settings.backends or settings.invites or settings.client)
     viewer, handler = _output(json, settings.command, idle=idle)
     log_file = LogFile(RotatingFile(log_path(settings.home)), json=json)
@@ -106,7 +137,7 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             following: Settings | None = settings
             while following is not None:
-                app = App(following, viewer, log_file)
+                app = App(following, viewer, log_file, ends_process=True)
                 runner.run(app.run())
                 following = app.next_settings
     except MeshError as error:

@@ -23,7 +23,7 @@ FOLDERS = ("MESH_LLM_HOME", "MESH_LLM_MODELS", "MESH_LLM_CACHE")
 SCRIPT_FOLDERS = ("MESH_LLM_VENV",)
 JOIN = "--join"
 # Options whose value may be the name of a file.
-FILES = ("--model", "--draft")
+FILES = ("--model", "--draft", "--chat-template")
 
 
 def start_command(argv: Sequence[str], environment: Mapping[str, str]) -> StartCommand:

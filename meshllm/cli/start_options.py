@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,14 @@ CtxSize = Annotated[
         max=16 << 20,
         metavar="TOKENS",
         help="Context size of each request. Default: what the model and the memory allow, at most 32768.",
+        rich_help_panel=SERVE,
+    ),
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Jinja file that replaces the chat template of the first --model.",
         rich_help_panel=SERVE,
     ),
 ]

@@ -45,6 +45,10 @@ def show(port: int | None, *, as_json: bool) -> None:
     console = Console()
     console.print(f"[bold]mesh-llm {status['version']}[/] on {status['name']}, pid {status['pid']}", highlight=False)
     console.print(f"API {status['api']}   console {status['console']}   up {whole_duration(status['uptime_seconds'])}")
+    if status["stopping"]:
+        active = sum(load["active"] for load in status["load"])
+        waits = f" It waits for {counted(active, 'answer')} to end, some seconds at most." if active else ""
+        console.print(f"This node is stopping.{waits}", style="yellow", highlight=False)
     engine = status["engine"]
     if engine["phase"] != "unknown":  # no model has needed the engine yet
         line = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
@@ -221,7 +225,7 @@ def _peer_table(mesh: dict[str, Any] | None) -> Table:
             "" if peer["rtt"] is None else f"{peer['rtt'] * 1000:.1f} ms",
             peer["transport"] or "",
             escape(", ".join(printable(model) for model in peer["models"])),
-            f"{peer['active']}+{peer['waiting']}" if peer["models"] and peer["status"] not in ("dead", "left") else "",
+            f"{peer['active']}+{peer['waiting']}" if peer["models"] else "",
         )
     clients = mesh["client_list"] if mesh else []
     for client in clients[:MAX_PEERS]:

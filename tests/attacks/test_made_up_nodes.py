@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -13,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from meshllm.core.ids import NodeId
+from meshllm.core.membership.certificates import MAX_NODES_PER_INVITE, MAX_NODES_PER_INVITER, Right
 from meshllm.core.membership.messages import Records
 from meshllm.core.membership.summary import chunks
-from meshllm.core.records import FailureReport, PeerAddress, SignedRecord
+from meshllm.core.records import FailureReport, PeerAddress, RecordVersion, SignedRecord
 from meshllm.wire.mesh.codec import encode_message, signer
 from meshllm.wire.mesh.invite import Invite, decode
-from tests.attacks.hostile_member import PATIENCE_SECONDS, HostileMember, invited
+from tests.attacks.hostile_member import PATIENCE_SECONDS, HostileMember, MeshSecrets, invited
 from tests.e2e.here import Site, joined, site
 from tests.netlab.nodes import Node, Status
 
@@ -41,21 +43,49 @@ def invite_of(here: Site, home: str, *words: str) -> Invite:
     return decode(done.stdout.strip())
 
 
-def made_up(member: HostileMember, against: NodeId) -> list[SignedRecord]:
-    """Records of nodes that do not exist; each reports `against` as failed."""
-    found = []
-    for number in range(MADE_UP):
-        key = Ed25519PrivateKey.generate()
-        node = NodeId(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
-        record = member.record(
-            node=node,
-            name=f"made up {number}",
-            addresses=(PeerAddress("127.0.0.1", 9),),
-            certificate=b"",
-            failure_reports=(FailureReport(against, 1),),
-        )
-        found.append(signer(key.sign)(record))
-    return found
+class MadeUp:
+    """Nodes that do not exist; each reports `against` as failed. With `mesh_secrets` each has a certificate that names
+    the member as its inviter, as if it had invited them all."""
+
+    def __init__(self, member: HostileMember, against: NodeId, mesh_secrets: MeshSecrets | None) -> None:
+        self._member, self._against = member, against
+        self._keys = [Ed25519PrivateKey.generate() for _ in range(MADE_UP)]
+        self._certificates = [b""] * MADE_UP
+        if mesh_secrets is not None:
+            now = int(datetime.now(UTC).timestamp())
+            self._certificates = [
+                mesh_secrets.certify(
+                    self._id(key),
+                    Right.USE | Right.SERVE | Right.WORK,
+                    issued=now,
+                    expires=now + 3600,
+                    inviter=member.node,
+                    invite=b"made-up%c" % (number // MAX_NODES_PER_INVITE),
+                ).data
+                for number, key in enumerate(self._keys)
+            ]
+        self._version = 0
+
+    @staticmethod
+    def _id(key: Ed25519PrivateKey) -> NodeId:
+        return NodeId(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+    def records(self) -> list[SignedRecord]:
+        """Newer records of all: a node counts as alive by that."""
+        self._version += 1
+        return [
+            signer(key.sign)(
+                self._member.record(
+                    node=self._id(key),
+                    version=RecordVersion(1, self._version),
+                    name=f"made up {number}",
+                    addresses=(PeerAddress("127.0.0.1", 9),),
+                    certificate=certificate,
+                    failure_reports=(FailureReport(self._against, 1),),
+                )
+            )
+            for number, (key, certificate) in enumerate(zip(self._keys, self._certificates, strict=True))
+        ]
 
 
 async def send(member: HostileMember, message: Records) -> None:
@@ -79,7 +109,9 @@ def memory(node: Node) -> int:
 
 
 @pytest.mark.slow
-def test_flood_of_uncertified_nodes_parts_no_nodes_and_hides_no_death(here: Site) -> None:
+@pytest.mark.parametrize("certified", [False, True])
+def test_flood_of_made_up_nodes_parts_no_nodes_and_hides_no_death(here: Site, certified: bool) -> None:
+    """Without certificates nothing of them is kept; with certificates of one inviter as much as its quota allows."""
     one = here.node("one", "--name", "one")
     two = here.node("two", "--name", "two", join=one)
     three = here.node("three", "--name", "three", join=one)
@@ -90,26 +122,31 @@ def test_flood_of_uncertified_nodes_parts_no_nodes_and_hides_no_death(here: Site
         *(invite_of(here, n) for n in ("two", "three")),
     ]
     before = [memory(node) for node in (one, two)]
+    mesh_secrets = MeshSecrets.of(here.folder / "one") if certified else None
 
     async def attack() -> None:
         async with invited(here.folder / "hostile", ways[0]) as member:
-            records = made_up(member, NodeId(bytes.fromhex(two.status()["mesh"]["node"])))
+            flood = MadeUp(member, NodeId(bytes.fromhex(two.status()["mesh"]["node"])), mesh_secrets)
             for way in ways:
                 await member.dial(way.ways[0])
                 member.publish()
-                for portion in chunks(records):
+                for portion in chunks(flood.records()):
                     await send(member, Records(portion, push=True))
             await asyncio.to_thread(watch)
 
     def watch() -> None:
-        end = time.monotonic() + 75.0  # a link that is not needed is closed after 60
+        # Nobody answers for them, so that they die; a link that is not needed is closed after 60 s.
+        end = time.monotonic() + (20.0 if certified else 75.0)
         while time.monotonic() < end:
             for node, other in ((one, "two"), (two, "one")):
                 (peer,) = [peer for peer in node.status()["mesh"]["peers"] if peer["name"] == other]
                 assert (peer["status"], peer["reason"], peer["linked"]) == ("alive", "", True)
             time.sleep(0.5)
         grown = [memory(node) - had for node, had in zip((one, two), before, strict=True)]
-        assert len(one.status()["mesh"]["peers"]) <= 3, "the others and the member"
+        known = len(one.status()["mesh"]["peers"])
+        # The others and the member; and the made-up ones that an inviter may have.
+        assert known > 3 if certified else known <= 3
+        assert known <= 3 + (MAX_NODES_PER_INVITER if certified else 0)
         assert max(grown) < MAX_GROWTH, grown
         three.kill()
         killed = time.monotonic()
