@@ -46,7 +46,8 @@ def _keep_logprobs(draft: Draft) -> MakeTranslator | None:
     if wanted is None or wanted is False:
         if wanted is False:
             draft.set("logprobs", None)
-        return None
+        # The engine's own field asks for the same.
+        return partial(_listed, probs) if (probs := draft.get("n_probs")) else None
     count = 1 if wanted is True else wanted
     if not isinstance(count, int) or not 0 <= count <= MAX_LOGPROBS:
         raise invalid("logprobs", f"'logprobs' must be a whole number of 0 to {MAX_LOGPROBS}.")

@@ -217,6 +217,12 @@ def _boolean(_draft: Draft, field: str, value: object) -> None:
         raise invalid(field, f"'{field}' must be true or false.")
 
 
+def _post_sampling(draft: Draft, field: str, value: object) -> None:
+    _boolean(draft, field, value)
+    if value:
+        raise unsupported(field, f"'{field}' is not supported: log-probabilities are those before sampling.")
+
+
 def _text(_draft: Draft, field: str, value: object) -> None:
     if not isinstance(value, str):
         raise invalid(field, f"'{field}' must be a text.")
@@ -229,7 +235,6 @@ _BOOLEANS = (
     "timings_per_token",
     "verbose",
     "ignore_eos",
-    "post_sampling_probs",
     "backend_sampling",
     "add_generation_prompt",
     "parallel_tool_calls",
@@ -251,4 +256,5 @@ _RULES: dict[str, Callable[[Draft, str, Any], None]] = {
     "reasoning_effort": _reasoning_effort,
     "chat_template_kwargs": _kwargs,
     "grammar": _text,
+    "post_sampling_probs": _post_sampling,
 }

@@ -84,6 +84,8 @@ def test_values_are_cut_to_what_they_mean(api: Api, field: str, value: Any, want
         ("chat_template_kwargs", {"enable_thinking": "yes"}),
         ("chat_template_kwargs", []),
         ("cache_prompt", "yes"),
+        ("post_sampling_probs", True),
+        ("post_sampling_probs", 1),
         ("grammar_triggers", [{"type": 99}]),
         ("chat_parser", "x"),
         ("preserved_tokens", ["a"]),
