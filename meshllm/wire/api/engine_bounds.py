@@ -100,6 +100,15 @@ def keep_bounds(draft: Draft) -> None:
             rule(draft, field, value)
 
 
+def choices_of(draft: Draft) -> int:
+    """How many choices a request wants, in `n` or in the engine's own field, which then becomes `n`."""
+    count = draft.get("n") or draft.get("n_cmpl") or 1
+    if draft.get("n_cmpl") is not None:
+        draft.set("n_cmpl", None)
+        draft.set("n", count)
+    return int(count)
+
+
 def refuse_choices(body: Mapping[str, Any]) -> None:
     """Refuse several choices in an API whose answers have one: the engine would answer with a list of answers."""
     for field in ("n", "n_cmpl"):

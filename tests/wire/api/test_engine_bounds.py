@@ -103,3 +103,15 @@ def test_values_without_meaning_are_refused_by_name(api: Api, field: str, value:
 @pytest.mark.parametrize("field", ["max_tokens", "temperature", "stop", "logit_bias", "samplers", "grammar_triggers"])
 def test_null_is_not_there(api: Api, field: str) -> None:
     assert kept(api, field, None) is None
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.COMPLETIONS])
+@pytest.mark.parametrize(
+    ("fields", "count"), [({"n": 2}, 2), ({"n_cmpl": 3}, 3), ({"n": 1, "n_cmpl": 3}, 1), ({"n": None, "n_cmpl": 1}, 1)]
+)
+def test_the_engine_gets_one_number_of_choices(api: Api, fields: dict[str, Any], count: int) -> None:
+    found = prepare(api, {"model": "m", **ASKED[api], **fields})
+    assert isinstance(found, Prepared)
+    body = found.body if found.body is not None else fields
+    assert (body["n"], body.get("n_cmpl")) == (count, None)
+    assert found.streamed == (count > 1)
