@@ -170,6 +170,12 @@ class NotRunning(EnvironmentFailure):
     default_advice = "Start the node with 'mesh-llm', or name the port of its console."
 
 
+class NodeRefused(EnvironmentFailure):
+    """The running node refuses what its owner asks for; its message says what to do."""
+
+    default_advice = ""
+
+
 class DamagedState(EnvironmentFailure):
     """A state file of this node (its key, its mesh) cannot be read; the file is left unchanged."""
 

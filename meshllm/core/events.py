@@ -287,13 +287,15 @@ class LinkDown(Event):
 @dataclass(frozen=True, slots=True)
 class DialFailed(Event):
     """A dial failed. `final`: the peer refused this node (wrong secret, say). `local`: a limit of this node prevented
-    the dial, so that nothing is known about the peer."""
+    the dial, so that nothing is known about the peer. `invite_void`: the peer refused the invite with which it was
+    dialled, for good."""
 
     target: BootstrapAddress
     reason: str
     advice: str = ""
     final: bool = False
     local: bool = False
+    invite_void: bool = False
 
 
 @dataclass(frozen=True, slots=True)

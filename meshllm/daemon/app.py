@@ -15,7 +15,6 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -43,24 +42,21 @@ from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.start_log import log_start
 from meshllm.daemon.start_planner import StartPlanner
+from meshllm.daemon.start_wishes import backend_keys, find_models
 from meshllm.daemon.stopping import Stopping, release_signals
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.errors import (
+    BadInvite,
     DamagedState,
     EnvironmentFailure,
     MeshError,
     PortTaken,
-    UnknownModel,
-    UsageError,
     unusable_file,
 )
 from meshllm.models.catalog.entry import Wanted
-from meshllm.models.catalog.resolve import resolve
-from meshllm.models.library import scan
-from meshllm.models.library.local_model import from_path
 from meshllm.models.library.store import Store
 from meshllm.models.p2p.share_policy import Share
 from meshllm.util.isolate import Isolation
@@ -88,57 +84,7 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
-
-
-def find_models(settings: Settings) -> dict[str, Wanted | None]:
-    """What each `--model` means, by the name callers use; None: only the mesh can know, one that is joined or that was
-    left with others in it. A node that has never seen another refuses a name that it does not know.
-
-    Raises UnknownModel, InvalidModelFile, UsageError.
-    """
-    store = Store(paths.models())
-    wanted: dict[str, Wanted | None] = {}
-    for text in settings.models:
-        try:
-            found = resolve(text, folder=store.folder, disk=lambda: scan.scan(store))
-        except UnknownModel as error:
-            if "/" in text or text.casefold().endswith(".gguf"):
-                raise
-            if not settings.invites and not _knows_others(settings.home):
-                raise
-            log.warning("%s The mesh is asked for it. %s", error.message, error.advice)
-            wanted[text.strip()] = None
-            continue
-        if found.note:
-            log.warning("%s", found.note)
-        source = found.wanted
-        name = from_path(source, store).name if isinstance(source, Path) else source.name
-        if name in wanted and wanted[name] != source:
-            raise UsageError(f"Two different models are both called {name}.", advice="Rename one of the files.")
-        wanted[name] = source
-    return wanted
-
-
-def _knows_others(home: Path) -> bool:
-    """Whether the node of `home` has been in a mesh with others."""
-    from meshllm.daemon.mesh_state import knows_others  # what the mesh takes is loaded once callers are served
-
-    return knows_others(home)
-
-
-def backend_keys(settings: Settings) -> dict[str, str]:
-    """The keys of the backends, from the environment. Raises UsageError for a variable that is not set."""
-    keys = {}
-    for backend in settings.backends:
-        if backend.key_variable:
-            key = os.environ.get(backend.key_variable, "")
-            if not key or not key.isascii() or not key.isprintable():
-                raise UsageError(
-                    f"The environment variable {backend.key_variable} holds no key for {backend.url}.",
-                    advice=f"Set it: export {backend.key_variable}=...",
-                )
-            keys[backend.url] = key
-    return keys
+JOIN_AGAIN = "Then start this node again with it: mesh-llm --join INVITE"
 
 
 class App:
@@ -171,13 +117,14 @@ class App:
         self._no_mesh_reason = "the mesh is not started yet"
         self._next: Settings | None = None
         self._stopping: Stopping | None = None
+        self._failure: MeshError | None = None
 
     async def run(self) -> None:
         """Start, serve until a stop is asked for, stop.
 
         Raises UsageError (bad models, backends or devices, home in use), DamagedState (a file of the home cannot be
         read) and PortTaken before anything is started; PortTaken, UsageError (invites to different meshes) and
-        DamagedState when the mesh is started.
+        DamagedState when the mesh is started; BadInvite if the invite is void and there is nothing else to do.
         """
         settings = self._settings
         self._started = asyncio.get_running_loop().time()
@@ -223,6 +170,8 @@ class App:
             gc.collect()
             gc.freeze()
             await self._run_core(supervisor)
+        if self._failure is not None:
+            raise self._failure
 
     def _assemble(
         self, stack: AsyncExitStack, wanted: dict[str, Wanted | None], keys: dict[str, str], drafts: DraftRequest
@@ -341,7 +290,8 @@ class App:
                 self._post,
                 self._audit.write,
                 lease_refusal=self._sandboxing.refusal,
-                restart=self._restart,
+                restart=lambda: self._restart("with a new key"),
+                refused=self._invite_refused,
             )
             await self._session.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
@@ -409,13 +359,25 @@ class App:
         """End the core, and with it the daemon."""
         self._post(e.StopWanted())
 
-    def _restart(self) -> None:
+    def _invite_refused(self, reason: str) -> None:
+        """The invite is void, which no retry changes. Go on in the mesh of before, if there is one, or with the models
+        here; else end, with an error."""
+        session, settings = self._session, self._settings
+        if session is not None and session.knows_others:
+            log.warning("The invite was refused: %s This node goes on in the mesh that it was in.", reason)
+            self._restart("in the mesh that it was in")
+        elif settings.models or settings.backends:
+            log.warning("The invite was refused: %s This node serves its own models, and dials no more.", reason)
+        elif self._stopping is not None and self._stopping.begin():
+            self._failure = BadInvite(f"The invite was refused: {reason}", advice=JOIN_AGAIN)
+
+    def _restart(self, how: str) -> None:
         """Stop as for a signal; the caller of `run` then starts another daemon with `next_settings`."""
         if self._stopping is not None and self._stopping.begin():
             ports = [urlsplit(url).port or 0 for url in (self._listening.api, self._listening.console)]
             # The invites have been used: this node is a member.
             self._next = replace(self._settings, port=ports[0], console=ports[1], invites=(), notices=())
-            log.info("starting again with a new key")
+            log.info("starting again %s", how)
 
     @property
     def next_settings(self) -> Settings | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from meshllm.core import events as e
 from meshllm.core.membership.certificates import (
     NO_INVITE,
     NO_RIGHTS,
-    SERIAL_BYTES,
     Certificate,
     MeshKey,
     Right,
@@ -50,7 +48,7 @@ from meshllm.net.base import Link
 from meshllm.net.identity import Identity, verify
 from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.wire.mesh.certificates import read_certificate
-from meshllm.wire.mesh.invite import Invite, InviteTerms, encode, invite_key
+from meshllm.wire.mesh.invite import Invite, InviteTerms, encode, invite_key, new_serial
 
 log = logging.getLogger(__name__)
 
@@ -172,23 +170,25 @@ class MemberManagement:
         return list(rows.values())
 
     def invites(self) -> list[dict[str, object]]:
-        """The invites that were made here and have not expired."""
+        """The invites that were made or used here, also those that are good for nothing any more: with their state."""
         now, authority = self._wall.now(), self._keys.authority
-        open_now = [(bytes.fromhex(key), entry) for key, entry in self._book.invites.items() if entry.expires > now]
-        return [
-            {
-                **asdict(entry),
-                "rights": right_names(Right(entry.rights)),
-                "revoked": authority.is_revoked(serial) or self._book.granted_to(serial, authority.is_gone),
-            }
-            for serial, entry in open_now
-        ]
+        found = []
+        for serial, entry in [(bytes.fromhex(serial), entry) for serial, entry in self._book.invites.items()]:
+            revoked = authority.is_revoked(serial) or self._book.granted_to(serial, authority.is_gone)
+            state = entry.state(now, authority.key, revoked=revoked).value
+            facts = {name: value for name, value in asdict(entry).items() if name != "mesh_key"}
+            found.append({**facts, "rights": right_names(Right(entry.rights)), "state": state})
+        return found
 
     def revoke(self, serial: str) -> str:
         """Revoke the invite whose serial begins so. Raises UsageError, EnvironmentFailure."""
         found = [known for known in self._book.invites if known.startswith(serial.lower())]
         if len(found) != 1:
-            raise UsageError(f"{len(found)} invites of this node have a serial that begins with {serial!r}.")
+            raise UsageError(
+                f"{len(found) or 'No'} invite{'s' * (len(found) > 1)} of this node "
+                f"{'have' if len(found) > 1 else 'has'} a serial that begins with {serial[:64]!r}.",
+                advice="'mesh-llm invite --list --all' shows the serials.",
+            )
         self._post(e.StatementsMade((self._keys.state(StatementKind.REVOKE_INVITE, bytes.fromhex(found[0])),)))
         self._audit("invite_revoked", serial=found[0])
         return found[0]
@@ -401,9 +401,9 @@ class MemberManagement:
         now = self._wall.now()
         lifetime = wish.days * 86_400 or default_lifetime(rights)
         expires = int(now + (wish.seconds or INVITE_SECONDS))
-        terms = InviteTerms(secrets.token_bytes(SERIAL_BYTES), rights, expires, lifetime, wish.once)
+        terms = InviteTerms(new_serial(self._keys.node), rights, expires, lifetime, wish.once)
         try:
-            self._book.add(terms, self._keys.node, wish.label[:80], now)
+            self._book.add(terms, self._keys.node, wish.label[:80], now, self._keys.authority.key)
         except (ValueError, OSError) as error:
             raise EnvironmentFailure(f"The invite cannot be listed: {error}.") from error
         key = invite_key(self._keys.private, terms, self._keys.node)

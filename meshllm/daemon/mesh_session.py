@@ -73,6 +73,12 @@ EXPELLED = (
 )
 
 
+NOT_SERVED_TO_OTHERS = (
+    "The membership of this node does not let it serve others: only this machine uses its models. "
+    "For more, ask the owner of the mesh for another invite: 'mesh-llm invite --rights use,serve' makes one."
+)
+
+
 def _owner_refusal(settings: Settings, *, founded: bool) -> str:
     """Why the owner does not let this node work for splits of other nodes; "": it may."""
     if settings.worker is False:
@@ -94,10 +100,13 @@ class MeshSession:
         *,
         lease_refusal: str = "",
         restart: Callable[[], None] = lambda: None,
+        refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig; `restart` stops this node and
-        starts it again, with the key that it has then. Raises UsageError for invites for different meshes."""
+        starts it again, with the key that it has then; `refused` is called if the invite is void. Raises UsageError
+        for invites for different meshes."""
         self._settings = settings
+        self._refused = refused
         self._identity = found.identity
         self._state = found.state
         self._wall = found.clock
@@ -171,6 +180,12 @@ class MeshSession:
         return not (self._choice.addresses or self._state.peers) and self.config.role is Role.NODE
 
     @property
+    def knows_others(self) -> bool:
+        """Whether the mesh that the home remembers, which may be another than that of the invites, has other nodes and
+        this one is no expelled one of it."""
+        return bool(self._state.peers) and not self._keys.authority.is_expelled(self.config.node)
+
+    @property
     def has_no_mesh(self) -> bool:
         """Whether this is a client without a mesh to join."""
         return not (self._choice.addresses or self._state.peers) and self.config.role is Role.CLIENT
@@ -190,6 +205,8 @@ class MeshSession:
         self._read_addresses()
         if self.expelled:
             return  # the core says it
+        if self._serves_itself_alone:
+            log.warning("%s", NOT_SERVED_TO_OTHERS)
         if not self._choice.foreign:
             now = asyncio.get_running_loop().time()
             known = self._sightings.remembered(self.config.node, self._keys.authority.is_expelled, now)
@@ -273,6 +290,8 @@ class MeshSession:
                 | c.MemberExpelled()
             ):
                 self.members.carry_out(command)
+            case c.InviteRefused(reason):
+                self._refused(reason)
             case c.Expelled(successor):
                 self.expelled = True
                 if successor is not None:
@@ -427,9 +446,20 @@ class MeshSession:
     # -- for the console, the gateway and file sharing
 
     @property
+    def _serves_itself_alone(self) -> bool:
+        """Whether this node has models that its membership, or the invite that it uses, does not let others use."""
+        invite = self._choice.invite
+        rights = invite[1].rights if invite is not None else self._keys.rights
+        return bool(self._settings.models or self._settings.backends) and Right.SERVE not in rights
+
+    @property
     def notices(self) -> list[str]:
         """What the owner should know about this node's part in its mesh, each text with what to do."""
-        found = [self._state.notice, UPGRADED if self.members.upgraded else "", EXPELLED if self.expelled else ""]
+        found = [
+            self._state.notice,
+            UPGRADED if self.members.upgraded else "",
+            EXPELLED if self.expelled else NOT_SERVED_TO_OTHERS if self._serves_itself_alone else "",
+        ]
         return list(dict.fromkeys(text for text in found if text))
 
     async def invite(self, wish: InviteWish) -> Invitation:

@@ -35,6 +35,9 @@ HANG_UP_CHECK_SECONDS = 1.0
 LAST_WORD_SECONDS = 0.25
 # Links that end because of misbehaving peers are logged at most once in this time (seconds), with their number.
 BAD_PEER_LOG_SECONDS = 10.0
+# Refusals of an invite that no other member and no later time change (docs/protocol.md); the last: the invite of a node
+# that was expelled from that mesh.
+VOID_INVITE = frozenset({"wrong_invite", "expired_invite", "revoked_invite", "used_invite", "expelled"})
 
 Serve = Callable[[Link, StreamKind], asyncio.BaseProtocol | None]
 
@@ -128,7 +131,8 @@ class PeerLinks:
             # Limits and the stop of this node say nothing about the peer.
             local = isinstance(error, DialLimitReached | LinkClosed)
             log.info("no link to %s: %s", target.pin[:5].hex(), error)
-            self._post(e.DialFailed(target, error.message, error.advice, final, local))
+            void = isinstance(error, PeerRefused) and error.reason in VOID_INVITE
+            self._post(e.DialFailed(target, error.message, error.advice, final, local, invite_void=void))
         except Exception as error:
             log.exception("dialling %s failed", target.pin[:5].hex())
             advice = "This is a bug in mesh-llm; please report it."

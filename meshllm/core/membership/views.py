@@ -81,6 +81,7 @@ class JoinPhase(Enum):
     JOINED = "joined"
     ALONE_FOR_NOW = "alone for now"  # a member whose other members are all away; the retries go on
     FAILED = "failed"  # no answer within the deadline; the retries go on
+    REFUSED = "refused"  # the invite is used, revoked, expired or void: nothing is dialled
     EXPELLED = "expelled"  # no member any more: nothing is dialled
 
 

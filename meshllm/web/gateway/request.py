@@ -243,7 +243,7 @@ class ProxiedRequest:
         target, now = self._release(Outcome.FAILED, reason), self._host.now()
         assert target is not None
         self._host.failed(target, self.model, now, whole=whole)
-        self._selection.avoid(target, now + AVOID_SECONDS, reason, whole=whole)
+        self._selection.avoid(target, now + AVOID_SECONDS, reason, whole=whole, silent_since=self._last_upstream)
         self._failures += 1
         if self._failures >= MAX_ATTEMPTS:
             message = f"{self.model}: {self._failures} attempts failed, the last one at {target.label}: {reason}."
@@ -569,7 +569,8 @@ class ProxiedRequest:
         """Act on a target that has taken too long."""
         kind, silent, repair = target.target.kind, now - self._last_upstream, self._repair
         connecting, complete = self.phase is RequestPhase.CONNECTING, repair is not None and repair.complete
-        match timeouts.overdue(kind, silent, connecting=connecting, complete=complete):
+        doubted = kind is TargetKind.PEER and silent > timeouts.SILENCE_SECONDS and target not in self._find()[1]
+        match timeouts.overdue(kind, silent, connecting=connecting, complete=complete, doubted=doubted):
             case Overdue.CLOSE:
                 self._end_stream(b"", Outcome.FAILED if repair is not None and repair.failed else Outcome.ANSWERED)
             case Overdue.CONNECT if self._has_other():

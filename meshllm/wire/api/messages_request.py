@@ -40,6 +40,9 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
     for field, reason in _UNSUPPORTED.items():
         if field in body and body.get(field):
             raise unsupported(field, f"'{field}' is not supported. {reason}")
+    if not counts and body.get("max_tokens") is None:
+        # Without it the engine writes until the context is full.
+        raise invalid("max_tokens", "'max_tokens' is missing: this API requires the most tokens of the answer.")
     keep_bounds(draft)
     refuse_choices(body)
     draft.replace("system", kept_system(body.get("system")))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import secrets
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass, field
 
-from meshllm.core.membership.certificates import ALL_RIGHTS, Right
+from meshllm.core.membership.certificates import ALL_RIGHTS, SERIAL_BYTES, Right
 from meshllm.core.records import MESH_ID_BYTES, BootstrapAddress, MeshId, NodeId, PeerAddress
 from meshllm.errors import BadInvite, BadMessage
 from meshllm.wire.mesh.fields import MAX_PORT, exactly, pack_host, unpack_host
@@ -22,6 +23,7 @@ VERSION = 2
 PREFIX = f"mesh{VERSION}-"
 KEY_BYTES = 16
 PIN_BYTES = 16
+MARK_BYTES = 4
 MAX_WAYS = 3
 # Addresses of each node in the token: few, so that it is short enough to paste.
 MAX_ADDRESSES = 4
@@ -45,8 +47,8 @@ FRESH = "Ask for a fresh one: 'mesh-llm invite' prints it on a node of the mesh.
 @dataclass(frozen=True, slots=True)
 class InviteTerms:
     """What an invite is good for: until `expires` (unix seconds) it gives a certificate with `rights` for
-    `member_lifetime` seconds. `serial`: 8 random bytes; `once`: it admits one node, at its maker only; `maker_only`: it
-    admits at its maker only.
+    `member_lifetime` seconds. `serial`: see `new_serial`; `once`: it admits one node, at its maker only;
+    `maker_only`: it admits at its maker only.
     """
 
     serial: bytes
@@ -69,6 +71,17 @@ class Invite:
     key: bytes = field(repr=False)
     terms: InviteTerms
     ways: tuple[BootstrapAddress, ...]
+
+
+def new_serial(maker: NodeId) -> bytes:
+    """The serial of a new invite: 4 random bytes, then the first 4 of its maker's id, by which any member that admits
+    a node knows who invited it. The serial is part of the terms, so only a holder of the mesh key can choose it."""
+    return secrets.token_bytes(SERIAL_BYTES - MARK_BYTES) + maker[:MARK_BYTES]
+
+
+def made_by(serial: bytes, node: NodeId) -> bool:
+    """Whether the serial says that `node` made the invite."""
+    return serial[-MARK_BYTES:] == node[:MARK_BYTES]
 
 
 def invite_key(private: bytes, terms: InviteTerms, maker: NodeId) -> bytes:

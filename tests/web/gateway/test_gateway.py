@@ -371,7 +371,7 @@ async def test_api_needs_a_key_from_remote_callers(folder: Path) -> None:
     policy = AccessPolicy(key="sésame", allowed_origins=frozenset({"https://app.example"}))
     async with bench(folder, policy) as table:
         await table.serve()
-        body = json.dumps({"model": "m"}).encode()
+        body = json.dumps({"model": "m", "max_tokens": 1}).encode()
         key = "sésame".encode().decode("latin-1")
 
         async def call(headers: dict[str, str], host: str = "box.lan:9337", path: str = "/v1/messages") -> Response:
