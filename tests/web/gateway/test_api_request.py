@@ -14,7 +14,7 @@ from meshllm.web.gateway.api_request import ApiRequest
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
 
-ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+ASKED: dict[str, Any] = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 FORCED = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}
 # One for each translator.
