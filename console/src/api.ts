@@ -176,7 +176,7 @@ export interface JoinAttemptStatus {
   reason: string
 }
 
-export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'alone for now', 'failed', 'refused', 'expelled'] as const
+export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'alone for now', 'failed', 'refused', 'duplicate', 'expelled'] as const
 export type JoinPhase = (typeof JOIN_PHASES)[number]
 
 // The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console.
@@ -296,7 +296,8 @@ export interface NodeKeyAnswer {
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
 // `notices`: what the owner should know or do.
 // `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
-// are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner.
+// are URLs of this console for other machines. `start` is null for callers that are not the owner. `read_only`:
+// redacted: the caller is not the owner.
 export interface NodeStatus {
   name: string
   version: string
@@ -319,6 +320,7 @@ export interface NodeStatus {
   sandbox: SandboxStatus | null
   worker_lease: WorkerLeaseStatus | null
   lan_urls: string[]
+  start: StartStatus | null
   read_only: boolean
 }
 
@@ -481,6 +483,14 @@ export interface SplitStatus {
   measured: number | null
   considered: ForecastStatus[]
   shares: WorkerShareStatus[]
+}
+
+// How the owner started this node, as shell texts that run as they stand. `program` runs mesh-llm here, `command`
+// starts this node again, without invites; `elsewhere` runs mesh-llm on a machine that was set up in the same way.
+export interface StartStatus {
+  program: string
+  command: string
+  elsewhere: string
 }
 
 export const TARGET_KINDS = ['engine', 'backend', 'peer'] as const

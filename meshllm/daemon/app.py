@@ -35,6 +35,7 @@ from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.drains import Drains
+from meshllm.daemon.home_watch import HomeWatch
 from meshllm.daemon.loop_lag import LoopLag
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
@@ -173,6 +174,11 @@ class App:
             gc.collect()
             gc.freeze()
             await self._run_core(supervisor)
+        if self._watch.gone:
+            raise EnvironmentFailure(
+                f"The home {settings.home} was deleted or replaced while the node ran. Its key was there.",
+                advice="Restore it from a backup, or start again with a new identity and an invite.",
+            )
         if self._failure is not None:
             raise self._failure
 
@@ -234,6 +240,8 @@ class App:
         self.loop_lag.start()
         stack.callback(self.loop_lag.stop)
         self._stopping.handle_signals()
+        self._watch = HomeWatch(settings.home, self._stopping.begin)
+        stack.callback(self._watch.close)
         return supervisor
 
     async def _listen(self, wanted: dict[str, Wanted | None], lock: HomeLock) -> None:
@@ -472,9 +480,10 @@ class App:
 
     def status(self) -> NodeStatus:
         """The status of this node now."""
-        from meshllm.web.console.status import StatusInputs, node_status  # loaded with the console's handlers
+        # Loaded with the console's handlers.
+        from meshllm.web.console.status import StartStatus, StatusInputs, node_status
 
-        session = self._session
+        session, command = self._session, self._settings.command
         inputs = StatusInputs(
             snapshot=replace(self._snapshot, stopping=self._stopping is not None and self._stopping.begun),
             name=self._settings.node_name or socket.gethostname(),
@@ -493,6 +502,7 @@ class App:
             traffic=self._traffic,
             lan_urls=self._lan_urls(),
             sandbox=sandbox_facts.status(self._sandboxing, self._settings),
+            start=StartStatus(program=command.program, command=command.text, elsewhere=command.elsewhere),
         )
         return node_status(inputs, asyncio.get_running_loop().time())
 
