@@ -357,7 +357,7 @@ class NodeCore:
             return []
         self._placement_at = now + PLACEMENT_SECONDS
         demanded = placement.choose(member.record, member.alive())
-        if demanded is None or demanded in self._dropped:
+        if demanded is None:
             return []
         self._placement_at = None
         self._local.want(demanded, ModelOrigin.MESH)
