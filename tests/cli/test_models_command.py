@@ -145,7 +145,8 @@ def test_show_prints_all_properties(store: Store) -> None:
     text = said("show", "sees")
     for words in (
         f"files         {path}", str(projector), "from          the hub", "architecture  llama",
-        "vocabulary    31 words (gpt2)", "with 2,048 tokens of context", "(forecast)", "may be used now",
+        "vocabulary    31 words (gpt2)", "with 2,048 tokens of context", "(forecast)", "for the weights",
+        "may be used now",
     ):  # fmt: skip
         assert words in text
     told = json.loads(said("show", "sees", "--json"))
