@@ -276,7 +276,8 @@ export interface NodeKeyAnswer {
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
 // `notices`: what the owner should know or do.
 // `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
-// are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner.
+// are URLs of this console for other machines. `start` is null for callers that are not the owner. `read_only`:
+// redacted: the caller is not the owner.
 export interface NodeStatus {
   name: string
   version: string
@@ -299,6 +300,7 @@ export interface NodeStatus {
   sandbox: SandboxStatus | null
   worker_lease: WorkerLeaseStatus | null
   lan_urls: string[]
+  start: StartStatus | null
   read_only: boolean
 }
 
@@ -461,6 +463,14 @@ export interface SplitStatus {
   measured: number | null
   considered: ForecastStatus[]
   shares: WorkerShareStatus[]
+}
+
+// How the owner started this node, as shell texts that run as they stand. `program` runs mesh-llm here, `command`
+// starts this node again, without invites; `elsewhere` runs mesh-llm on a machine that was set up in the same way.
+export interface StartStatus {
+  program: string
+  command: string
+  elsewhere: string
 }
 
 export const TARGET_KINDS = ['engine', 'backend', 'peer'] as const

@@ -157,6 +157,7 @@ def serve(
         return
     from meshllm.cli import join as join_option
     from meshllm.cli import origin_host_args, start
+    from meshllm.cli.start_command import start_command
     from meshllm.daemon.settings import Settings
 
     def is_member(invite: Invite, now: float) -> bool:
@@ -197,6 +198,7 @@ def serve(
         worker=worker,
         lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
         chat_template=None if chat_template is None else chat_template.expanduser().absolute(),
+        command=start_command(sys.argv, os.environ),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

@@ -457,9 +457,10 @@ class App:
 
     def status(self) -> NodeStatus:
         """The status of this node now."""
-        from meshllm.web.console.status import StatusInputs, node_status  # loaded with the console's handlers
+        # Loaded with the console's handlers.
+        from meshllm.web.console.status import StartStatus, StatusInputs, node_status
 
-        session = self._session
+        session, command = self._session, self._settings.command
         inputs = StatusInputs(
             snapshot=replace(self._snapshot, stopping=self._stopping is not None and self._stopping.begun),
             name=self._settings.node_name or socket.gethostname(),
@@ -478,6 +479,7 @@ class App:
             traffic=self._traffic,
             lan_urls=self._lan_urls(),
             sandbox=sandbox_facts.status(self._sandboxing, self._settings),
+            start=StartStatus(program=command.program, command=command.text, elsewhere=command.elsewhere),
         )
         return node_status(inputs, asyncio.get_running_loop().time())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,21 @@ class Backend:
 
     url: str
     key_variable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StartCommand:
+    """How the user started this node. `program`: shell text that runs mesh-llm on this machine, `arguments`: those of
+    the start, without invites; `elsewhere`: how another machine that was set up in the same way runs it."""
+
+    program: str = "mesh-llm"
+    arguments: tuple[str, ...] = ()
+    elsewhere: str = "mesh-llm"
+
+    @property
+    def text(self) -> str:
+        """Shell text that starts this node again."""
+        return " ".join([self.program, shlex.join(self.arguments)]).rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +60,7 @@ class Settings:
     `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
     `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
+    `command`: how to start this node again.
     """
 
     home: Path
@@ -76,3 +93,4 @@ class Settings:
     worker: bool | None = None
     lease_cache: int | None = None
     chat_template: Path | None = None
+    command: StartCommand = StartCommand()

@@ -175,9 +175,11 @@ export function explanation(model: MeshModel): string {
         ? `Requested by ${listed(model.wantedBy)}. ${listed(model.onDisk)} has the file and may serve it.`
         : `Requested by ${listed(model.wantedBy)}, but no known node has the file.`
     case 'unconfirmed':
-      return `Reported to be served by ${listed(model.hosts.map((node) => node.name))}, which this node cannot reach.`
+      return model.hosts.some((node) => node.here)
+        ? `Served by ${listed(model.hosts.map((node) => node.name))} when this node answered last.`
+        : `Reported to be served by ${listed(model.hosts.map((node) => node.name))}, which this node cannot reach.`
     case 'on disk':
-      return `On the disk of ${listed(model.onDisk)}, not requested. Serve it with --model ${model.name}.`
+      return `On the disk of ${listed(model.onDisk)}, not loaded. To serve it, start that node with --model ${model.name}.`
   }
 }
 

@@ -197,11 +197,21 @@ class SharingStatus(StatusModel):
     checks: list[CheckStatus]
 
 
+class StartStatus(StatusModel):
+    """How the owner started this node, as shell texts that run as they stand. `program` runs mesh-llm here, `command`
+    starts this node again, without invites; `elsewhere` runs mesh-llm on a machine that was set up in the same way."""
+
+    program: str
+    command: str
+    elsewhere: str
+
+
 class NodeStatus(StatusModel):
     """The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
     `notices`: what the owner should know or do.
     `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
-    are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner."""
+    are URLs of this console for other machines. `start` is null for callers that are not the owner. `read_only`:
+    redacted: the caller is not the owner."""
 
     name: str
     version: str
@@ -224,6 +234,7 @@ class NodeStatus(StatusModel):
     sandbox: SandboxStatus | None = None
     worker_lease: WorkerLeaseStatus | None = None
     lan_urls: tuple[str, ...] = ()
+    start: StartStatus | None = None
     read_only: bool = False
 
 
@@ -265,6 +276,7 @@ class StatusInputs:
     traffic: LeaseTrafficReader = lambda lease: {}
     sandbox: SandboxStatus | None = None
     lan_urls: Sequence[str] = ()
+    start: StartStatus | None = None
 
 
 def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
@@ -293,6 +305,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         splits=split_status.splits(snapshot, inputs.traffic, inputs.drafts),
         worker_lease=split_status.worker_lease(snapshot),
         lan_urls=tuple(inputs.lan_urls),
+        start=inputs.start,
     )
 
 
