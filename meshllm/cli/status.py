@@ -94,6 +94,16 @@ def fetch(port: int) -> bytes:
     return text
 
 
+def notices_of_running(port: int) -> list[str]:
+    """What the node whose console is at `port` tells its owner; nothing where it does not answer."""
+    import orjson
+
+    try:
+        return [printable_message(str(notice)) for notice in orjson.loads(fetch(port)).get("notices", ())]
+    except (NotRunning, ValueError, AttributeError, TypeError):
+        return []
+
+
 def speculation_text(speculation: dict[str, Any]) -> str:
     """Speculative decoding of a model in one line: kind, acceptance, and why there is no draft model."""
     kind, reason = speculation["kind"], printable(speculation["reason"])

@@ -27,6 +27,7 @@ from meshllm.core.membership.messages import Message, RenewedCertificate
 from meshllm.core.membership.node_names import named_node
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
+from meshllm.daemon import home_place
 from meshllm.daemon.audit_log import WriteAudit
 from meshllm.daemon.invite_book import InviteBook, fresh_serial
 from meshllm.daemon.invite_requests import INVITE_SECONDS, InviteRequests
@@ -55,7 +56,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HomeState:
-    """What the node's home directory contains; read once, at the start."""
+    """What the node's home directory contains; read once, at the start. `moved`: it was made at another place."""
 
     home: Path
     identity: Identity
@@ -64,6 +65,7 @@ class HomeState:
     clock: WallClock
     book: InviteBook
     keys: MeshKeys
+    moved: bool = False
 
 
 def load_home_state(settings: Settings) -> HomeState:
@@ -74,7 +76,10 @@ def load_home_state(settings: Settings) -> HomeState:
     clock.save()
     book = InviteBook(settings.home)
     keys = _load_keys(identity, state, clock, book)
-    return HomeState(settings.home, identity, state, state.next_incarnation(), clock, book, keys)
+    moved = home_place.was_moved(settings.home)
+    if not moved:
+        home_place.settle(settings.home)
+    return HomeState(settings.home, identity, state, state.next_incarnation(), clock, book, keys, moved)
 
 
 def _load_keys(identity: Identity, state: MeshState, clock: WallClock, book: InviteBook) -> MeshKeys:

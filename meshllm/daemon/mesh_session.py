@@ -26,8 +26,10 @@ from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.messages import GrantedInvite, Message
 from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, SignedRecord
+from meshllm.daemon import home_place
 from meshllm.daemon.admission import MemberAdmission
 from meshllm.daemon.audit_log import WriteAudit, no_audit
+from meshllm.daemon.duplicate_notice import DuplicateNotice
 from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.member_management import HomeState, MemberManagement
 from meshllm.daemon.member_sightings import MemberSightings
@@ -149,6 +151,7 @@ class MeshSession:
             certificate=b"" if found.keys.certificate is None else found.keys.certificate.data,
             rights=found.keys.rights,
             key_grace=found.keys.authority.grace_left(found.clock.now()),
+            moved=found.moved,
             rejoins=bool(found.state.peers) and not self._choice.foreign,
             lease_refusal=lease_refusal
             or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
@@ -169,6 +172,8 @@ class MeshSession:
             self.members.name_of,
             lambda: self._choice.foreign,
         )
+        self._duplicate = DuplicateNotice(audit)
+        self._settles_at = asyncio.get_running_loop().time() + home_place.SETTLED_SECONDS if found.moved else None
         self._port = 0
         self._peer_saved = self._spare_used = False
         self._facts: list[InterfaceAddress] = []
@@ -316,6 +321,7 @@ class MeshSession:
 
     def publish(self, view: MeshView | None) -> None:
         """Take the newest view of the mesh."""
+        self._duplicate.publish(view)
         self._view = self.members.view = view
         if view is not None and not self._choice.foreign:
             self._sightings.publish(view)
@@ -445,6 +451,10 @@ class MeshSession:
         if self._keys.certificate is not None and not (self._choice.foreign or self.expelled):
             self.members.renew_if_due()
         self._close_expired()
+        if self._settles_at is not None and asyncio.get_running_loop().time() >= self._settles_at:
+            self._settles_at = None
+            if not self._duplicate.text:
+                self._writer.add(lambda: home_place.settle(self._settings.home))
 
     def _close_expired(self) -> None:
         """Close the links of certificates that have expired, and do it again when the next one does."""
@@ -478,6 +488,7 @@ class MeshSession:
             self._state.notice,
             UPGRADED if self.members.upgraded else "",
             EXPELLED if self.expelled else NOT_SERVED_TO_OTHERS if self._serves_itself_alone else "",
+            self._duplicate.text,
         ]
         return list(dict.fromkeys(text for text in found if text))
 
