@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from playwright.sync_api import expect
 
 from meshllm.core.membership.views import PeerStatus, PeerView
 from meshllm.errors import EnvironmentFailure
+from meshllm.web.console.page_files import FOLDER
 from meshllm.web.console.status import StartStatus
 from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged, with_requests
@@ -273,6 +275,15 @@ def test_page_reports_a_lost_daemon_and_reconnects(visitor: Visitor) -> None:
     with staged(again):
         expect(page.get_by_role("alert")).to_have_count(0)
         expect(page.locator("svg [role=button]")).to_have_count(2)
+
+
+def test_first_view_loads_neither_the_chat_nor_formulas(stage: Stage, visitor: Visitor) -> None:
+    visitor.open(stage.url)
+    scripts = [url for url in visitor.requested if url.endswith(".js")]
+    assert len(scripts) == 1
+    script = FOLDER / "assets" / scripts[0].rpartition("/")[2]
+    assert len(gzip.compress(script.read_bytes())) < 300_000
+    assert not any("katex" in url.lower() or "chat-view" in url for url in visitor.requested)
 
 
 def test_lost_daemon_is_not_shown_as_serving(visitor: Visitor) -> None:
