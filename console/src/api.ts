@@ -171,7 +171,7 @@ export interface JoinAttemptStatus {
   reason: string
 }
 
-export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'alone for now', 'failed', 'refused', 'expelled'] as const
+export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'alone for now', 'failed', 'refused', 'duplicate', 'expelled'] as const
 export type JoinPhase = (typeof JOIN_PHASES)[number]
 
 // The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console.

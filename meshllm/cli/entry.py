@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from meshllm import paths
 from meshllm.cli import start_options as options
 from meshllm.cli.flags import Commands, LazyCommand
 from meshllm.cli.standard_streams import drop_output, is_broken_pipe, is_failed_write, open_closed_streams, output_error
@@ -52,6 +53,7 @@ app = Commands(
 def main() -> None:
     """Run the command. A `MeshError` becomes a message on stderr and exit status 2 (wrong usage) or 1."""
     open_closed_streams()
+    paths.name_missing_home()
     if os.environ.get(DEBUG_VARIABLE):
         import faulthandler
 
@@ -153,7 +155,6 @@ def serve(
     if context.invoked_subcommand is not None:
         _refuse_options_before(context)
         return
-    from meshllm import paths
     from meshllm.cli import join as join_option
     from meshllm.cli import origin_host_args, start
     from meshllm.cli.start_command import start_command
@@ -229,7 +230,6 @@ def stop(
     ] = 30.0,
 ) -> None:
     """Stop the node that runs with this MESH_LLM_HOME."""
-    from meshllm import paths
     from meshllm.daemon import pidfile
 
     try:

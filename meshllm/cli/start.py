@@ -130,7 +130,7 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
     except OSError as error:
         raise unusable_file(error) from error
     idle = not (settings.models or settings.backends or settings.invites or settings.client)
-    viewer, handler = _output(json, settings.command, idle=idle)
+    viewer, handler = _output(json, settings.command, idle=idle, verbose=verbose)
     log_file = LogFile(RotatingFile(log_path(settings.home)), json=json)
     _set_up_logging(handler, log_file, verbose=verbose, json=json)
     try:
@@ -155,7 +155,9 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
         _close_output()
 
 
-def _output(json: bool, command: StartCommand, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging.Handler]:
+def _output(
+    json: bool, command: StartCommand, *, idle: bool, verbose: bool
+) -> tuple[LineViewer | JsonViewer, logging.Handler]:
     """What shows changes on standard output, and the handler that shows log records there or on standard error."""
     import logging
 
@@ -171,10 +173,10 @@ def _output(json: bool, command: StartCommand, *, idle: bool) -> tuple[LineViewe
 
         console = Console(soft_wrap=True)
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
-        handler.setFormatter(TerminalFormatter("%(message)s"))
+        handler.setFormatter(TerminalFormatter("%(message)s", fields=verbose))
         return view.LiveViewer(console, command, idle=idle), handler
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", fields=verbose))
     return view.LineViewer(view.PlainConsole(sys.stdout), command, idle=idle), handler
 
 

@@ -249,4 +249,12 @@ Json = Annotated[
         "--json", help="Write JSON lines to standard output and to the log file, for services.", rich_help_panel=OUTPUT
     ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Debug logging.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Show what the log file has: every request with its route, times and result, and debug messages.",
+        rich_help_panel=OUTPUT,
+    ),
+]

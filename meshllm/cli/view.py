@@ -75,7 +75,9 @@ def _model_text(snapshot: Snapshot, model: ModelState) -> str:
     if next_step.download_failed(model):
         return f"cannot download {model.name}: {model.reason} {model.advice}".rstrip()
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
-        text = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
+        text = (
+            f"serving {model.name} ({counted(facts.slots, 'request')} at a time, {facts.context_length:,} tokens each)"
+        )
         return f"{text}: {facts.placement_text or gigabytes(facts.memory)}"
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
@@ -207,6 +209,8 @@ class LineViewer(Viewer):
         """Write a line for each tenth."""
         for name, progress in running.items():
             step = int((progress.fraction or 0.0) / PROGRESS_STEP)
+            if not step and self._shown.get(f"model {name}", "").startswith(f"{progress.stage} "):
+                continue  # the line about the model says as much
             if self._steps.get(name) != (progress.stage, step):
                 self._steps[name] = (progress.stage, step)
                 percent = "" if progress.fraction is None else f" {progress.fraction * 100:.0f}%"

@@ -34,6 +34,7 @@ from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
+from meshllm.daemon.home_watch import HomeWatch
 from meshllm.daemon.loop_lag import LoopLag
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
@@ -170,6 +171,11 @@ class App:
             gc.collect()
             gc.freeze()
             await self._run_core(supervisor)
+        if self._watch.gone:
+            raise EnvironmentFailure(
+                f"The home {settings.home} was deleted or replaced while the node ran. Its key was there.",
+                advice="Restore it from a backup, or start again with a new identity and an invite.",
+            )
         if self._failure is not None:
             raise self._failure
 
@@ -227,6 +233,8 @@ class App:
         self.loop_lag.start()
         stack.callback(self.loop_lag.stop)
         self._stopping.handle_signals()
+        self._watch = HomeWatch(settings.home, self._stopping.begin)
+        stack.callback(self._watch.close)
         return supervisor
 
     async def _listen(self, wanted: dict[str, Wanted | None], lock: HomeLock) -> None:

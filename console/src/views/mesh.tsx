@@ -72,6 +72,7 @@ function isNode(node: MeshNode): boolean {
 const TROUBLE: Partial<Record<JoinPhase, string>> = {
   failed: 'Cannot connect to the mesh',
   refused: 'The mesh refused the invite',
+  duplicate: 'Left the mesh',
   expelled: 'No member of the mesh any more',
 }
 

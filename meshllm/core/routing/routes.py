@@ -303,7 +303,7 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
             message = f"{_went_away(last, now)} It served {model}. Retry in a moment, or start another node with it."
         progress = f"waiting for a node that serves {model}"
         return ModelRoute((), Availability.COMING, progress, max_wait=WANTED_SECONDS, timeout_message=message)
-    if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.EXPELLED:
+    if snapshot.mesh is not None and snapshot.mesh.phase in (JoinPhase.EXPELLED, JoinPhase.DUPLICATE):
         return ModelRoute((), Availability.FAILED, f"{model} is not on this node: {snapshot.mesh.reason}")
     if last is not None:
         return ModelRoute((), Availability.FAILED, _not_served_now(model, last, now))
