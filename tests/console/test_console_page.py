@@ -327,7 +327,7 @@ def test_stopping_node_and_its_notices_are_shown(stage: Stage, visitor: Visitor)
     expect(page.get_by_role("status").filter(has_text=stage.notices[1])).to_be_visible()
     expect(page.get_by_role("alert")).to_have_count(0)
     stage.show(replace(stage.snapshot, stopping=True))
-    expect(page.get_by_role("alert")).to_contain_text("workbench is stopping")
+    expect(page.get_by_role("alert")).to_contain_text("workbench is stopping. It waits for 1 answer to end")
 
 
 def test_commands_are_those_of_the_start_of_the_node(stage: Stage, visitor: Visitor) -> None:
