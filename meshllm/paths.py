@@ -12,6 +12,8 @@ from pathlib import Path
 
 from meshllm.errors import UsageError
 
+MISSING_HOME = "/nonexistent"
+
 
 def home() -> Path:
     """The state folder of this node. Raises UsageError where the user has no home folder, as all of these."""
@@ -27,19 +29,36 @@ def cache() -> Path:
     """The folder of what can be rebuilt: the engine and the downloads it is built from."""
     if os.environ.get("MESH_LLM_CACHE"):
         return _expanded("MESH_LLM_CACHE", "")
+    if _has_no_home():
+        raise _no_home("MESH_LLM_CACHE")
     import platformdirs
 
+    return platformdirs.user_cache_path("mesh-llm", appauthor=False)
+
+
+def name_missing_home() -> None:
+    """Where the user has no home folder, set HOME to a folder that does not exist, as systems do for such users.
+
+    Otherwise `~` raises RuntimeError, in other packages too.
+    """
     try:
-        return platformdirs.user_cache_path("mesh-llm", appauthor=False)
-    except RuntimeError as error:
-        raise _no_home("MESH_LLM_CACHE") from error
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = MISSING_HOME
+
+
+def _has_no_home() -> bool:
+    try:
+        return Path.home() == Path(MISSING_HOME)
+    except RuntimeError:
+        return True
 
 
 def _expanded(variable: str, default: str) -> Path:
-    try:
-        return Path(os.environ.get(variable) or default).expanduser().absolute()
-    except RuntimeError as error:
-        raise _no_home(variable) from error
+    chosen = os.environ.get(variable) or default
+    if chosen.startswith("~") and _has_no_home():
+        raise _no_home(variable)
+    return Path(chosen).expanduser().absolute()
 
 
 def _no_home(variable: str) -> UsageError:

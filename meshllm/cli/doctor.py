@@ -75,6 +75,11 @@ def checks(port: int | None, console: int | None) -> list[Check]:
     def engine_is_built() -> bool:
         return c.check_engine().state == c.CheckState.OK
 
+    def notices() -> list[str]:
+        from meshllm.cli.status import notices_of_running
+
+        return [] if running is None else notices_of_running(running.console)
+
     async def devices() -> CheckResult:
         found = await accelerators.find(SECONDS / 2)
         return await _in_thread(lambda: c.check_accelerators(found))
@@ -113,7 +118,7 @@ def checks(port: int | None, console: int | None) -> list[Check]:
         Check("models", lambda: _in_thread(lambda: c.check_models(models))),
         Check("hub", c.check_hub),
         Check("home", lambda: _in_thread(lambda: c.check_home(paths.home()))),
-        Check("identity", lambda: _in_thread(lambda: c.check_identity(paths.home()))),
+        Check("identity", lambda: _in_thread(lambda: c.check_identity(paths.home(), notices()))),
     ]
 
 

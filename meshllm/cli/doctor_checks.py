@@ -128,9 +128,9 @@ def check_home(home: Path) -> CheckResult:
     return _check_home_space(free, str(home))
 
 
-def check_identity(home: Path) -> CheckResult:
-    """The node's key and its mesh, as a start reads them."""
-    from meshllm.daemon import mesh_state
+def check_identity(home: Path, notices: Sequence[str] = ()) -> CheckResult:
+    """The node's key and its mesh, as a start reads them. `notices`: what the running node of this home says."""
+    from meshllm.daemon import home_place, mesh_state
     from meshllm.net.identity import KEY_FILE, Identity
 
     if not os.path.lexists(home / KEY_FILE):
@@ -148,6 +148,13 @@ def check_identity(home: Path) -> CheckResult:
             "Restore it from a backup. A start moves it aside and makes a new mesh; join the old one with an invite."
         )
         return CheckResult("identity", CheckState.WARNING, damage, advice)
+    if told := next((notice for notice in notices if "Two machines have one identity" in notice), None):
+        what, _, advice = told.partition(". ")
+        return CheckResult("identity", CheckState.ERROR, what, advice)
+    if home_place.was_moved(home):
+        found = f"node {short(node)}; this home comes from another machine or folder"
+        advice = "If the node it comes from runs too, two machines have one identity: this one will leave the mesh. "
+        return CheckResult("identity", CheckState.WARNING, found, f"{advice}See docs/operations.md.")
     return ok("identity", f"node {short(node)}")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from meshllm import paths
 from meshllm.cli import start_options as options
 from meshllm.cli.flags import Commands, LazyCommand
 from meshllm.cli.standard_streams import drop_output, is_broken_pipe, is_failed_write, open_closed_streams, output_error
@@ -28,6 +29,9 @@ BROKEN_PIPE_STATUS = 141
 app = Commands(
     lazy={
         "invite": LazyCommand("meshllm.cli.invite", "invite", asks_node=True),
+        "load": LazyCommand("meshllm.cli.owner_models", "load", asks_node=True),
+        "drop": LazyCommand("meshllm.cli.owner_models", "drop", asks_node=True),
+        "ps": LazyCommand("meshllm.cli.engines", "ps", asks_node=True),
         "members": LazyCommand("meshllm.cli.members", "members", asks_node=True),
         "expel": LazyCommand("meshllm.cli.members", "expel", asks_node=True),
         "rotate-key": LazyCommand("meshllm.cli.members", "rotate_key", asks_node=True),
@@ -52,6 +56,7 @@ app = Commands(
 def main() -> None:
     """Run the command. A `MeshError` becomes a message on stderr and exit status 2 (wrong usage) or 1."""
     open_closed_streams()
+    paths.name_missing_home()
     if os.environ.get(DEBUG_VARIABLE):
         import faulthandler
 
@@ -116,6 +121,8 @@ def _version(wanted: bool) -> None:
 def serve(
     context: typer.Context,
     model: options.Model = None,
+    serve_all: options.ServeAll = False,
+    idle_unload: options.IdleUnload = None,
     backend: options.BackendUrl = None,
     ctx_size: options.CtxSize = None,
     chat_template: options.ChatTemplate = None,
@@ -153,9 +160,9 @@ def serve(
     if context.invoked_subcommand is not None:
         _refuse_options_before(context)
         return
-    from meshllm import paths
     from meshllm.cli import join as join_option
     from meshllm.cli import origin_host_args, start
+    from meshllm.cli.start_command import start_command
     from meshllm.daemon.settings import Settings
 
     def is_member(invite: Invite, now: float) -> bool:
@@ -195,7 +202,10 @@ def serve(
         sandbox=not no_sandbox,
         worker=worker,
         lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
+        serve_all=serve_all,
+        idle_unload=None if idle_unload is None else idle_unload * 60,
         chat_template=None if chat_template is None else chat_template.expanduser().absolute(),
+        command=start_command(sys.argv, os.environ),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)
@@ -227,7 +237,6 @@ def stop(
     ] = 30.0,
 ) -> None:
     """Stop the node that runs with this MESH_LLM_HOME."""
-    from meshllm import paths
     from meshllm.daemon import pidfile
 
     try:

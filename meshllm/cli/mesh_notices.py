@@ -115,6 +115,8 @@ class MeshNotices:
                 text, tone = f"The mesh refused the invite{reason}. It is not dialled any more.", NoticeTone.BAD
             case JoinPhase.EXPELLED:
                 text, tone = f"No member of the mesh any more{reason}. It does not retry.", NoticeTone.BAD
+            case JoinPhase.DUPLICATE:
+                text, tone = f"Left the mesh{reason}. 'mesh-llm status' says what to do.", NoticeTone.BAD
             case JoinPhase.ALONE:
                 text, tone = "This node is the only one of its mesh", NoticeTone.PLAIN
         return [MeshNotice(text, tone, "mesh", fields)]

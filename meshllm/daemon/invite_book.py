@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -27,7 +28,7 @@ from meshllm.core.membership.certificates import (
 )
 from meshllm.util.atomic_file import replace_file
 from meshllm.wire.mesh.hello import HelloRefusal
-from meshllm.wire.mesh.invite import InviteTerms
+from meshllm.wire.mesh.invite import InviteTerms, new_serial
 
 log = logging.getLogger(__name__)
 
@@ -270,6 +271,11 @@ class InviteBook:
             ],
         }
         replace_file(self._path, json.dumps(content, indent=1) + "\n", mode=0o600, durable=durable)
+
+
+def fresh_serial(maker: NodeId) -> bytes:
+    """The serial of a new invite of `maker`."""
+    return new_serial(secrets.token_bytes(SERIAL_BYTES), maker)
 
 
 def key_mark(key: MeshKey) -> str:

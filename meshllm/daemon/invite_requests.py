@@ -15,12 +15,12 @@ from meshllm.core.membership.certificates import Right
 from meshllm.core.membership.messages import AskInvite, GrantedInvite
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
 from meshllm.daemon.audit_log import WriteAudit
-from meshllm.daemon.invite_book import InviteBook
+from meshllm.daemon.invite_book import InviteBook, fresh_serial
 from meshllm.daemon.member_rows import parse_rights, right_names
 from meshllm.daemon.mesh_keys import MeshKeys, default_lifetime
 from meshllm.errors import EnvironmentFailure
 from meshllm.web.console.invitation import Invitation, InviteWish
-from meshllm.wire.mesh.invite import Invite, InviteTerms, encode, invite_key, new_serial
+from meshllm.wire.mesh.invite import Invite, InviteTerms, encode, invite_key
 
 # Validity of an invite that says nothing else, and at most of one that another member made.
 INVITE_SECONDS = 86_400
@@ -129,7 +129,14 @@ class InviteRequests:
         if len(open_now) >= MAX_OPEN_ASKED:
             return _refusal(ask, f"{len(open_now)} invites of this node are open")
         once = bool(ask.flags & ONCE)
-        terms = InviteTerms(new_serial(self._keys.node), ask.rights, expires, lifetime, once, maker_only=True)
+        terms = InviteTerms(
+            fresh_serial(self._keys.node),
+            ask.rights,
+            expires,
+            lifetime,
+            once,
+            maker_only=True,
+        )
         try:
             self._book.add(terms, peer, f"asked for by {short(peer)}", now, self._keys.authority.key)
         except (ValueError, OSError) as error:

@@ -21,7 +21,7 @@ from meshllm.engine.processes.child_registry import is_same_process
 from meshllm.errors import EnvironmentFailure, NotRunning, UsageError
 from meshllm.util.atomic_file import replace_file
 
-PID_FILE = "daemon.json"
+PID_FILE, LOCK_FILE = "daemon.json", "daemon.lock"
 STOP_POLL_SECONDS = 0.02
 # An idle node ends sooner than that.
 STOP_TELL_SECONDS = 0.7
@@ -65,7 +65,7 @@ class HomeLock:
     def __init__(self, home: Path) -> None:
         """Raises UsageError if another daemon holds `home`, or `home` cannot be written."""
         self._pid_file = home / PID_FILE
-        self._lock = filelock.FileLock(home / "daemon.lock", blocking=False, mode=0o600)
+        self._lock = filelock.FileLock(home / LOCK_FILE, blocking=False, mode=0o600)
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_private(home)
@@ -96,9 +96,11 @@ class HomeLock:
             ) from error
 
     def release(self) -> None:
-        """Remove `daemon.json` and release the lock."""
-        with contextlib.suppress(OSError):
-            self._pid_file.unlink()
+        """Remove `daemon.json` and release the lock. In a home that was replaced, the file may be another daemon's."""
+        running = read(self._pid_file.parent)
+        if running is None or running.pid == os.getpid():
+            with contextlib.suppress(OSError):
+                self._pid_file.unlink()
         self._lock.release()
 
 

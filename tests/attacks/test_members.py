@@ -161,6 +161,33 @@ def test_inviter_is_who_made_the_invite_whoever_admits_by_it(mesh: Mesh) -> None
     assert row[-2] == "a"
 
 
+def test_member_that_missed_two_changes_of_the_mesh_key_comes_back_by_a_fresh_invite(mesh: Mesh) -> None:
+    mesh.start("a")
+    mesh.start("b", mesh.invite("a"))
+    wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh")
+    wait(lambda: bool(json.loads((mesh.root / "b" / "mesh.json").read_text())["peers"]), "the mesh in the file of b")
+    before = mesh.members("a")["b"]["node"]
+    mesh.stop("b")
+    for _ in range(2):
+        mesh.ask("a", "/api/mesh/rotate-key", {})
+    mesh.start("b")
+    b = mesh.running["b"]
+    assert b.wait_for(lambda line: "no membership certificate of this mesh" in json.dumps(line), "the refusal")
+    mesh.stop("b")
+    mesh.start("b", mesh.invite("a", once=True))
+    wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh again")
+    assert mesh.members("a")["b"]["node"] == before
+    # And it stays: with its new certificate, whatever invite the service is started with.
+    token = mesh.invite("a")
+    mesh.stop("b")
+    mesh.start("b", token)
+    wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh once more")
+    entry = next(
+        row for row in mesh.ask("a", "/api/invites")["invites"] if row["serial"] == decode(token).terms.serial.hex()
+    )
+    assert entry["nodes"] == [], "it did not need that invite"
+
+
 def test_list_of_invites_tells_which_are_good_for_something(mesh: Mesh) -> None:
     mesh.start("a")
     once, revoked = mesh.invite("a", once=True, label="used"), mesh.ask("a", "/api/invite", {"label": "revoked"})

@@ -9,6 +9,7 @@ import os
 import pwd
 import re
 import resource
+import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -25,12 +26,14 @@ from meshllm.cli import doctor_checks as checks
 from meshllm.cli.doctor import Check, run_checks, show
 from meshllm.cli.doctor_checks import CheckResult, CheckState, ok
 from meshllm.core.records import short
+from meshllm.daemon import home_place
 from meshllm.engine.probe.bindings import EngineDevice
 from meshllm.engine.sandbox.policy import SandboxLayers
 from meshllm.errors import UsageError
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
+from meshllm.models.library import other_apps
 from meshllm.net.identity import Identity
 
 GB = 10**9
@@ -319,3 +322,24 @@ def test_user_without_a_home_folder_is_told_what_to_set(variable: str, monkeypat
     assert variable in refused.value.advice
     monkeypatch.setenv(variable, "/srv/there")
     assert folder() == Path("/srv/there")
+    # `~` of other programs' folders, which this user does not have.
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("HOME")
+    paths.name_missing_home()
+    assert other_apps.app_folders() is not None
+    monkeypatch.delenv(variable)
+    with pytest.raises(UsageError):
+        folder()
+
+
+def test_check_identity_says_that_two_machines_have_one(tmp_path: Path) -> None:
+    Identity.load_or_create(tmp_path)
+    home_place.settle(tmp_path)
+    told = "Two machines have one identity: a node with the key of this one runs as b. Stop it."
+    found = checks.check_identity(tmp_path, ["Something else.", told])
+    assert (found.state, found.advice) == (CheckState.ERROR, "Stop it.")
+    copy = tmp_path.with_name("copy of the home")
+    shutil.copytree(tmp_path, copy)
+    copied = checks.check_identity(copy)
+    assert copied.state == CheckState.WARNING
+    assert "comes from another machine or folder" in copied.found

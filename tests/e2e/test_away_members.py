@@ -105,6 +105,7 @@ def test_client_whose_host_is_off_is_alone_for_now_and_answers_soon(here: Site) 
     assert time.monotonic() - began < 20.0
     laptop.until(alone_for_now, "being alone")
     assert laptop.stop() == 0
+    assert "no link to attic (" in (here.folder / "laptop" / "logs" / "daemon.log").read_text()
 
     laptop = here.node("laptop", "--client")
     code, message, _ = refusal(laptop, "gpt-4o")

@@ -35,6 +35,7 @@ RETRY_BASE_SECONDS = 1.0
 RETRY_CAP_SECONDS = 30.0
 REFUSED_RETRY_SECONDS = 300.0
 # What the owner of an expelled node reads.
+DUPLICATE = "another machine runs with the identity of this node, whose home was copied from there"
 EXPELLED = "this node was expelled from its mesh"
 REPLACED = "this node's key was replaced by a new one"
 
@@ -148,6 +149,11 @@ class Joiner:
         """This node was expelled, or has another id now (`replaced`): nothing is dialled any more."""
         self._candidates.clear()
         self.phase, self.reason = JoinPhase.EXPELLED, REPLACED if replaced else EXPELLED
+
+    def stepped_back(self) -> None:
+        """Another machine goes on with this node's identity: nothing is dialled any more."""
+        self._candidates.clear()
+        self.phase, self.reason = JoinPhase.DUPLICATE, DUPLICATE
 
     def unlinked(self, now: float) -> None:
         """A link is gone. Without any link, a sync starts over."""

@@ -173,6 +173,7 @@ class MeshParticipant(ABC):
                 reader_views.clients(self._links) if self._role is Role.NODE else (),
                 self._joiner.reason,
                 self.away.view(),
+                self._links.duplicate,
             )
         return self._view
 
@@ -314,7 +315,7 @@ class MeshParticipant(ABC):
         self._node_up(event, now, first=first)
 
     def _link_down(self, peer: NodeId, now: float) -> None:
-        link = self._links.down(peer)
+        link = self._links.down(peer, broke_at=now)
         if link is not None:
             self._view = None
             self._link_lost(peer, link, now)

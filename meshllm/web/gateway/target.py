@@ -85,6 +85,7 @@ class TargetQueue:
     ) -> None:
         """`on_change`: called when requests start, wait or end here. `model`: the model of an engine."""
         self.target = target
+        self.model = model
         self.pool = pool
         self.limit = target.slots or BACKEND_SLOTS
         queued = target.kind is TargetKind.ENGINE or (target.kind is TargetKind.PEER and target.slots)
@@ -110,6 +111,11 @@ class TargetQueue:
         self.has_answered = False
         # How many requests were active when one lost its connection; 0: none has since the last answer.
         self._lost_with = 0
+
+    @property
+    def name(self) -> str:
+        """The target for people: a peer by its name."""
+        return self.offer.name if self.target.kind is TargetKind.PEER and self.offer.name else self.label
 
     @property
     def waiting(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import secrets
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass, field
@@ -38,7 +37,9 @@ ONCE_BIT, MAKER_BIT = 0x01, 0x02
 COUNT_MASK, ONE_PORT_BIT = 0x0F, 0x10
 
 # Characters that a chat or an editor adds around a pasted token.
-DECORATION = "\"'`<>"
+DECORATION = "\"'`<>()[]\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb.,;:!?=*"
+# The command that a page or a terminal shows, copied with the invite behind it.
+COMMAND = re.compile(r"[\w./$~-]*mesh-llm--join=?")
 BLANKS = re.compile(r"[\s\u200b\u2060\ufeff]+")
 SHAPE = re.compile(r"mesh([0-9]{1,4})-([A-Za-z0-9_-]*)")
 FRESH = "Ask for a fresh one: 'mesh-llm invite' prints it on a node of the mesh."
@@ -73,10 +74,10 @@ class Invite:
     ways: tuple[BootstrapAddress, ...]
 
 
-def new_serial(maker: NodeId) -> bytes:
+def new_serial(random: bytes, maker: NodeId) -> bytes:
     """The serial of a new invite: 4 random bytes, then the first 4 of its maker's id, by which any member that admits
     a node knows who invited it. The serial is part of the terms, so only a holder of the mesh key can choose it."""
-    return secrets.token_bytes(SERIAL_BYTES - MARK_BYTES) + maker[:MARK_BYTES]
+    return random[: SERIAL_BYTES - MARK_BYTES] + maker[:MARK_BYTES]
 
 
 def made_by(serial: bytes, node: NodeId) -> bool:
@@ -149,7 +150,8 @@ def decode(text: str) -> Invite:
     """Decode a token, tolerating what pasting adds; an expired one as well. Raises BadInvite."""
     if len(text) > MAX_CHARACTERS:
         raise BadInvite(f"This is not an invite: it is longer than {MAX_CHARACTERS} characters.", advice=FRESH)
-    found = SHAPE.fullmatch(BLANKS.sub("", text).strip(DECORATION))
+    bare = COMMAND.sub("", BLANKS.sub("", text).lstrip(DECORATION), count=1)
+    found = SHAPE.fullmatch(bare.strip(DECORATION))
     if found is None:
         raise BadInvite(
             f"This is not an invite: an invite begins with {PREFIX!r} and has only letters, digits, '-' and '_'.",
