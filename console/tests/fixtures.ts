@@ -99,6 +99,8 @@ export function model(
     reason: '',
     advice: '',
     input_modalities: null,
+    loaded: true,
+    idle_seconds: null,
     ...more,
   }
 }
