@@ -296,7 +296,9 @@ class NodeCore:
     def _candidates(self) -> tuple[SplitCandidate, ...]:
         if self._splitting is None:
             return ()
-        found = [self._splitting.candidate(model) for model in self._local.models.values()]
+        # A model that does not fit beside others is not split by this node: no other one must wait for that.
+        models = [model for model in self._local.models.values() if model.origin is not ModelOrigin.BESIDE]
+        found = [self._splitting.candidate(model) for model in models]
         return tuple(candidate for candidate in found if candidate is not None)[:MAX_SPLITS]
 
     def _served_elsewhere(self, model: str) -> bool:
@@ -355,7 +357,7 @@ class NodeCore:
             return []
         self._placement_at = now + PLACEMENT_SECONDS
         demanded = placement.choose(member.record, member.alive())
-        if demanded is None or demanded in self._dropped:
+        if demanded is None:
             return []
         self._placement_at = None
         self._local.want(demanded, ModelOrigin.MESH)

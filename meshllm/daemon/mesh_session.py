@@ -34,6 +34,7 @@ from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.member_management import HomeState, MemberManagement
 from meshllm.daemon.member_sightings import MemberSightings
 from meshllm.daemon.mesh_choice import MeshChoice, decide
+from meshllm.daemon.mesh_notice_texts import EXPELLED, LEFT_MESH, NOT_SERVED_TO_OTHERS, owner_refusal
 from meshllm.daemon.mesh_state import PRIVATE_BYTES, UPGRADED, public_key
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.owner_texts import EXPELLED, LEFT_MESH, NOT_SERVED_TO_OTHERS, owner_refusal
