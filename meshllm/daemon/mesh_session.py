@@ -37,7 +37,6 @@ from meshllm.daemon.mesh_choice import MeshChoice, decide
 from meshllm.daemon.mesh_notice_texts import EXPELLED, LEFT_MESH, NOT_SERVED_TO_OTHERS, owner_refusal
 from meshllm.daemon.mesh_state import PRIVATE_BYTES, UPGRADED, public_key
 from meshllm.daemon.message_counters import MessageCounters
-from meshllm.daemon.owner_texts import EXPELLED, LEFT_MESH, NOT_SERVED_TO_OTHERS, owner_refusal
 from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.state_writer import StateWriter
