@@ -72,6 +72,11 @@ export interface DownloadRequest {
 export const DRAFT_SOURCES = ['none', 'n-grams', 'draft'] as const
 export type DraftSource = (typeof DRAFT_SOURCES)[number]
 
+// The model that is no longer served, once its answers have ended.
+export interface DropAnswer {
+  model: string
+}
+
 export const ENGINE_PHASES = ['unknown', 'preparing', 'ready', 'failed'] as const
 export type EnginePhase = (typeof ENGINE_PHASES)[number]
 
@@ -182,6 +187,13 @@ export interface KeyAnswer {
 export const LEASE_PHASES = ['asked', 'preparing', 'ready', 'committed', 'ended'] as const
 export type LeasePhase = (typeof LEASE_PHASES)[number]
 
+// The model is being loaded, or is served already (`serves`). `snapshot`: of the status before.
+export interface LoadAnswer {
+  model: string
+  snapshot: number
+  serves: boolean
+}
+
 // Active and waiting requests of a target. `target` is the model's name for an engine, the URL for a backend, the
 // node id for a peer; `model` is empty for a backend. `tokens_per_second` is the speed of the last answer.
 export interface LoadStatus {
@@ -250,11 +262,17 @@ export interface MeshStatus {
 export const MODALITIES = ['text', 'image'] as const
 export type Modality = (typeof MODALITIES)[number]
 
-export const MODEL_PHASES = ['waiting', 'fetching', 'loading', 'serving', 'restarting', 'failed', 'stopping', 'stopped'] as const
+export const MODEL_PHASES = ['waiting', 'fetching', 'loading', 'serving', 'restarting', 'failed', 'stopping', 'stopped', 'available'] as const
 export type ModelPhase = (typeof MODEL_PHASES)[number]
 
+// A model, as `--model` takes it.
+export interface ModelRequest {
+  model: string
+}
+
 // A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
-// been read.
+// been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
+// processes one.
 export interface ModelStatus {
   name: string
   purpose: Purpose | null
@@ -266,6 +284,8 @@ export interface ModelStatus {
   reason: string
   advice: string
   input_modalities: Modality[] | null
+  loaded: boolean
+  idle_seconds: number | null
 }
 
 // This node has a new key, and starts again as `node`.

@@ -86,6 +86,8 @@ def check(settings: Settings) -> None:
                 raise UsageError(f"--draft and {option} exclude each other.", advice="Remove one of them.")
         if not settings.models:
             raise UsageError("--draft needs a --model.", advice="Add --model NAME.")
+    if settings.serve_all and not settings.models:
+        raise UsageError("--serve-all needs a --model.", advice="Add --model NAME.")
     if settings.split and not settings.models:
         raise UsageError("--split needs a --model.", advice="Add --model NAME.")
     if settings.chat_template is not None:

@@ -96,7 +96,8 @@ class PeerAddress:
 class ServedModel:
     """A model that a node serves. `context_length` in tokens per request (0: unknown), `size` of the file in bytes.
 
-    `slots`: parallel requests (0: unknown, a backend). `vision`: the model accepts images (None: unknown).
+    `slots`: parallel requests (0: unknown, a backend; or, of a model with a size, none until a request has loaded it).
+    `vision`: the model accepts images (None: unknown).
     """
 
     name: str
@@ -105,6 +106,11 @@ class ServedModel:
     slots: int = 0
     size: int = 0
     vision: bool | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is in memory: another host is better than one that must load it."""
+        return self.slots > 0 or not self.size
 
 
 @dataclass(frozen=True, slots=True)

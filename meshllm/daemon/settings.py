@@ -43,8 +43,10 @@ class StartCommand:
 class Settings:
     """The options of a start. Ports: 0 is any free one. Sizes in bytes, rates in bytes per second, context in tokens.
 
-    `models`: names or paths as given; the first runs here, the others are requested from the mesh. `invites`: all of
-    one mesh; `notices`: what the user should know about them. `client`: only use the mesh. `bind_port`: UDP; None is
+    `models`: names or paths as given; the first runs here, the others are requested from the mesh and run here if no
+    other node takes them (`serve_all`: all run here at once). `idle_unload`: models that are idle for so many seconds
+    are unloaded (None: never). `invites`: all of one mesh; `notices`: what the user should know about them. `client`:
+    only use the mesh. `bind_port`: UDP; None is
     the last one used, or any free one. `node_name`: shown to other nodes. `max_clients`: clients that this node admits.
     `draft`: draft model for the first of `models`; `drafts`: whether draft models may be used; `speculation`: whether
     speculative decoding is used at all.
@@ -92,5 +94,7 @@ class Settings:
     sandbox: bool = True
     worker: bool | None = None
     lease_cache: int | None = None
+    serve_all: bool = False
+    idle_unload: float | None = None
     chat_template: Path | None = None
     command: StartCommand = StartCommand()

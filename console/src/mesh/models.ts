@@ -136,6 +136,7 @@ function visionByModel(nodes: readonly MeshNode[]): Map<string, Set<boolean | nu
 
 function availabilityOf(model: MeshModel): Availability {
   if (model.hosts.some((node) => node.status === 'alive')) return 'serving'
+  if (model.phase === 'available') return 'serving' // the first request loads it
   if (model.phase === 'failed') return 'failed'
   if (STARTING.includes(model.phase)) return 'starting'
   if (model.hosts.length > 0) return 'unconfirmed'

@@ -49,6 +49,11 @@ def choose(own: NodeRecord, others: Iterable[NodeRecord]) -> str | None:
         del standbys[chosen]
 
 
+def may_be_taken(model: str, others: Iterable[NodeRecord]) -> bool:
+    """Whether one of `others` is a standby that has `model` on its disk, so that it serves it if that is requested."""
+    return any(model in record.on_disk and _stands_by(record) for record in others)
+
+
 def rendezvous_weight(node: NodeId, model: str) -> bytes:
     """The weight of `node` for `model`; the node with the highest one is chosen. Source: rendezvous hashing (Thaler and
     Ravishankar, 1998)."""

@@ -22,6 +22,7 @@ from meshllm.core.snapshot import (
     ModelState,
     Purpose,
     ServerFacts,
+    ServerPhase,
     Snapshot,
 )
 from meshllm.util.progress import Progress
@@ -122,7 +123,8 @@ class FileStatus(StatusModel):
 
 class ModelStatus(StatusModel):
     """A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
-    been read."""
+    been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
+    processes one."""
 
     name: str
     purpose: Purpose | None
@@ -134,6 +136,8 @@ class ModelStatus(StatusModel):
     reason: str
     advice: str
     input_modalities: list[Modality] | None = None
+    loaded: bool = False
+    idle_seconds: float | None = None
 
 
 class BackendStatus(StatusModel):
@@ -363,6 +367,8 @@ def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: floa
         reason=model.reason,
         advice=model.advice,
         input_modalities=None if facts is None else input_modalities(facts.vision),
+        loaded=model.server is ServerPhase.SERVING and model.server_facts is not None,
+        idle_seconds=None if model.idle_since is None else round(max(0.0, now - model.idle_since), 1),
     )
 
 
