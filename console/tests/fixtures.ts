@@ -95,6 +95,8 @@ export function model(
     reason: '',
     advice: '',
     input_modalities: null,
+    loaded: phase === 'serving',
+    idle_seconds: null,
     ...more,
   }
 }
