@@ -34,6 +34,7 @@ from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.member_management import HomeState, MemberManagement
 from meshllm.daemon.member_sightings import MemberSightings
 from meshllm.daemon.mesh_choice import MeshChoice, decide
+from meshllm.daemon.mesh_notice_texts import EXPELLED, LEFT_MESH, NOT_SERVED_TO_OTHERS, owner_refusal
 from meshllm.daemon.mesh_state import PRIVATE_BYTES, UPGRADED, public_key
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.peer_links import PeerLinks
@@ -69,29 +70,6 @@ RIGHTS_FOR = {
     StreamKind.RPC_TUNNEL: Right.WORK | Right.HOST,
     StreamKind.LANE_TICKET: ALL_RIGHTS,
 }
-EXPELLED = (
-    "This node was expelled from its mesh. It does not retry, and goes on alone with its own models. "
-    "To join again: ask the owner of the mesh for a fresh invite, and start a node with a new MESH_LLM_HOME and that."
-)
-
-
-LEFT_MESH = (
-    "This node left the mesh %s for the mesh %s. What it knew of the old one is in mesh.previous.json of its home; "
-    "to be in both, start a second node with a home of its own (MESH_LLM_HOME)."
-)
-NOT_SERVED_TO_OTHERS = (
-    "The membership of this node does not let it serve others: only this machine uses its models. "
-    "For more, ask the owner of the mesh for another invite: 'mesh-llm invite --rights use,serve' makes one."
-)
-
-
-def _owner_refusal(settings: Settings, *, founded: bool) -> str:
-    """Why the owner does not let this node work for splits of other nodes; "": it may."""
-    if settings.worker is False:
-        return "This node's owner does not let it work for splits (--no-worker)"
-    if settings.worker is None and founded and not (settings.models or settings.backends):
-        return "This node is idle: it began its mesh without a model (its owner can start it with --worker)"
-    return ""
 
 
 class MeshSession:
@@ -154,7 +132,7 @@ class MeshSession:
             moved=found.moved,
             rejoins=bool(found.state.peers) and not self._choice.foreign,
             lease_refusal=lease_refusal
-            or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
+            or owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
         )
         self._observed = ObservedAddresses()
         self._admission = MemberAdmission(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from playwright.sync_api import expect
 
 from meshllm.core.membership.views import PeerStatus, PeerView
 from meshllm.errors import EnvironmentFailure
+from meshllm.web.console.page_files import FOLDER
 from meshllm.web.console.status import StartStatus
 from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged, with_requests
@@ -275,6 +277,15 @@ def test_page_reports_a_lost_daemon_and_reconnects(visitor: Visitor) -> None:
         expect(page.locator("svg [role=button]")).to_have_count(2)
 
 
+def test_first_view_loads_neither_the_chat_nor_formulas(stage: Stage, visitor: Visitor) -> None:
+    visitor.open(stage.url)
+    scripts = [url for url in visitor.requested if url.endswith(".js")]
+    assert len(scripts) == 1
+    script = FOLDER / "assets" / scripts[0].rpartition("/")[2]
+    assert len(gzip.compress(script.read_bytes())) < 300_000
+    assert not any("katex" in url.lower() or "chat-view" in url for url in visitor.requested)
+
+
 def test_lost_daemon_is_not_shown_as_serving(visitor: Visitor) -> None:
     visitor.allow("ERR_")
     with staged(mesh_of(4)) as stage:
@@ -316,7 +327,7 @@ def test_stopping_node_and_its_notices_are_shown(stage: Stage, visitor: Visitor)
     expect(page.get_by_role("status").filter(has_text=stage.notices[1])).to_be_visible()
     expect(page.get_by_role("alert")).to_have_count(0)
     stage.show(replace(stage.snapshot, stopping=True))
-    expect(page.get_by_role("alert")).to_contain_text("workbench is stopping")
+    expect(page.get_by_role("alert")).to_contain_text("workbench is stopping. It waits for 1 answer to end")
 
 
 def test_commands_are_those_of_the_start_of_the_node(stage: Stage, visitor: Visitor) -> None:
