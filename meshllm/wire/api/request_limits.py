@@ -42,6 +42,10 @@ _REPEATED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
 _TWICE = re.compile(r"[}*+]\s*\{")
 _COUNTS = frozenset(("minLength", "maxLength", "minItems", "maxItems"))
 _LEAST = frozenset(("minLength", "minItems"))
+_COUNT_FIELDS = frozenset(("n", "n_cmpl", "best_of"))
+_SCHEMA_FIELDS = ("json_schema", "response_format", "output_config", "output_format")
+_TOOL_FIELDS = ("tools", "functions")
+_CONSTRAINT_FIELDS = frozenset(("grammar", "text", *_SCHEMA_FIELDS, *_TOOL_FIELDS))
 # Fields that only the owner of an engine may set: they name slots, caches and adapters, or ask for internals.
 _OWNER_FIELDS = frozenset(
     (
@@ -74,6 +78,8 @@ def tasks_of(api: Api, body: Mapping[str, Any]) -> int:
     if not api.can_stream:
         return 1
     prompts = _listed(body.get("prompt")) if api is Api.COMPLETIONS else 1
+    if _COUNT_FIELDS.isdisjoint(body):
+        return prompts
     return prompts * max(_count(body.get("n")), _count(body.get("n_cmpl")), _count(body.get("best_of")))
 
 
@@ -104,6 +110,8 @@ def too_many_tasks(api: Api, tasks: int, *, guest: bool) -> str:
 
 def problem_of_constraints(api: Api, body: Mapping[str, Any]) -> Problem | None:
     """Why a grammar, schema or pattern is refused: the parameter and a message; None if all are within the bounds."""
+    if _CONSTRAINT_FIELDS.isdisjoint(body):
+        return None
     get = body.get
     if (grammar := get("grammar")) is not None and (message := _grammar_problem(grammar)):
         return "grammar", message
@@ -120,12 +128,12 @@ def problem_of_constraints(api: Api, body: Mapping[str, Any]) -> Problem | None:
 def _schemas(get: Any) -> list[tuple[str, object]]:
     """The schemas of a request, with the parameter that holds each."""
     found: list[tuple[str, object]] = []
-    for name in ("json_schema", "response_format", "output_config", "output_format"):
+    for name in _SCHEMA_FIELDS:
         if (value := get(name)) is not None:
             found.append((name, value))
     if (text := get("text")) is not None and isinstance(text, dict):
         found.append(("text.format", text.get("format")))
-    for name in ("tools", "functions"):
+    for name in _TOOL_FIELDS:
         tools = get(name)
         if isinstance(tools, list):
             found += [(name, tool) for tool in tools]

@@ -29,31 +29,22 @@ class Api(Enum):
     INPUT_TOKENS = "input_tokens"  # the same for OpenAI's chat and responses
     MODELS = "models"
 
-    @property
-    def anthropic(self) -> bool:
-        """Whether errors have Anthropic's shape; all others have OpenAI's."""
-        return self in (Api.MESSAGES, Api.COUNT_TOKENS)
+    # Plain attributes, because each request reads them several times: an enum's properties and hash are Python code.
+    _value_: str
+    anthropic: bool
+    can_stream: bool
+    purpose: Purpose | None
 
-    @property
-    def can_stream(self) -> bool:
-        """Whether `"stream": true` is valid."""
-        return self in (Api.CHAT, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES)
+    def __init__(self, value: str) -> None:
+        """`anthropic`: errors have Anthropic's shape, else OpenAI's. `can_stream`: `"stream": true` is valid.
 
-    @property
-    def purpose(self) -> Purpose | None:
-        """The purpose a model must have for this API; None for any.
-
-        The engine does not check enough: it lets embedding models chat, and reads uninitialised memory for a reranker
-        that is asked for embeddings.
+        `purpose`: what a model must have for this API; None for any. The engine does not check enough: it lets
+        embedding models chat, and reads uninitialised memory for a reranker that is asked for embeddings.
         """
-        return _PURPOSES.get(self)
-
-
-_PURPOSES = {
-    **{api: Purpose.GENERATE for api in Api if api.can_stream},
-    Api.EMBEDDINGS: Purpose.EMBED,
-    Api.RERANK: Purpose.RERANK,
-}
+        self.anthropic = value in ("messages", "count_tokens")
+        self.can_stream = value in ("chat", "completions", "responses", "messages")
+        purposes = {"embeddings": Purpose.EMBED, "rerank": Purpose.RERANK}
+        self.purpose = Purpose.GENERATE if self.can_stream else purposes.get(value)
 
 
 @dataclass(frozen=True)
