@@ -36,6 +36,6 @@ async def table(folder: Path) -> AsyncIterator[Bench]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway looks at the time two hundred times a second, and callers hear of it soon."""
     monkeypatch.setattr("meshllm.web.gateway.gateway.SWEEP_SECONDS", 0.005)
-    monkeypatch.setattr("meshllm.web.gateway.timeouts.SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.web.gateway.relay.SILENCE_SECONDS", 0.02)
     monkeypatch.setattr("meshllm.web.gateway.request.AVOID_SECONDS", 0.005)
     monkeypatch.setattr("meshllm.web.gateway.target.REST_BASE_SECONDS", 0.0)

@@ -18,6 +18,7 @@ from typing import Any
 
 from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, RecordVersion, Role, ServedModel
+from meshllm.core.routing.routes import TargetKind, TargetOffer
 from meshllm.core.snapshot import (
     BackendState,
     EnginePhase,
@@ -31,7 +32,8 @@ from meshllm.core.snapshot import (
 from meshllm.util.progress import Progress
 from meshllm.web.gateway.gateway import Gateway
 from meshllm.web.gateway.request import ProxiedRequest
-from meshllm.web.gateway.request_log import Outcome
+from meshllm.web.gateway.request_log import Outcome, RequestTrace
+from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
 
 # No test comes near it; a hang becomes a failure that names the line.
@@ -80,22 +82,31 @@ class WatchedGateway(Gateway):
             self.watch.notify()
 
         self.metrics.count_peer_request = count_peer_request  # type: ignore[method-assign]
-        dispatcher = self._dispatcher
-        waits, ended = dispatcher.waits, dispatcher.ended
+        proxy, recorder, table = self._proxy, self._proxy.recorder, self._table
+        waits, ended, queue_of = proxy.waits, recorder.ended, table._queue
 
         def watched_waits(request: ProxiedRequest, waiting: bool) -> None:
             waits(request, waiting)
             self.watch.notify()
 
-        def watched_ended(request: ProxiedRequest) -> None:
-            ended(request)
-            if not request.from_peer:
-                assert request.trace.outcome is not None
-                self.outcomes.append(request.trace.outcome.value)
+        def watched_ended(trace: RequestTrace, kind: TargetKind | None, *, from_peer: bool) -> None:
+            ended(trace, kind, from_peer=from_peer)
+            if not from_peer and trace.model:
+                assert trace.outcome is not None
+                self.outcomes.append(trace.outcome.value)
             self.watch.notify()
 
-        dispatcher.waits = watched_waits  # type: ignore[method-assign]
-        dispatcher.ended = watched_ended  # type: ignore[method-assign]
+        def watched_queue(offer: TargetOffer, model: str) -> TargetQueue:
+            queue = queue_of(offer, model)
+            if queue not in watched:
+                watched.add(queue)
+                told, queue._on_change = queue._on_change, lambda: (told and told(), self.watch.notify())[1]
+            return queue
+
+        watched = set[TargetQueue]()
+        proxy.waits = watched_waits  # type: ignore[method-assign]
+        recorder.ended = watched_ended  # type: ignore[method-assign]
+        table._queue = watched_queue  # type: ignore[method-assign]
         inner = self._connections.remove
 
         def remove(connection: Any) -> None:
@@ -107,7 +118,7 @@ class WatchedGateway(Gateway):
     @property
     def waiting(self) -> int:
         """Requests that wait for a slot or a model."""
-        return len(self._dispatcher.waiting)
+        return len(self._proxy.waiting)
 
     @property
     def active(self) -> int:
@@ -240,6 +251,7 @@ class Upstream:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
+        self._dead = False
 
     @property
     def open(self) -> int:
@@ -261,6 +273,9 @@ class Upstream:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self._dead:  # its connection was under way when the process was killed
+            writer.transport.abort()
+            return
         self._tasks.add(task)
         self._writers.add(writer)
         self.accepted += 1
@@ -295,6 +310,7 @@ class Upstream:
 
     async def die(self) -> None:
         """As a process does that is killed: nobody listens, every connection is closed."""
+        self._dead = True
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -716,6 +732,7 @@ class Bench:
     async def idle(self) -> None:
         """Until all callers are gone; then nothing may be held for them."""
         await self.gateway.watch.until(lambda: not self.gateway.live)
+        await asyncio.sleep(0)  # a cancelled request ends in the loop's next turn, also one that was just let in
         self.nothing_held()
 
     def nothing_held(self) -> None:
@@ -812,6 +829,7 @@ class Roads:
         self.benches: dict[str, Bench] = {}
         self.made = 0
         self.refused = 0
+        self.given_up = 0
         self.watch = Watch()
         self.closed: set[str] = set()
         # Who is being connected to, until the event is set.
@@ -825,7 +843,11 @@ class Roads:
     async def connect(self, me: str, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
         """A connection from `me` to `peer`."""
         if (slow := self.slow.get(peer)) is not None:
-            await slow.wait()
+            try:
+                await slow.wait()
+            except asyncio.CancelledError:
+                self.given_up += 1
+                raise
         if peer in self.closed:
             self.refused += 1
             raise ConnectionRefusedError("there is no link")

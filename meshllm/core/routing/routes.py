@@ -292,6 +292,14 @@ def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
     return replace(found, max_wait=OTHER_NODES_SECONDS, timeout_message=message, waits_for="other nodes")
 
 
+def engine_died(snapshot: Snapshot, model: str) -> bool:
+    """Whether an engine process of `model` that is no target any more ended by itself, rather than on purpose."""
+    here = snapshot.model(model)
+    if here is None or not here.wanted or here.unloaded or snapshot.stopping:
+        return False
+    return here.server is not ServerPhase.STOPPING
+
+
 def _lost_reason(here: ModelState | None) -> str:
     """Why the engine process of a wanted model is being stopped (a worker of its split was lost); "" if it is not."""
     ending = here is not None and here.wanted and here.server is ServerPhase.STOPPING

@@ -1,23 +1,28 @@
-"""A parsed API request: the HTTP request to send upstream for it, and the repair of its response. Pure."""
+"""An API request: its body, parsed and bounded; what is sent upstream for it; the repair of its response. Pure."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from meshllm.core.routing.routes import TargetKind
+from meshllm.web.gateway.crashed_requests import digest_of
+from meshllm.web.gateway.upstream_errors import RequestFailed
 from meshllm.web.http.client import UpstreamPool
+from meshllm.web.http.parser import Request
 from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
 from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
-from meshllm.wire.api.json_size import has_too_many_values
+from meshllm.wire.api.json_size import MAX_GUEST_VALUES, MAX_VALUES, has_too_many_values
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
+from meshllm.wire.api.request_limits import problem_of_constraints, tasks_of, too_many_tasks, without_owner_fields
 from meshllm.wire.api.response_translation import WRONG_SHAPE, MakeTranslator, TranslatedStream, Translator
 from meshllm.wire.api.routes import Api, find_route, model_in_path
 from meshllm.wire.api.several_choices import assembled, events_in
@@ -28,6 +33,26 @@ FORWARDED_HEADERS = (b"anthropic-version", b"anthropic-beta")
 MAX_MODEL_NAME = 512
 # Names the trust domain of a request to the engine, which reuses cached prompts only within it (patch 14).
 SALT_HEADER = "x-prompt-cache-salt"
+
+# Session headers of agents: Codex, Claude Code, OpenCode, and common ones.
+SESSION_HEADERS = (
+    b"x-session-id",
+    b"session-id",
+    b"session_id",
+    b"conversation_id",
+    b"x-claude-code-session-id",
+    b"x-session-affinity",
+)
+# Session fields in the body. OpenAI's `user` served this purpose before `prompt_cache_key`.
+SESSION_FIELDS = ("prompt_cache_key", "session_id", "user")
+MAX_SESSION_BYTES = 512
+# The hashed beginning of a conversation: two that agree in it share most of a host's prompt cache.
+PREFIX_BYTES = 16 << 10
+# A plain prompt has no turns: it grows at its end, and only its beginning stays the same.
+PROMPT_PREFIX_BYTES = 1024
+# Fields that are not text: no tokens of the prompt, or far fewer than bytes.
+_NOT_TEXT = frozenset(("image_url", "input_audio", "file", "file_data", "source", "data", "url", "encrypted_content"))
+_MAX_PARTS = 20_000
 
 
 @dataclass(slots=True)
@@ -84,6 +109,11 @@ class ApiRequest:
                 return Refusal(None, "The body is nested too deeply.", "too_large")
         self._prepared = prepared
         return None
+
+    @property
+    def digest(self) -> bytes:
+        """What the request is remembered by if an engine dies of it."""
+        return digest_of(self.body)
 
     @property
     def model(self) -> str:
@@ -213,8 +243,48 @@ def api_label(path: str) -> str:
     """The API of a path for logs and metrics; "other" if it belongs to none."""
     route = find_route(path)
     if route is not None:
-        return route.api.value
+        return route.api._value_
     return Api.MODELS.value if model_in_path(path) is not None else "other"
+
+
+def understand(
+    api: Api,
+    path: str,
+    http: Request,
+    request_id: str,
+    *,
+    guest: str = "",
+    known_models: Callable[[], str] | None = None,
+) -> ApiRequest:
+    """The request for a model in `http`. Raises RequestFailed if it is none, or asks too much of an engine.
+
+    `path`: the canonical one. `guest`: the node id of a peer that is a guest, whose requests have a trust domain of
+    their own. `known_models`: a sentence to append to errors of a parameter.
+    """
+    content = http.body
+    if has_too_many_values(content, MAX_GUEST_VALUES if guest else MAX_VALUES):
+        raise RequestFailed(400, "too_large", "The body has too many values: send fewer inputs in one request.")
+    try:
+        body = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        message = f"The body is not valid JSON: {error}." if content else "The body is empty: send JSON."
+        raise RequestFailed(400, "invalid_json", message) from None
+    if (problem := problem_of(body)) is not None:
+        parameter, message = problem
+        more = "" if known_models is None else known_models()
+        raise RequestFailed(400, "invalid_parameter", message + more, param=parameter)
+    if (found := problem_of_constraints(api, body)) is not None:
+        raise RequestFailed(400, "too_large", found[1], param=found[0])
+    tasks = tasks_of(api, body)
+    if tasks > 1 and (message := too_many_tasks(api, tasks, guest=bool(guest))):
+        raise RequestFailed(400, "too_many_prompts", message)
+    if guest and (stripped := without_owner_fields(body)) is not None:
+        body = stripped
+        try:
+            content = orjson.dumps(stripped)
+        except orjson.JSONEncodeError:
+            raise RequestFailed(400, "too_large", "The body is nested too deeply.") from None
+    return ApiRequest(api, path, body, content, http.headers, request_id, tasks, guest)
 
 
 def problem_of(body: object) -> tuple[str | None, str] | None:
@@ -229,3 +299,84 @@ def problem_of(body: object) -> tuple[str | None, str] | None:
     if not isinstance(body.get("stream"), bool | None):
         return "stream", "The parameter 'stream' must be true or false."
     return None
+
+
+# -- facts for routing
+
+
+def conversation_key(api: Api, request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bytes | None:
+    """A hash that is the same for all requests of a conversation; None if the body does not identify one.
+
+    Computed from the session named by the caller, else from the messages before the first answer (system and user).
+    """
+    digest = hashlib.blake2b(str(request.get("model")).encode("utf-8", "replace"), digest_size=16)
+    named = _session(request, headers)
+    if named is not None:
+        digest.update(b"\0session\0" + named)
+        return digest.digest()
+    if not api.can_stream:
+        return None  # embeddings and rerank requests have no next turn
+    left = PREFIX_BYTES
+    digest.update(b"\0prefix\0")
+    for text in _beginning(request):
+        piece = text[:left].encode("utf-8", "replace")[:left]
+        digest.update(piece + b"\0")
+        left -= len(piece)
+        if left <= 0:
+            break
+    return digest.digest() if left < PREFIX_BYTES else None
+
+
+def _session(request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bytes | None:
+    for name in SESSION_FIELDS:
+        if isinstance(value := request.get(name), str) and value:
+            return f"{name}={value[:MAX_SESSION_BYTES]}".encode("utf-8", "replace")
+    metadata = request.get("metadata")
+    if isinstance(metadata, dict) and isinstance(value := metadata.get("user_id"), str) and value:
+        return b"user_id=" + value[:MAX_SESSION_BYTES].encode("utf-8", "replace")
+    for header in SESSION_HEADERS:
+        if found := headers.get(header):
+            return header + b"=" + found[:MAX_SESSION_BYTES]
+    return None
+
+
+def _beginning(request: Mapping[str, Any]) -> Iterator[str]:
+    """The texts before the first assistant message, in order."""
+    for name in ("system", "instructions"):
+        yield from texts(request.get(name))
+    messages = request.get("messages")
+    if messages is None:
+        messages = request.get("input")
+    if isinstance(messages, list):
+        for message in messages[:64]:
+            role = message.get("role") if isinstance(message, dict) else None
+            if role == "assistant":
+                return
+            yield from texts(message)
+            if role == "user":
+                return
+        return
+    prompt = messages if messages is not None else request.get("prompt")
+    for text in texts(prompt):
+        yield text[:PROMPT_PREFIX_BYTES]
+        return
+
+
+def texts(value: object) -> Iterator[str]:
+    """All text strings in a part of a body, in order; at most `_MAX_PARTS` parts are visited."""
+    todo, seen = [value], 0
+    while todo and seen < _MAX_PARTS:
+        seen += 1
+        part = todo.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, list):
+            todo.extend(reversed(part[:_MAX_PARTS]))
+        elif isinstance(part, dict):
+            todo.extend(item for key, item in reversed(part.items()) if key not in _NOT_TEXT)
+
+
+def text_bytes(request: Mapping[str, Any]) -> int:
+    """A lower bound of the prompt's text in characters, without images."""
+    fields = ("system", "instructions", "messages", "input", "prompt", "tools", "query", "documents")
+    return sum(len(text) for field in fields for text in texts(request.get(field)))

@@ -1,5 +1,6 @@
 """Requests that were being processed when an engine died, by digest: each is tried again once, and then refused.
 
+A request whose caller went away a moment before the death counts, too: the engine may still have been at work on it.
 Pure: time comes in as `now`, seconds. A restart of the node forgets them.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # The error code, in answers to callers and between gateways: no other host is asked.
@@ -20,6 +22,14 @@ MAX_REMEMBERED = 1024
 # A request that was alone with the engine each time is the cause after two deaths; one in company after three.
 DEATHS_ALONE = 2
 DEATHS_IN_COMPANY = 3
+# An engine notices between two steps that a caller is gone. A step, such as a large grammar, may take this long.
+ABANDONED_SECONDS = 60.0
+MAX_ABANDONED = 64
+
+
+def digest_of(body: bytes) -> bytes:
+    """What a request is remembered by."""
+    return hashlib.blake2b(body, digest_size=16).digest()
 
 
 @dataclass(slots=True)
@@ -38,24 +48,23 @@ class CrashedRequests:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def died(self, body: bytes, now: float, *, alone: bool) -> bool:
-        """An engine died while it processed `body`, `alone` or with others. Returns whether it is refused from now."""
-        found = self._entry(body, now)
+    def died(self, digest: bytes, now: float, *, alone: bool) -> bool:
+        """An engine died while it processed this request, `alone` or with others; whether it is refused from now on."""
+        found = self._entry(digest, now)
         found.deaths += 1
         found.alone += alone
         return _refused(found)
 
-    def reported(self, body: bytes, now: float) -> None:
-        """A host says that `body` crashed its engine: no other host is asked for an hour."""
-        self._entry(body, now).deaths = DEATHS_IN_COMPANY
+    def reported(self, digest: bytes, now: float) -> None:
+        """A host says that this request crashed its engine: no other host is asked for an hour."""
+        self._entry(digest, now).deaths = DEATHS_IN_COMPANY
 
-    def refuses(self, body: bytes, now: float) -> bool:
-        """Whether `body` is not to be tried."""
-        found = self._found.get(_digest(body))
+    def refuses(self, digest: bytes, now: float) -> bool:
+        """Whether this request is not to be tried."""
+        found = self._found.get(digest)
         return found is not None and now < found.until and _refused(found)
 
-    def _entry(self, body: bytes, now: float) -> _Crashed:
-        digest = _digest(body)
+    def _entry(self, digest: bytes, now: float) -> _Crashed:
         found = self._found.get(digest)
         if found is None or now >= found.until:
             found = self._found[digest] = _Crashed(now + REMEMBER_SECONDS)
@@ -70,5 +79,46 @@ def _refused(found: _Crashed) -> bool:
     return found.alone >= DEATHS_ALONE or found.deaths >= DEATHS_IN_COMPANY
 
 
-def _digest(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=16).digest()
+class CrashSuspects:
+    """The requests, by digest, that one engine process was at work on when it seemed to die. Each counts once."""
+
+    __slots__ = ("_abandoned", "_counted", "_there")
+
+    def __init__(self) -> None:
+        self._there: frozenset[bytes] = frozenset()
+        self._abandoned: dict[bytes, float] = {}
+        self._counted: set[bytes] = set()
+
+    def abandon(self, digest: bytes, now: float) -> None:
+        """The caller of a request in progress went away."""
+        self._abandoned.pop(digest, None)
+        self._abandoned[digest] = now
+        if len(self._abandoned) > MAX_ABANDONED:
+            del self._abandoned[next(iter(self._abandoned))]
+
+    def lost(self, active: Iterable[bytes], now: float) -> None:
+        """The engine closed the connection of an active request: its process may have died with all of them."""
+        if not self._there:
+            self._there = frozenset((*active, *self._abandoned_lately(now)))
+
+    def answered(self) -> None:
+        """The engine answers: it has not died."""
+        self._there = frozenset()
+
+    def died(self, digest: bytes) -> bool | None:
+        """The process has died with this request: whether that was alone; None if this has been counted."""
+        if digest in self._counted:
+            return None
+        self._counted.add(digest)
+        return self._there == {digest}
+
+    def died_abandoned(self, active: Iterable[bytes], now: float) -> list[tuple[bytes, bool]]:
+        """The process has died: the requests without a caller to count, and whether each was alone."""
+        lately = self._abandoned_lately(now)
+        if not lately:
+            return []
+        self.lost(active, now)
+        return [(digest, alone) for digest in lately if (alone := self.died(digest)) is not None]
+
+    def _abandoned_lately(self, now: float) -> list[bytes]:
+        return [digest for digest, at in self._abandoned.items() if now - at <= ABANDONED_SECONDS]

@@ -26,13 +26,13 @@ from meshllm.core.snapshot import Snapshot
 from meshllm.errors import port_taken
 from meshllm.tasks import Owner
 from meshllm.web.gateway.api_request import api_label, api_of
-from meshllm.web.gateway.dispatcher import RequestDispatcher
 from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics, NodeCounters
 from meshllm.web.gateway.model_list import model_card, model_list, unknown_model_message
 from meshllm.web.gateway.peer_endpoint import PeerEndpoints
+from meshllm.web.gateway.proxy import Proxy
+from meshllm.web.gateway.relay import HOST_HEADER
 from meshllm.web.gateway.request import ProxiedRequest
 from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, RequestLog, RequestTrace
-from meshllm.web.gateway.response_writer import HOST_HEADER
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import TargetTable
 from meshllm.web.http.access_control import AccessPolicy, CallerKind, Verdict
@@ -92,15 +92,15 @@ class Gateway:
         self._ending: list[ConnectionSet[Connection]] = []
         self._cut = 0
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
-        self._dispatcher = RequestDispatcher(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
-        self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop, is_guest, may_use)
+        self._proxy = Proxy(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
+        self._peer_endpoints = PeerEndpoints(self._proxy, self.date, self._wake, self._loop, is_guest, may_use)
 
     # -- the daemon's side
 
     @property
     def requests(self) -> RequestLog:
         """The last requests that ended, of callers and of peers."""
-        return self._dispatcher.log
+        return self._proxy.recorder.log
 
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
         """Listen on each of `hosts`; returns the port (useful when `port` is 0). Raises PortTaken."""
@@ -123,7 +123,7 @@ class Gateway:
     def publish(self, snapshot: Snapshot) -> None:
         """Take over a new state of the core; waiting requests look for a target again."""
         self._table.publish(snapshot)
-        self._dispatcher.reconsider()
+        self._proxy.reconsider()
 
     def tunnel(self, peer: str) -> asyncio.Protocol:
         """The protocol for a stream that the authenticated `peer` (node id in hexadecimal) has opened to the API.
@@ -214,7 +214,7 @@ class Gateway:
         local = connection.kind is CallerKind.LOCAL
         caller = LOCAL_CALLER if local else f"remote {connection.peer}"
         trace = RequestTrace(connection.request_id, api_label(path), path[:MAX_TEXT], caller, self.now())
-        self._dispatcher.reject(
+        self._proxy.reject(
             connection,
             api_of(path),
             trace,
@@ -239,7 +239,7 @@ class Gateway:
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             # A page that may call, but with a wrong key or none, must be able to read the error.
             readable = self._cors(request.headers) if refusal.status in KEY_ERRORS else ""
-            self._dispatcher.reject(
+            self._proxy.reject(
                 connection,
                 api,
                 trace,
@@ -253,12 +253,12 @@ class Gateway:
             return None
         cors = self._cors(request.headers) if b"origin" in request.headers else ""
         if request.method == "OPTIONS":
-            self._dispatcher.answered(trace, 204)
+            self._proxy.recorder.answered(trace, 204)
             connection.send(204, "text/plain", b"", cors + _preflight(request))
             return None
         if route is not None and route.api is not Api.MODELS and request.method == route.method:
             request.body = request.body.removeprefix(codecs.BOM_UTF8)  # PowerShell and .NET write one
-            return self._dispatcher.start(connection, request, api, route.path, trace, cors=cors)
+            return self._proxy.start(connection, request, api, route.path, trace, cors=cors)
         if request.method in ("GET", "HEAD"):
             self._get(connection, request, api, trace, cors)
         elif route is None:
@@ -276,10 +276,10 @@ class Gateway:
             body = model_card(table.snapshot, table.index, name)
             if body is None:
                 message = unknown_model_message(table.snapshot, name, table.index, self._loop.time())
-                self._dispatcher.reject(connection, Api.MODELS, trace, 404, "model_not_found", message, cors)
+                self._proxy.reject(connection, Api.MODELS, trace, 404, "model_not_found", message, cors)
                 return
         elif request.path == "/metrics":
-            self._dispatcher.answered(trace, 200)
+            self._proxy.recorder.answered(trace, 200)
             connection.send(200, CONTENT_TYPE, self.metrics.text(), cors)
             return
         elif request.path in ("/health", "/v1/health"):
@@ -292,21 +292,21 @@ class Gateway:
         else:
             self._not_found(connection, request, api, trace, cors)
             return
-        self._dispatcher.answered(trace, 200)
+        self._proxy.recorder.answered(trace, 200)
         connection.send(200, JSON, orjson.dumps(body), cors)
 
     def _not_found(self, connection: Connection, request: Request, api: Api, trace: RequestTrace, cors: str) -> None:
         message = f"Unknown path {request.path[:200]}. The API is at /v1 (see GET /v1/models)."
         if request.path.startswith("/api/"):
             message += " Ollama's API is not served: set the client to OpenAI's API."
-        self._dispatcher.reject(connection, api, trace, 404, "not_found", message, cors, unrouted=True)
+        self._proxy.reject(connection, api, trace, 404, "not_found", message, cors, unrouted=True)
 
     def _wrong_method(
         self, connection: Connection, request: Request, api: Api, trace: RequestTrace, allowed: str, cors: str
     ) -> None:
         message = f"{request.path} accepts {allowed}, not {request.method[:20]}."
         headers = f"allow: {allowed}\r\n{cors}"
-        self._dispatcher.reject(connection, api, trace, 405, "method_not_allowed", message, headers, unrouted=True)
+        self._proxy.reject(connection, api, trace, 405, "method_not_allowed", message, headers, unrouted=True)
 
     def _cors(self, headers: Mapping[bytes, bytes]) -> str:
         origin = headers.get(b"origin", b"").decode("latin-1")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from meshllm.util.rate_limiter import TokenBucket
 from meshllm.web.gateway.api_request import api_label, api_of
-from meshllm.web.gateway.dispatcher import RequestDispatcher
+from meshllm.web.gateway.proxy import Proxy
 from meshllm.web.gateway.request import ProxiedRequest
 from meshllm.web.gateway.request_log import MAX_TEXT, RequestTrace
 from meshllm.web.http.access_control import PEER_VERDICT, Verdict
@@ -54,7 +54,7 @@ class PeerEndpoint:
     def __init__(
         self,
         peer: str,
-        dispatcher: RequestDispatcher,
+        proxy: Proxy,
         date: Callable[[], bytes],
         connections: Callable[[PeerEndpoint], ConnectionSet[Connection]],
         rate: TokenBucket | None,
@@ -66,15 +66,13 @@ class PeerEndpoint:
         self.date = date
         self.connections = connections(self)
         self.active = 0
-        self._dispatcher = dispatcher
+        self._proxy = proxy
         self._caller = f"peer {peer[:10]}"
         # The trust domain of its requests: each guest has its own, the owner's machines share that of this node.
         self._guest = "" if rate is None else peer
 
     def _trace(self, connection: Connection, path: str) -> RequestTrace:
-        return RequestTrace(
-            connection.request_id, api_label(path), path[:MAX_TEXT], self._caller, self._dispatcher.now()
-        )
+        return RequestTrace(connection.request_id, api_label(path), path[:MAX_TEXT], self._caller, self._proxy.now())
 
     def judge(self, connection: Connection, headers: dict[bytes, bytes]) -> Verdict:
         """The peer was authenticated before it opened a stream."""
@@ -86,7 +84,7 @@ class PeerEndpoint:
         """Send an error for bytes that never became a request."""
         api = api_of(path)
         trace = self._trace(connection, path)
-        self._dispatcher.reject(
+        self._proxy.reject(
             connection, api, trace, rejected.status, rejected.code, rejected.message, from_peer=True, unrouted=True
         )
 
@@ -98,13 +96,13 @@ class PeerEndpoint:
             api = api_of(request.path)
             trace = self._trace(connection, request.path)
             message = "Peers may only POST to the model routes."
-            self._dispatcher.reject(
+            self._proxy.reject(
                 connection, api, trace, 403, "path_not_allowed", message, from_peer=True, unrouted=True, admitted=False
             )
             return None
         trace = self._trace(connection, route.path)
         if not self.may_use:
-            self._dispatcher.reject(
+            self._proxy.reject(
                 connection, route.api, trace, 403, "no_right", NO_RIGHT, from_peer=True, unrouted=True, admitted=False
             )
             return None
@@ -112,20 +110,17 @@ class PeerEndpoint:
         message = ""
         if self.active >= limit:
             message = f"This node processes at most {limit} requests of one peer at a time."
-        elif self.rate is not None and not self.rate.take(self._dispatcher.now()):
+        elif self.rate is not None and not self.rate.take(self._proxy.now()):
             message = f"This node takes {GUEST_REQUESTS_PER_SECOND * 60:.0f} requests a minute of a guest."
         if message:
-            self._dispatcher.reject(
+            self._proxy.reject(
                 connection, route.api, trace, 429, "overloaded", message, "retry-after: 1\r\n", from_peer=True
             )
             return None
         self.active += 1
-        started = self._dispatcher.start(
+        return self._proxy.start(
             connection, request, route.api, route.path, trace, on_end=self._ended, guest=self._guest
         )
-        if started is None:
-            self.active -= 1
-        return started
 
     def _ended(self) -> None:
         self.active -= 1
@@ -144,7 +139,7 @@ class PeerEndpoints:
 
     def __init__(
         self,
-        dispatcher: RequestDispatcher,
+        proxy: Proxy,
         date: Callable[[], bytes],
         wake: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
@@ -156,7 +151,7 @@ class PeerEndpoints:
         `is_guest`: whether a peer (node id in hexadecimal) may use models only; `may_use`: whether it may use them
         at all, asked for each connection.
         """
-        self._dispatcher = dispatcher
+        self._proxy = proxy
         self._date = date
         self._wake = wake
         self._loop = loop
@@ -177,7 +172,7 @@ class PeerEndpoints:
         endpoint = self._endpoints.get(peer)
         if endpoint is None:
             rate = self._guest_rate(peer) if self._is_guest(peer) else None
-            endpoint = PeerEndpoint(peer, self._dispatcher, self._date, self._connections, rate)
+            endpoint = PeerEndpoint(peer, self._proxy, self._date, self._connections, rate)
             self._endpoints[peer] = endpoint
         endpoint.may_use = self._may_use(peer)
         return Connection(endpoint, endpoint.connections, self._loop)

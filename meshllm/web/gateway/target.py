@@ -13,6 +13,7 @@ from typing import Protocol
 
 from meshllm.core.routing.first_byte_timeout import FirstByteTimes
 from meshllm.core.routing.routes import Target, TargetKind, TargetOffer
+from meshllm.web.gateway.crashed_requests import CrashSuspects
 from meshllm.web.http.client import UpstreamPool
 
 # A backend decides for itself how much it does at a time; the limit keeps one from taking all our connections.
@@ -41,6 +42,10 @@ class SlotWaiter(Protocol):
 
 class TargetUser(Protocol):
     """A request that a target is working on."""
+
+    @property
+    def digest(self) -> bytes:
+        """What the request is remembered by if an engine dies of it."""
 
     def target_down(self) -> None:
         """The target's node is believed to be dead: try another target if no response has begun."""
@@ -109,8 +114,8 @@ class TargetQueue:
         self._lists = self._guest_slots = 0
         # Whether a response has begun here.
         self.has_answered = False
-        # How many requests were active when one lost its connection; 0: none has since the last answer.
-        self._lost_with = 0
+        # Of an engine: who is to blame if its process dies.
+        self.suspects = CrashSuspects()
 
     @property
     def name(self) -> str:
@@ -144,6 +149,10 @@ class TargetQueue:
 
         Those that wait do not fit, or they would have got the slots: a smaller request may pass them, some times.
         """
+        if cost == 1 and rank is not CallerRank.GUEST and not self._waiting and self.active < self.limit:
+            self.active += 1  # the usual case
+            self._changed()
+            return True
         if not self._fits(cost, rank):
             return False
         if self._waiting:
@@ -208,7 +217,8 @@ class TargetQueue:
         """Return the slots of a request after `seconds` of use; the next in the queue gets them."""
         self._hold(cost, rank, -1)
         self.mean_seconds += 0.2 * (min(seconds, 600.0) - self.mean_seconds)
-        self._grant()
+        if self._waiting:
+            self._grant()
         self._changed()
 
     def _grant(self) -> None:
@@ -244,15 +254,10 @@ class TargetQueue:
         slots = self.holds(waiting.cost)
         return waiting.rank is not CallerRank.GUEST or self._guest_slots + slots <= max(1, self.limit - 1)
 
-    def note_loss(self) -> None:
-        """The engine closed the connection of an active request: its process may have died with all of them."""
-        if self._lost_with == 0:
-            self._lost_with = len(self.users)
-
     @property
-    def lost_alone(self) -> bool:
-        """Whether the request that lost its connection first was the only one."""
-        return self._lost_with == 1
+    def in_progress(self) -> list[bytes]:
+        """The digests of the requests that the target is working on."""
+        return [user.digest for user in self.users]
 
     def _changed(self) -> None:
         if self._on_change is not None:
@@ -290,7 +295,7 @@ class TargetQueue:
     def answered(self, model: str) -> None:
         """A response for `model` has begun: the target works, and so does the model."""
         self.has_answered = True
-        self._lost_with = 0
+        self.suspects.answered()
         if self._rest.failures or self._rest.until:
             self._rest = _Rest()
         if self._model_rests:

@@ -2,57 +2,62 @@
 
 A host that refuses a request (overloaded, model not there, prompt too long) is not tried again. A host that fails is
 tried again, but after the others. A refusal is forwarded to the caller only when no other host is left. Nothing here
-waits or sends: the request asks for one `SelectionStep` at a time.
+waits or sends: the request asks for one decision at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
 from meshllm.core.routing.routes import Availability, ModelRoute, Place, Target, TargetKind
-from meshllm.web.gateway.api_request import ApiRequest
-from meshllm.web.gateway.session import conversation_key, text_bytes
+from meshllm.web.gateway.api_request import ApiRequest, conversation_key, text_bytes
 from meshllm.web.gateway.target import CallerRank, SlotWaiter, TargetQueue
-from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, UpstreamError
+from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, RequestFailed, UpstreamError
 from meshllm.wire.api.routes import Api
 
 # How long a peer is avoided after "not here": its next record, which says so, takes about as long.
 NOT_HERE_SECONDS = 2.0
 # After this many "not here" the caller gets an error: half a minute, enough to restart a small engine.
 MAX_NOT_HERE = 15
+FOR_A_SLOT = "waiting for a free slot"
 # Error code: the model does not accept this kind of input.
 UNSUPPORTED_INPUT = "unsupported_input"
 
 
-class SelectionAction(Enum):
-    """What a request does next."""
+@dataclass(slots=True)
+class Waits:
+    """No target can take the request now: it has joined `queue`, or waits for a change. `message` says for what."""
 
-    SEND = "send"  # to `queue`, of which a slot has been taken if one is needed
-    QUEUED = "queued"  # in `queue`
-    WAIT = "wait"  # until something changes
-    FAIL = "fail"  # with an error of ours
-    FORWARD_ERROR = "forward_error"  # send `error` to the caller
-
-
-@dataclass(slots=True)  # not frozen: that costs every request more than a microsecond
-class SelectionStep:
-    """The next step of a request, with what it needs. Not changed once made."""
-
-    action: SelectionAction
+    message: str
     queue: TargetQueue | None = None
-    message: str = ""
-    status: int = 0
-    code: str = ""
-    headers: str = ""
-    error: UpstreamError | None = None
 
 
 class TargetSelection:
     """The target selection of one request."""
+
+    __slots__ = (
+        "_affinity",
+        "_avoid",
+        "_context_needed",
+        "_errors",
+        "_failure",
+        "_from_peer",
+        "_has_images_cached",
+        "_key",
+        "_keyed",
+        "_not_here",
+        "_request",
+        "_several",
+        "_silent_since",
+        "_tokens",
+        "_waits_for",
+        "_waits_since",
+        "needs_slot",
+        "rank",
+    )
 
     def __init__(self, request: ApiRequest, affinity: SessionAffinity, *, from_peer: bool = False) -> None:
         """`from_peer`: the request is a peer's, and only targets of this node may answer it."""
@@ -85,43 +90,33 @@ class TargetSelection:
         waiter: SlotWaiter,
         queued: TargetQueue | None,
         now: float,
-    ) -> SelectionStep:
-        """The next step. `queued`: the queue that `waiter` is in, if any."""
-        api = self._request.api
-        if route.purpose is not None and api.purpose not in (None, route.purpose):
-            return SelectionStep(
-                SelectionAction.FAIL,
-                message=routes.purpose_message(self._request.model, route.purpose),
-                status=400,
-                code="wrong_purpose",
-            )
+    ) -> TargetQueue | Waits:
+        """The target of the next attempt, of which a slot has been taken if one is needed; or what to wait for.
+
+        `queued`: the queue that `waiter` is in, if any. Raises RequestFailed if no target can ever take the request.
+        """
+        purpose = self._request.api.purpose
+        if route.purpose is not None and purpose is not None and purpose is not route.purpose:
+            raise RequestFailed(400, "wrong_purpose", routes.purpose_message(self._request.model, route.purpose))
         if len(queues) == 1:  # the usual case, without a generator
             no_vision = queues[0].offer.vision is False
         else:
             no_vision = all(queue.offer.vision is False for queue in queues) if queues else route.vision is False
         if no_vision and self._has_images():
-            message = routes.no_vision_message(self._request.model)
-            return SelectionStep(SelectionAction.FAIL, message=message, status=400, code=UNSUPPORTED_INPUT)
+            raise RequestFailed(400, UNSUPPORTED_INPUT, routes.no_vision_message(self._request.model))
         usable = self._usable(queues, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
         if self._from_peer and not self._errors:
             cause = f": {self._failure}" if self._failure else ""
-            message = f"This node does not serve {self._request.model} at the moment{cause}."
-            return SelectionStep(SelectionAction.FAIL, message=message, status=503, code=NOT_HERE)
+            raise RequestFailed(503, NOT_HERE, f"This node does not serve {self._request.model} at the moment{cause}.")
         if queues or self._from_peer:
             return self._no_target(queues)
         if route.availability is Availability.COMING:
             return self._coming(route, now)
         if route.availability is Availability.FAILED:
-            return SelectionStep(
-                SelectionAction.FAIL,
-                message=route.message,
-                status=503,
-                code="model_unavailable",
-                headers="retry-after: 30\r\n",
-            )
-        return SelectionStep(SelectionAction.FAIL, message=route.message, status=404, code="model_not_found")
+            raise RequestFailed(503, "model_unavailable", route.message, "retry-after: 30\r\n")
+        raise RequestFailed(404, "model_not_found", route.message)
 
     def _usable(self, queues: list[TargetQueue], now: float) -> list[TargetQueue]:
         """The targets that may be used now: they have not refused or failed this request, and accept its input.
@@ -152,34 +147,28 @@ class TargetSelection:
 
     def _pick(
         self, usable: list[TargetQueue], waiter: SlotWaiter, queued: TargetQueue | None, now: float
-    ) -> SelectionStep:
+    ) -> TargetQueue | Waits:
         ordered = usable if len(usable) == 1 else self._ordered(usable, now)
         if not self.needs_slot:
-            return SelectionStep(SelectionAction.SEND, ordered[0])
+            return ordered[0]
         cost, rank = self._request.tasks, self.rank
         for queue in ordered:
             if queue.free and queue.take(cost, rank):
-                return SelectionStep(SelectionAction.SEND, queue)
+                return queue
         if queued is not None and queued in usable:
-            return SelectionStep(SelectionAction.QUEUED, queued)
+            return Waits(FOR_A_SLOT, queued)
         for queue in ordered:
             # A peer may be busy with requests of other nodes: then our request waits in its queue, not in ours.
             if queue.take(cost, rank):
-                return SelectionStep(SelectionAction.SEND, queue)
+                return queue
             if queue.join(waiter, cost, rank):
-                return SelectionStep(SelectionAction.QUEUED, queue, message="waiting for a free slot")
+                return Waits(FOR_A_SLOT, queue)
         if (error := self._best_error()) is not None:
-            return SelectionStep(SelectionAction.FORWARD_ERROR, error=error)
+            raise RequestFailed.with_error(error)
         queue = ordered[0]
         load = f"{queue.active} requests active, {queue.waiting} waiting"
         message = f"{self._request.model} is overloaded: {load}. Retry later."
-        return SelectionStep(
-            SelectionAction.FAIL,
-            message=message,
-            status=429,
-            code="overloaded",
-            headers=f"retry-after: {queue.retry_after()}\r\n",
-        )
+        raise RequestFailed(429, "overloaded", message, f"retry-after: {queue.retry_after()}\r\n")
 
     def _ordered(self, usable: list[TargetQueue], now: float) -> list[TargetQueue]:
         self._several = True
@@ -209,20 +198,17 @@ class TargetSelection:
             self._tokens = least_tokens(text_bytes(self._request.request))
         return self._tokens
 
-    def _no_target(self, queues: list[TargetQueue]) -> SelectionStep:
+    def _no_target(self, queues: list[TargetQueue]) -> Waits:
         """There are hosts, but none may be used now."""
         failed = self._avoid.keys() - self._errors.keys()
         waits = not self._from_peer and any(queue.target in failed for queue in queues)
         error = self._best_error()
         if error is not None and not waits:
-            return SelectionStep(SelectionAction.FORWARD_ERROR, error=error)
+            raise RequestFailed.with_error(error)
         purpose = next((queue.offer.purpose for queue in queues if queue.offer.purpose is not None), None)
         if not waits and purpose is not None:
-            message = routes.purpose_message(self._request.model, purpose)
-            return SelectionStep(SelectionAction.FAIL, message=message, status=400, code="wrong_purpose")
-        return SelectionStep(
-            SelectionAction.WAIT, message=f"The server for {self._request.model} stopped; waiting for it to restart."
-        )
+            raise RequestFailed(400, "wrong_purpose", routes.purpose_message(self._request.model, purpose))
+        return Waits(f"The server for {self._request.model} stopped; waiting for it to restart.")
 
     def _best_error(self) -> UpstreamError | None:
         """The error for a caller that no host served: "prompt too long" rather than "overloaded"."""
@@ -232,19 +218,13 @@ class TargetSelection:
             return max(too_long, key=lambda error: error.number("n_ctx"))
         return errors[-1] if errors else None
 
-    def _coming(self, route: ModelRoute, now: float) -> SelectionStep:
+    def _coming(self, route: ModelRoute, now: float) -> Waits:
         waits_for = route.waits_for or route.timeout_message
         if waits_for != self._waits_for:
             self._waits_for, self._waits_since = waits_for, min(now, self._silent_since)
         if route.max_wait is not None and now - self._waits_since >= route.max_wait:
-            return SelectionStep(
-                SelectionAction.FAIL,
-                message=route.timeout_message,
-                status=503,
-                code="model_unavailable",
-                headers="retry-after: 5\r\n",
-            )
-        return SelectionStep(SelectionAction.WAIT, message=route.message)
+            raise RequestFailed(503, "model_unavailable", route.timeout_message, "retry-after: 5\r\n")
+        return Waits(route.message)
 
     def has_other(self, queues: list[TargetQueue], but: TargetQueue, now: float, *, at_once: bool = True) -> bool:
         """Whether another target could take this request, `at_once` or in its turn."""

@@ -52,6 +52,8 @@ class TargetTable:
         self._on_loads = on_loads
         self._on_work = on_work
         self._isolation = Isolation()
+        # Called with the queue of an engine process that has died.
+        self.on_engine_died: Callable[[TargetQueue], None] = lambda queue: None
         self.snapshot = Snapshot()
         self.affinity = SessionAffinity()
         self.node = ""
@@ -100,6 +102,8 @@ class TargetTable:
                     continue
             elif target in current:
                 continue
+            elif target.kind is TargetKind.ENGINE and routes.engine_died(snapshot, queue.model):
+                self.on_engine_died(queue)
             if not queue.active:
                 del self._queues[target]
                 if target.kind is not TargetKind.PEER:

@@ -1,4 +1,4 @@
-"""Error responses of targets, and which of them justify a retry at another host.
+"""How attempts and requests fail: error responses of targets, which of them another host may not give, and exceptions.
 
 `NOT_HERE` is a code between gateways: no caller sees it.
 """
@@ -14,6 +14,7 @@ from meshllm.core.routing.routes import TargetKind
 from meshllm.web.gateway.crashed_requests import REQUEST_CRASHED
 from meshllm.wire.api import strict_json
 from meshllm.wire.api.errors import error_body, find_error, status_of
+from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import events_backwards, parse_event, split_events
 from meshllm.wire.api.worker_loss import UPSTREAM_LOST, is_worker_loss
@@ -38,6 +39,75 @@ RETRY_CODES = frozenset(
 )
 # A stream of `/v1/responses` begins with these events even if only an error follows.
 _OPENING_EVENTS = ("response.created", "response.in_progress")
+
+
+class RequestFailed(Exception):
+    """The request ends with an error: of this gateway, or (`error`) of a target. `headers`: lines with their CRLF."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        headers: str = "",
+        *,
+        param: str | None = None,
+        error: UpstreamError | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+        self.param = param
+        self._error = error
+
+    @classmethod
+    def by(cls, refusal: Refusal) -> RequestFailed:
+        """The request cannot be kept."""
+        return cls(refusal.status, refusal.code, refusal.message, param=refusal.param)
+
+    @classmethod
+    def with_error(cls, error: UpstreamError) -> RequestFailed:
+        """The error of a target is forwarded."""
+        return cls(error.status, error.code, error.message, error.headers, error=error)
+
+    def error(self, api: Api, request_id: str) -> UpstreamError:
+        """The error in the shape of the caller's API."""
+        if self._error is not None:
+            return self._error
+        body = error_body(api, self.status, self.code, self.message, param=self.param, request_id=request_id)
+        return UpstreamError(self.status, body)
+
+
+class AttemptFailed(Exception):
+    """An attempt failed before its response began: another one may succeed.
+
+    `whole`: the peer or backend failed, not only this model there. `slow`: it was left because it is slow.
+    """
+
+    def __init__(self, reason: str, *, whole: bool = False, slow: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.whole = whole
+        self.slow = slow
+
+
+class ConnectionLost(Exception):
+    """A target's connection ended before its response was complete. `stale`: as in `ResponseListener`."""
+
+    def __init__(self, reason: str, *, stale: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.stale = stale
+
+
+class TargetRefused(Exception):
+    """A target refused the request, and another may not."""
+
+    def __init__(self, error: UpstreamError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)

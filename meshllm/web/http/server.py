@@ -135,12 +135,12 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._transport = None
-        self._connections.remove(self)
-        self._reader.drop_all()
-        self._release_body()
         active, self._active = self._active, None
         if active is not None:
             active.caller_gone()
+        self._connections.remove(self)
+        self._reader.drop_all()
+        self._release_body()
 
     def pause_writing(self) -> None:
         self._paused_since = self._loop.time()

@@ -45,7 +45,7 @@ async def prepared(place: Town) -> set[bytes]:
     for number in range(20):
         response = await place.here.call(ask(model="b", user=f"user {number}"))
         assert response.headers["x-mesh-llm-host"] == f"peer {ONE.hex()[:10]}"
-    affinity = place.here.gateway._dispatcher.affinity
+    affinity = place.here.gateway._table.affinity
     keys = set(affinity._keys[TargetKind.PEER, ONE.hex()])
     assert len(keys) == 20
     return keys
@@ -57,7 +57,7 @@ async def test_broken_connection_of_one_model_rests_that_model_alone(
     monkeypatch.setattr(target_module, "REST_BASE_SECONDS", 30.0)
     keys = await prepared(place)
     # Connections to the first peer break under requests for `a`: its gateway answers nothing.
-    gateway_start = place.benches[1].gateway._dispatcher.start
+    gateway_start = place.benches[1].gateway._proxy.start
 
     def start(connection: object, request: object, *arguments: object, **options: object) -> object:
         if b'"model": "a"' in request.body:  # type: ignore[attr-defined]
@@ -65,12 +65,12 @@ async def test_broken_connection_of_one_model_rests_that_model_alone(
             return None
         return gateway_start(connection, request, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(place.benches[1].gateway._dispatcher, "start", start)
+    monkeypatch.setattr(place.benches[1].gateway._proxy, "start", start)
     response = await place.here.call(ask(model="a", user="somebody"))
     assert (response.status, response.headers["x-mesh-llm-host"]) == (200, f"peer {TWO.hex()[:10]}")
     now = asyncio.get_running_loop().time()
     assert resting(place.here, now) == {f"peer:{ONE.hex()[:10]}/a"}
-    assert place.here.gateway._dispatcher.affinity._keys[TargetKind.PEER, ONE.hex()] == keys
+    assert place.here.gateway._table.affinity._keys[TargetKind.PEER, ONE.hex()] == keys
     response = await place.here.call(ask(model="b", user="user 3"))
     assert response.headers["x-mesh-llm-host"] == f"peer {ONE.hex()[:10]}"
 
@@ -83,7 +83,7 @@ async def test_peer_that_cannot_be_reached_rests_with_all_models(place: Town, mo
     assert (response.status, response.headers["x-mesh-llm-host"]) == (200, f"peer {TWO.hex()[:10]}")
     now = asyncio.get_running_loop().time()
     assert resting(place.here, now) >= {f"peer:{ONE.hex()[:10]}/b"}
-    assert (TargetKind.PEER, ONE.hex()) not in place.here.gateway._dispatcher.affinity._keys
+    assert (TargetKind.PEER, ONE.hex()) not in place.here.gateway._table.affinity._keys
 
 
 async def test_failure_of_one_model_of_a_backend_rests_that_model_alone(

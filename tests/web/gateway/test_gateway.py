@@ -107,7 +107,7 @@ async def test_backend_request_has_its_key_host_and_path(folder: Path) -> None:
     async with bench(folder, backend_keys=keys) as table:
         upstream = await table.backend(tell)
         url = upstream.address + "/deep/er"
-        table.gateway._dispatcher._keys[url] = "k3y"
+        table.gateway._proxy._keys[url] = "k3y"
         table.publish(backends=(backend(url, "m"),))
         head = (await table.call(ask())).json["head"]
         assert head.startswith("POST /deep/er/v1/chat/completions HTTP/1.1\r\n")

@@ -39,6 +39,7 @@ from meshllm.core.records import ModelLoad, ServedModel
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import ModelFacts, Purpose, ServerPhase
 from meshllm.web.gateway import peer_endpoint
+from meshllm.web.gateway.proxy import Proxy
 
 ONE, TWO = node_id(1), node_id(2)
 # Of a host that is asked only when there is no other: it is far away and kept busy by others.
@@ -80,7 +81,8 @@ async def inside(place: Town, number: int = 1, peer: str = "") -> Caller:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_request_is_served_by_a_peer(place: Town, path: str) -> None:
+async def test_request_is_served_by_a_peer(place: Town, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Proxy, "wall", lambda self: 1_800_000_000)  # `created_at` of two responses
     engine = await place.serve(1)
     place.here.meet(host(ONE, "m"))
     alone = await place.benches[1].call(ask(path))
@@ -237,16 +239,26 @@ async def test_begun_stream_ends_with_an_error_when_its_host_dies(place: Town, p
 
 @pytest.mark.usefixtures("quick")
 async def test_unreachable_host_is_left_for_another(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.gateway.timeouts.CONNECT_TIMEOUT_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.web.gateway.relay.CONNECT_TIMEOUT_SECONDS", 0.02)
     place.roads.slow[ONE.hex()] = asyncio.Event()
     await place.serve(1)
     two = await place.serve(2)
     place.here.meet(host(ONE, "m"), host(TWO, "m", rtt=5.0))
     assert (await place.here.call(ask())).status == 200
     assert len(two.calls) == 1
-    # The connection that is there at last is not kept, and disturbs nobody.
-    place.roads.slow[ONE.hex()].set()
-    await place.roads.watch.until(lambda: place.roads.made == 2)
+    # Nobody goes on connecting for a request that has an answer.
+    assert (place.roads.given_up, place.roads.made) == (1, 1)
+
+
+async def test_caller_disconnect_while_connecting_to_a_peer(place: Town) -> None:
+    """The slot is free at once, and the connection is not made for nobody."""
+    place.roads.slow[ONE.hex()] = asyncio.Event()
+    await place.serve(1)
+    place.here.meet(host(ONE, "m"))
+    (caller,) = await queue(place.here, 1)
+    caller.abort()
+    await place.here.idle()
+    assert (place.here.gateway.outcomes, place.roads.given_up, place.roads.made) == (["abandoned"], 1, 0)
 
 
 async def test_failed_host_rests_for_all_requests(place: Town) -> None:
@@ -397,7 +409,7 @@ async def test_conversation_stays_with_its_host(place: Town, more: dict[str, Any
     # One that fails is not waited for, and not asked again when it is back.
     place.roads.kill(TWO)
     assert (await place.here.call(hello(**more))).status == 200
-    assert (TargetKind.PEER, TWO.hex()) not in place.here.gateway._dispatcher.affinity._keys
+    assert (TargetKind.PEER, TWO.hex()) not in place.here.gateway._table.affinity._keys
     place.roads.closed.clear()
     assert (await place.here.call(hello(**more))).status == 200
     assert (len(one.calls), len(two.calls)) == (3, 3)
@@ -466,7 +478,7 @@ async def test_slow_host_is_kept_without_another(place: Town, monkeypatch: pytes
 async def test_working_peer_sends_keep_alives(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """With comments in a stream, else with interim answers."""
     monkeypatch.setattr(
-        "meshllm.web.gateway.timeouts.PEER_SILENCES", 15
+        "meshllm.web.gateway.relay.PEER_SILENCES", 15
     )  # 0.3 s: a busy machine may stand still for a moment
     gate = Gate()
     await place.serve(1, gate)
@@ -482,7 +494,7 @@ async def test_working_peer_sends_keep_alives(place: Town, monkeypatch: pytest.M
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
 async def test_silent_peer_times_out(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
-    monkeypatch.setattr("meshllm.web.gateway.timeouts.PEER_SILENCES", 5)
+    monkeypatch.setattr("meshllm.web.gateway.relay.PEER_SILENCES", 5)
     one, two = await place.serve(1, never), await place.serve(2)
     # Its gateway's clock stands still.
     monkeypatch.setattr(place.benches[1].gateway._peer_endpoints, "sweep", lambda now: True)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from web_rig import Bench, Call, Caller, Town, ask, host, node_id, served, town, well
+from web_rig import Bench, Call, Caller, Town, Upstream, ask, host, never, node_id, served, town, well
 
 from meshllm.core.routing.routes import Target, TargetKind
-from meshllm.web.gateway.crashed_requests import REMEMBER_SECONDS, CrashedRequests
+from meshllm.core.snapshot import ServerPhase
+from meshllm.web.gateway.crashed_requests import (
+    ABANDONED_SECONDS,
+    MAX_ABANDONED,
+    REMEMBER_SECONDS,
+    CrashedRequests,
+    CrashSuspects,
+)
 from meshllm.web.gateway.target import MAX_PASSED, CallerRank, TargetQueue
 from meshllm.web.http.client import UpstreamPool
 
@@ -196,3 +204,103 @@ async def test_host_that_says_that_a_request_crashed_its_engine_is_the_last_one_
             response = await made.here.call(ask(stream=stream))
             assert b"request_crashed_engine" in response.body
         assert sum(len(each.calls) for each in hosts) == 1
+
+
+# -- a request whose caller went away before the engine died of it
+
+
+async def abandon(table: Bench, engine: Upstream, data: bytes) -> None:
+    """A caller sends a request, and hangs up while the engine is at work on it."""
+    calls, ended = len(engine.calls), len(table.gateway.outcomes)
+    caller = await table.caller()
+    caller.send(data)
+    await engine.watch.until(lambda: len(engine.calls) > calls)
+    caller.abort()
+    await table.gateway.watch.until(lambda: len(table.gateway.outcomes) > ended)
+    assert table.gateway.outcomes[-1] == "abandoned"
+
+
+async def next_engine(table: Bench, generation: int) -> Upstream:
+    engine = await table.engine(never)
+    table.publish(served("m", engine.address, generation=generation))
+    return engine
+
+
+async def test_request_is_refused_if_engines_died_after_its_caller_had_gone(table: Bench) -> None:
+    engine = await next_engine(table, 1)
+    for generation in (2, 3):
+        await abandon(table, engine, ask(grammar="bad"))
+        await engine.die()
+        engine = await next_engine(table, generation)
+    engine.script = well
+    response = await table.call(ask(grammar="bad"))
+    assert (response.status, response.json["error"]["code"]) == (400, "request_crashed_engine")
+    assert not engine.calls
+    assert (await table.call(ask(grammar="good"))).status == 200
+
+
+@pytest.mark.parametrize("why", ["stopped", "unwanted", "node stops"])
+async def test_abandoned_request_is_not_blamed_for_an_engine_that_was_stopped(table: Bench, why: str) -> None:
+    engine = await next_engine(table, 1)
+    for generation in (2, 3, 4):
+        await abandon(table, engine, ask())
+        ending = replace(served("m", engine.address, generation=generation - 1), server_facts=None)
+        stopping = ServerPhase.STOPPING if why == "stopped" else ServerPhase.NONE
+        table.publish(replace(ending, server=stopping, wanted=why != "unwanted"), stopping=why == "node stops")
+        await engine.die()
+        engine = await next_engine(table, generation)
+    engine.script = well
+    assert (await table.call(ask())).status == 200
+
+
+async def test_requests_abandoned_in_company_are_refused_after_three_deaths(table: Bench) -> None:
+    engine = await next_engine(table, 1)
+    for generation in (2, 3, 4):
+        await abandon(table, engine, ask(n=1, grammar="bad"))
+        await abandon(table, engine, ask(number=generation))
+        await engine.die()
+        engine = await next_engine(table, generation)
+    engine.script = well
+    assert (await table.call(ask(n=1, grammar="bad"))).status == 400
+    assert (await table.call(ask(number=4))).status == 200
+
+
+async def test_one_death_counts_once_for_each_request(table: Bench) -> None:
+    """Three callers that send the same request at once are no three deaths."""
+    first, second = await table.engine(never), await table.engine(well)
+    table.publish(served("m", first.address))
+    callers = [await table.caller() for _ in range(3)]
+    for caller in callers:
+        caller.send(ask())
+    await first.watch.until(lambda: len(first.calls) == 3)
+    await first.die()
+    table.publish(served("m", second.address, generation=2))
+    assert [(await caller.response()).status for caller in callers] == [200] * 3
+
+
+def test_suspects_of_one_engine_process() -> None:
+    suspects = CrashSuspects()
+    suspects.abandon(b"old", 0.0)
+    suspects.abandon(b"a", 1.0)
+    now = ABANDONED_SECONDS + 0.5
+    assert suspects.died_abandoned([], now) == [(b"a", True)]
+    assert suspects.died_abandoned([], now) == []
+    assert suspects.died(b"a") is None
+
+    suspects = CrashSuspects()
+    suspects.abandon(b"a", 0.0)
+    suspects.lost([b"b"], 1.0)
+    suspects.lost([b"c"], 1.0)  # a consequence of the same death
+    assert suspects.died(b"b") is False
+    assert suspects.died_abandoned([b"b"], 1.0) == [(b"a", False)]
+
+    suspects = CrashSuspects()
+    suspects.abandon(b"a", 0.0)
+    suspects.lost([b"a"], 1.0)  # it was sent again
+    assert suspects.died(b"a") is True
+
+    suspects = CrashSuspects()
+    for number in range(MAX_ABANDONED + 5):
+        suspects.abandon(b"%d" % number, 0.0)
+    found = suspects.died_abandoned([], 0.0)
+    assert (len(found), found[0]) == (MAX_ABANDONED, (b"5", False))

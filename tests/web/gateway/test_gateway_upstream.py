@@ -6,6 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from web_rig import (
@@ -33,6 +34,7 @@ from meshllm.core.snapshot import ServerPhase
 from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
+from meshllm.web.gateway.api_request import ApiRequest
 from meshllm.web.http import client as upstream_module
 from meshllm.wire.api.worker_loss import worker_loss_message
 
@@ -418,7 +420,7 @@ async def test_failure_after_the_end_of_a_stream_is_ignored(table: Bench, path: 
 async def test_complete_stream_ends_if_its_target_stays_open(
     table: Bench, monkeypatch: pytest.MonkeyPatch, chatter: bool
 ) -> None:
-    monkeypatch.setattr("meshllm.web.gateway.timeouts.LINGER_SECONDS", 0.03)
+    monkeypatch.setattr("meshllm.web.gateway.relay.LINGER_SECONDS", 0.03)
 
     async def script(call: Call) -> None:
         call.begin_stream()
@@ -613,7 +615,7 @@ async def test_deeply_nested_request_is_forwarded(table: Bench) -> None:
 
 
 async def test_response_size_is_bounded(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.gateway.request.MAX_RESPONSE_BYTES", 1 << 20)
+    monkeypatch.setattr("meshllm.web.gateway.relay.MAX_RESPONSE_BYTES", 1 << 20)
 
     async def script(call: Call) -> None:
         call.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
@@ -629,7 +631,7 @@ async def test_response_size_is_bounded(table: Bench, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("quick")
 async def test_silent_backend_times_out(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.gateway.timeouts.BACKEND_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.gateway.relay.BACKEND_SILENCE_SECONDS", 0.05)
 
     async def half(call: Call) -> None:
         call.begin_stream()
@@ -710,6 +712,21 @@ async def test_caller_disconnect_while_connecting(folder: Path) -> None:
         assert (await table.call(ask())).status == 200
 
 
+async def test_caller_disconnect_before_its_request_has_begun(table: Bench) -> None:
+    """The bytes of a request and the end of the connection come in one turn of the loop."""
+    engine = await table.serve(well)
+    transport = Mock(spec=asyncio.Transport)
+    transport.get_extra_info.return_value = ("127.0.0.1", 1)
+    transport.is_closing.return_value = False
+    connection = table.gateway._connection()
+    connection.connection_made(transport)
+    connection.data_received(ask())
+    connection.connection_lost(None)
+    await table.gateway.watch.until(lambda: bool(table.gateway.outcomes))
+    assert (table.gateway.outcomes, engine.calls) == (["abandoned"], [])
+    await table.idle()
+
+
 async def test_removed_target_finishes_its_responses(table: Bench) -> None:
     release = asyncio.Event()
 
@@ -729,3 +746,26 @@ async def test_removed_target_finishes_its_responses(table: Bench) -> None:
     table.publish()
     assert not table.gateway.target_queues()
     await upstream.watch.until(lambda: upstream.open == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_defect_in_a_request_ends_that_request_alone(
+    table: Bench, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Its connection is closed, its slot is free, and the log has it."""
+    engine = await table.serve(well)
+
+    def defect(self: ApiRequest, *arguments: object, **options: object) -> bytes:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ApiRequest, "wire", defect)
+        caller = await table.caller()
+        caller.send(ask(stream=stream))
+        assert await caller.eof() == b""
+        await table.idle()
+    assert table.gateway.outcomes == ["failed"]
+    assert any("ZeroDivisionError" in fault for fault in table.faults)
+    table.faults.clear()
+    assert (await table.call(ask(stream=stream))).status == 200
+    assert len(engine.calls) == 1

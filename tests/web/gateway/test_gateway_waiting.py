@@ -122,8 +122,8 @@ async def test_waiting_for_the_nodes_of_a_split_times_out_although_the_reason_ch
 
 
 async def test_waiting_for_a_model_times_out(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.gateway.timeouts.WAIT_SILENT_SECONDS", 0.2)
-    monkeypatch.setattr("meshllm.web.gateway.timeouts.WAIT_STREAMING_SECONDS", 0.3)
+    monkeypatch.setattr("meshllm.web.gateway.request.WAIT_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("meshllm.web.gateway.request.WAIT_STREAMING_SECONDS", 0.3)
     table.publish(coming("m"))
     silent = await table.call(ask())
     assert (silent.status, silent.headers["retry-after"]) == (503, "10")

@@ -23,7 +23,7 @@ from web_rig import (
     well,
 )
 
-from meshllm.web.gateway.response_writer import HOST_HEADER
+from meshllm.web.gateway.relay import HOST_HEADER
 
 
 async def telling(call: Call) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.web.gateway.timeouts import SILENCE_SECONDS, Overdue, overdue
+from meshllm.web.gateway.relay import SILENCE_SECONDS, Overdue, overdue
 
 
 @pytest.mark.parametrize(("doubted", "silences"), [(False, 3), (True, 2)])
