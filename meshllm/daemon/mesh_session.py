@@ -26,7 +26,8 @@ from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.messages import GrantedInvite, Message
 from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, SignedRecord
-from meshllm.daemon import home_place
+from meshllm.core.split.corrections import Correction
+from meshllm.daemon import forecast_file, home_place
 from meshllm.daemon.admission import MemberAdmission
 from meshllm.daemon.audit_log import WriteAudit, no_audit
 from meshllm.daemon.duplicate_notice import DuplicateNotice
@@ -41,6 +42,7 @@ from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.state_writer import StateWriter
 from meshllm.errors import EnvironmentFailure, LinkClosed, MeshError, PortTaken
+from meshllm.machine import identity
 from meshllm.net.addresses import InterfaceAddress, ObservedAddresses, addresses, read_interfaces
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.handshake import Credentials
@@ -131,6 +133,7 @@ class MeshSession:
             key_grace=found.keys.authority.grace_left(found.clock.now()),
             moved=found.moved,
             rejoins=bool(found.state.peers) and not self._choice.foreign,
+            machine=identity.machine(),
             lease_refusal=lease_refusal
             or owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
         )
@@ -179,6 +182,10 @@ class MeshSession:
     def has_no_mesh(self) -> bool:
         """Whether this is a client without a mesh to join."""
         return not (self._choice.addresses or self._state.peers) and self.config.role is Role.CLIENT
+
+    def corrections(self) -> tuple[Correction, ...]:
+        """What forecasts of splits learned in earlier runs. Reads a small file."""
+        return forecast_file.load(self._settings.home, asyncio.get_running_loop().time(), self._wall.now())
 
     async def begin(self, serve: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
         """Listen for peers, whose HTTP tunnels `serve` serves, and post this node's addresses and the peers to dial.
@@ -263,6 +270,9 @@ class MeshSession:
                 self._writer.add(lambda: self._state.save_incarnation(incarnation))
             case c.SavePeers(peers):
                 self._writer.add(lambda: self._state.save_peers(peers))
+            case c.SaveCorrections(corrections):
+                now, unix = asyncio.get_running_loop().time(), self._wall.now()
+                self._writer.add(lambda: forecast_file.save(self._settings.home, corrections, now, unix))
             case c.SaveMesh(mesh):
                 self._choice = replace(self._choice, mesh=mesh)
                 if not self._choice.foreign:

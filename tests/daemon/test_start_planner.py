@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.estimate import MICRO_BATCH
 from meshllm.core.memory.layer_placement import MOST_PAGED
 from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
 from meshllm.core.records import NodeId
@@ -20,7 +21,7 @@ from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.probe.bindings import BufferNeed, EngineDevice, MemoryNeed
-from meshllm.engine.processes.llama_server import Projector
+from meshllm.engine.processes.llama_server import PROCESSOR_BATCH, Projector, ServerPlan, arguments
 from meshllm.errors import NotEnoughSpace, UsageError
 from meshllm.machine import resources
 from meshllm.machine.resources import Memory
@@ -94,8 +95,11 @@ async def test_plan_without_accelerators(machine: Machine, tmp_path: Path) -> No
     assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (ContextSize(32768, 4), None, (), None)
     assert machine.asked == [machine.asked[0] | {"devices": None, "split": [], "gpu_layers": 0}]
     assert fit.placement_text.startswith("on the CPU: 4.")
-    assert 4 * GB < fit.memory < 5 * GB
     assert 0 < fit.prompt_cache_mib <= 3200
+    # The planned memory is what the process comes to with its prompt cache full.
+    assert fit.memory_parts == (("prompt cache", fit.prompt_cache_mib * MIB),)
+    assert 4 * GB < fit.memory - fit.prompt_cache_mib * MIB < 5 * GB
+    assert "grows by up to 3.2 GB of prompt cache" in fit.placement_text
 
 
 async def test_plan_logs_what_is_reduced(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -196,11 +200,13 @@ async def test_plan_places_the_image_encoder_first(machine: Machine, tmp_path: P
     local = replace(local, projector=sees)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.projector == Projector(sees)
-    assert fit.memory == blind.memory + taken
+    bare = blind.memory - dict(blind.memory_parts)["prompt cache"]
+    assert dict(fit.memory_parts)["image encoder"] == taken
+    assert fit.memory - dict(fit.memory_parts)["prompt cache"] == bare + taken
     assert "vision (0.93 GB at most)" in fit.placement_text
     assert blind.projector is None
     assert "pictures" not in blind.placement_text
-    machine.available = int((blind.memory + taken - 10 * MIB) / 0.9)
+    machine.available = int((bare + taken - 10 * MIB) / 0.9)
     assert (await StartPlanner().plan(ENGINE, local, usage(local.header))).size.slots < 4, "it has no room for all"
     machine.available = 32 * GB
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
@@ -305,4 +311,19 @@ async def test_planned_memory_says_where_it_is(machine: Machine, tmp_path: Path)
     local = model(tmp_path / "m.gguf")
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert [name for name, _ in fit.planned.devices] == ["CUDA1"]
-    assert fit.planned.host + sum(size for _, size in fit.planned.devices) == fit.memory + (fit.prompt_cache_mib << 20)
+    assert fit.planned.host + sum(size for _, size in fit.planned.devices) == fit.memory
+
+
+async def test_plan_counts_the_batches_that_the_engine_computes(machine: Machine, tmp_path: Path) -> None:
+    local = model(tmp_path / "m.gguf")
+    sees = replace(local, projector=engine_samples.projector(tmp_path / "mmproj.gguf"))
+    for chosen, devices, batch in (
+        (local, (PROCESSOR,), PROCESSOR_BATCH),
+        (sees, (PROCESSOR,), MICRO_BATCH),  # an image needs all its tokens in one batch
+        (local, (PROCESSOR, gpu("CUDA0", 24)), MICRO_BATCH),
+    ):
+        machine.devices = devices
+        fit = await StartPlanner().plan(ENGINE, chosen, usage(chosen.header))
+        assert machine.asked[-1]["micro_batch"] == batch
+        plan = ServerPlan("m", local.path, 1, 1, devices=fit.devices, projector=fit.projector)
+        assert ("--batch-size" in arguments(Path("e"), plan, Path("s"))) == (batch == PROCESSOR_BATCH)

@@ -25,6 +25,7 @@ from meshllm.core.records import (
     Role,
     SignedRecord,
     Signer,
+    machine_in,
 )
 
 # Reports about dead nodes stay this long, so that a node that was unreachable derives the same death.
@@ -41,7 +42,7 @@ class MeshConfig:
     `key_grace`: how long those of the previous mesh key count yet (seconds). `lease_refusal`: why it accepts no lease
     at all ("": it does). `rejoins`: it was in this mesh with others before, so that without an answer it is alone for
     now, and nothing has failed. `moved`: this home comes from another place; if another machine has the same identity,
-    this one steps back.
+    this one steps back. `machine`: the secret id of this machine, published as `machine_in`.
     """
 
     node: NodeId
@@ -60,6 +61,7 @@ class MeshConfig:
     key_grace: float = 0.0
     rejoins: bool = False
     moved: bool = False
+    machine: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class OwnRecord:
 
     def __init__(self, config: MeshConfig) -> None:
         self._sign = config.sign
+        self._machine = config.machine
         self._record = NodeRecord(
             node=config.node,
             version=RecordVersion(config.incarnation, 0),
@@ -84,6 +87,7 @@ class OwnRecord:
             protocol=config.protocol,
             idle=config.idle,
             certificate=config.certificate,
+            machine=machine_in(config.mesh, config.machine),
         )
         self._loads: tuple[ModelLoad, ...] = ()
         self._reports: dict[NodeId, _Report] = {}
@@ -130,6 +134,9 @@ class OwnRecord:
                 memory=facts.memory,
                 devices=facts.devices,
                 speed=facts.speed,
+                machine_memory=facts.machine_memory,
+                planned=facts.planned,
+                used=facts.used,
             )
         )
 
@@ -139,7 +146,7 @@ class OwnRecord:
 
     def set_mesh(self, mesh: MeshId) -> None:
         """This node belongs to `mesh`."""
-        self._update(replace(self._record, mesh=mesh))
+        self._update(replace(self._record, mesh=mesh, machine=machine_in(mesh, self._machine)))
 
     def set_certificate(self, certificate: bytes) -> None:
         """This node has a new certificate."""
@@ -207,6 +214,7 @@ class OwnRecord:
 
 
 def _without_measurements(record: NodeRecord) -> NodeRecord:
-    """The record without the figures that vary all the time."""
+    """The record without the figures that vary all the time. Used memory does not: it grows while a model is loaded and
+    its caches fill, and is quantised."""
     splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
-    return replace(record, memory=0, devices=(), splits=splits, speed=0)
+    return replace(record, memory=0, devices=(), splits=splits, speed=0, machine_memory=0)
