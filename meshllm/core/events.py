@@ -254,6 +254,13 @@ class ModelRequested(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelsAsked(Event):
+    """Callers of this node's API asked for these models, each so many times. Requests of peers are not among them."""
+
+    counts: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadsChanged(Event):
     """The load of the models served here."""
 
