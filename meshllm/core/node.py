@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.demand.node_demand import NodeDemand
 from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.links import Rng
@@ -78,6 +79,7 @@ class NodeCore:
                 config.node, member.link_policy, rng, lambda: member.phase, member.away.names
             )
         self._local = LocalModels(self._splitting)
+        self._demand = NodeDemand(self._mesh, self._own_names)
         self._stopping = False
         self._finished = False
         self._snapshot = Snapshot()
@@ -100,6 +102,7 @@ class NodeCore:
             todo += self._mesh.handle(event, now)
             if isinstance(event, e.CertificateRenewed):  # what a node offers depends on its rights
                 todo += self._mesh.update_facts(self._own_facts(), now)
+            todo += self._demand_event(event, now)
             todo += self._split_event(event, now)
             todo += self._reconsider(now)
             todo += self._serve_demanded_model(now)
@@ -113,6 +116,7 @@ class NodeCore:
         times = [self._due]
         if self._mesh is not None:
             times.append(self._mesh.next_deadline())
+            times.append(self._demand.next_deadline())
             if not self._stopping:
                 times.append(self._placement_at)
         return min((time for time in times if time is not None), default=None)
@@ -175,6 +179,20 @@ class NodeCore:
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
+
+    # -- demand
+
+    def _own_names(self) -> list[str]:
+        """The models that this node knows itself."""
+        pooled = [name for backend in self._backends.values() for name in backend.models]
+        return [*self._local.models, *self._requested, *self._machine.models, *pooled]
+
+    def _demand_event(self, event: e.Event, now: float) -> list[c.Command]:
+        """Take in what callers and clients ask for, and let it decay."""
+        changed, todo = self._demand.handle(event, now)
+        if changed and self._mesh is not None and not self._stopping:
+            todo += self._mesh.update_facts(self._own_facts(), now)
+        return todo
 
     # -- pipeline splits
 
@@ -255,6 +273,7 @@ class NodeCore:
             memory=0 if self._lease_refusal else self._machine.memory,
             devices=() if self._lease_refusal else self._machine.devices[:MAX_DEVICES],
             speed=self._local.speed,
+            demand=self._demand.levels,
         )
 
     def _candidates(self) -> tuple[SplitCandidate, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from meshllm.core.demand.levels import MAX_DEMANDED, DemandLevel
 from meshllm.core.ids import MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId
 from meshllm.core.membership.certificates import Certificate
 from meshllm.core.snapshot import Purpose
@@ -17,6 +18,7 @@ from meshllm.core.snapshot import Purpose
 __all__ = [
     "MAX_ADDRESSES",
     "MAX_BACKEND_MODELS",
+    "MAX_DEMANDED",
     "MAX_DEVICES",
     "MAX_FAILURE_REPORTS",
     "MAX_NAME_BYTES",
@@ -30,6 +32,7 @@ __all__ = [
     "NODE_ID_BYTES",
     "PIN_BYTES",
     "BootstrapAddress",
+    "DemandLevel",
     "FailureReport",
     "MeshId",
     "ModelLoad",
@@ -139,7 +142,7 @@ class OwnFacts:
     """What this node publishes about its models and its machine, as far as the rest of the core knows it.
 
     The fields have the meaning of those of `NodeRecord`. A change of `loads` alone never causes a new record; changes
-    of `memory`, `devices`, `splits` and `speed` cause a limited number per hour.
+    of `memory`, `devices`, `splits`, `speed` and levels of `demand` cause a limited number per hour.
     """
 
     serves: tuple[ServedModel, ...] = ()
@@ -151,6 +154,7 @@ class OwnFacts:
     memory: int = 0
     devices: tuple[int, ...] = ()
     speed: int = 0
+    demand: tuple[DemandLevel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,7 @@ class NodeRecord:
     order of its engine (empty: not divided). `splits`: models it would host as a split. `speed`: bytes of weights it
     reads per second (0: unknown). `idle`: it serves only models that were requested on it. `aliases`: (name, other
     name of the same file), both in `on_disk`. `certificate`: its membership certificate, as signed by the mesh key.
+    `demand`: what callers of its API and its clients ask for, each model once.
     """
 
     node: NodeId
@@ -184,6 +189,7 @@ class NodeRecord:
     idle: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
     certificate: bytes = b""
+    demand: tuple[DemandLevel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

@@ -322,8 +322,8 @@ def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
         record = replace(record, memory=0, devices=(), speed=0)
     if Right.HOST not in rights and record.splits:
         record = replace(record, splits=())
-    if Right.USE not in rights and record.wants:
-        record = replace(record, wants=())
+    if Right.USE not in rights and (record.wants or record.demand):
+        record = replace(record, wants=(), demand=())
     return record
 
 

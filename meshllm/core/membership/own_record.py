@@ -128,6 +128,7 @@ class OwnRecord:
                 memory=facts.memory,
                 devices=facts.devices,
                 speed=facts.speed,
+                demand=facts.demand,
             )
         )
 
@@ -145,7 +146,7 @@ class OwnRecord:
 
     def set_leaving(self) -> None:
         """This node leaves the mesh: it serves nothing."""
-        self._update(replace(self._record, leaving=True, serves=(), wants=()))
+        self._update(replace(self._record, leaving=True, serves=(), wants=(), demand=()))
 
     def report_failure(self, node: NodeId, incarnation: int) -> bool:
         """Report that `node` does not answer. False if that is reported already, or the record has no space left."""
@@ -207,4 +208,5 @@ class OwnRecord:
 def _without_measurements(record: NodeRecord) -> NodeRecord:
     """The record without the figures that vary all the time."""
     splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
-    return replace(record, memory=0, devices=(), splits=splits, speed=0)
+    demand = tuple([replace(entry, level=0) for entry in record.demand])
+    return replace(record, memory=0, devices=(), splits=splits, speed=0, demand=demand)

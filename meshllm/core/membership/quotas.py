@@ -46,6 +46,7 @@ def memory_of(signed: SignedRecord) -> int:
                 record.devices,
                 record.aliases,
                 record.aliases,
+                record.demand,
             ),
         )
     )

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 
 from meshllm.core import records as r
+from meshllm.core.demand.levels import MAX_LEVEL
 from meshllm.core.records import MAX_NUMBER, NodeRecord, SignedRecord
 from meshllm.core.snapshot import Purpose
 from meshllm.errors import BadMessage
@@ -85,6 +86,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.idle,
             [(places.get(alias, -1), places.get(name, -1)) for alias, name in record.aliases],
             record.certificate,
+            [(entry.model, entry.level) for entry in record.demand],
         )
     )
     try:
@@ -175,6 +177,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         idle=f.flag(later[3], "idle") if len(later) > 3 else False,
         aliases=_aliases(later[4], disk) if len(later) > 4 else (),
         certificate=_certificate(later[5]) if len(later) > 5 else b"",
+        demand=read_demand(later[6]) if len(later) > 6 else (),
     )
 
 
@@ -239,6 +242,24 @@ def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
     return tuple([_load(item) for item in f.items(value, MAX_MODELS, "loads")])
 
 
+def read_demand(value: Any) -> tuple[r.DemandLevel, ...]:
+    """Demand, as in a record and in a report; levels that only newer versions know count as the highest known one."""
+    found = []
+    for item in f.items(value, r.MAX_DEMANDED, "demand"):
+        model, level, *_ = f.fields(item, 2, "demanded model")
+        wanted = f.number(level, "level of demand", 1)
+        found.append(r.DemandLevel(f.name(model, "demanded model"), min(wanted, MAX_LEVEL)))
+    if len({entry.model for entry in found}) != len(found):
+        raise BadMessage("demand: a model is repeated")
+    return tuple(found)
+
+
+def fit_demand(demand: tuple[r.DemandLevel, ...]) -> tuple[r.DemandLevel, ...]:
+    """Demand within the bounds."""
+    good = {entry.model: min(entry.level, MAX_LEVEL) for entry in demand if entry.level > 0 and _good(entry.model)}
+    return tuple([r.DemandLevel(model, level) for model, level in good.items()][: r.MAX_DEMANDED])
+
+
 def _load(value: Any) -> r.ModelLoad:
     name, active, waiting, *_ = f.fields(value, 3, "load")
     return r.ModelLoad(
@@ -273,6 +294,7 @@ def fit(record: NodeRecord) -> NodeRecord:
                 : r.MAX_SPLITS
             ]
         ),
+        demand=fit_demand(record.demand),
     )
     return _shrunk(cut)
 
@@ -322,6 +344,7 @@ _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES
 _FIXED_BYTES += CERTIFICATE_BYTES + 3
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 36, 16, 3, 48
+_DEMAND_BYTES = 5
 
 
 def _shrunk(record: NodeRecord) -> NodeRecord:
@@ -330,6 +353,7 @@ def _shrunk(record: NodeRecord) -> NodeRecord:
     serves, left = _as_many([(m, len(m.name.encode()) + _MODEL_BYTES) for m in record.serves], left)
     wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
     loads, left = _as_many([(load, len(load.name.encode()) + _LOAD_BYTES) for load in record.loads], left)
+    demand, left = _as_many([(d, len(d.model.encode()) + _DEMAND_BYTES) for d in record.demand], left)
     on_disk, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.on_disk], left)
     aliases = [pair for pair in record.aliases if pair[0] in on_disk and pair[1] in on_disk][: r.MAX_ON_DISK]
     return replace(
@@ -337,6 +361,7 @@ def _shrunk(record: NodeRecord) -> NodeRecord:
         serves=tuple(serves),
         wants=tuple(wants),
         loads=tuple(loads),
+        demand=tuple(demand),
         on_disk=tuple(on_disk),
         aliases=tuple(aliases),
     )
