@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from pydantic.fields import FieldInfo
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.web.console.mesh_status import AwayInfo, ClientInfo, MeshStatus, PeerInfo, ServedStatus
+from meshllm.web.console.mesh_status import AwayInfo, ClientInfo, DemandStatus, MeshStatus, PeerInfo, ServedStatus
 from meshllm.web.console.request_status import AttemptStatus, RequestsAnswer, RequestStatus
 from meshllm.web.console.split_status import ForecastStatus, SplitStatus, WorkerLeaseStatus, WorkerShareStatus
 from meshllm.web.console.status import (
@@ -117,7 +117,7 @@ PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
     WorkerShareStatus: _fields("node name first layers memory phase rtt transport sent received rate"),
     WorkerLeaseStatus: _fields("model host host_name generation phase first layers memory"),
     MeshStatus: _fields(
-        "node role phase incarnation wants clients peers memory on_disk aliases client_list away",
+        "node role phase incarnation wants clients peers memory on_disk aliases client_list away demand",
         reason=_hinted,
     ),
     PeerInfo: _fields(
@@ -126,6 +126,7 @@ PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
     ),
     ClientInfo: _fields("id name since_seconds rtt"),
     AwayInfo: _fields("id name models seen_seconds"),
+    DemandStatus: _fields("model requests nodes wishes hosts"),
     ServedStatus: _fields("name purpose context_length slots size active waiting input_modalities"),
     SharingStatus: _fields(
         "upload_enabled upload_limit uploaded_bytes uploads downloads banned", checks=lambda value, audience, owner: []
