@@ -229,7 +229,8 @@ class MachineObserved(Event):
     """The machine now; None where a fact could not be read, so that the last one stays.
 
     `memory`: bytes that this node offers for models; `devices`: the same for each accelerator, if there are several;
-    `disk_free`: bytes for model files. `models` and `aliases`: the models on the disk (see `MachineFacts`).
+    `disk_free`: bytes for model files. `models`, `aliases` and `model_sizes` (bytes): the models on the disk (see
+    `MachineFacts`).
     """
 
     memory: int | None = None
@@ -237,6 +238,7 @@ class MachineObserved(Event):
     disk_free: int | None = None
     models: tuple[str, ...] | None = None
     aliases: tuple[tuple[str, str], ...] = ()
+    model_sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

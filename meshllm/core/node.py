@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.demand.mesh_demand import scores
 from meshllm.core.demand.node_demand import NodeDemand
 from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.membership.client import ClientMember
@@ -24,6 +25,7 @@ from meshllm.core.quantise import quantise
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
     MAX_DEVICES,
+    MAX_LOADING,
     MAX_ON_DISK,
     MAX_SERVED,
     MAX_SPLITS,
@@ -35,9 +37,12 @@ from meshllm.core.records import (
     ServedModel,
     SplitCandidate,
 )
-from meshllm.core.serving import placement
+from meshllm.core.serving import next_step
+from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
 from meshllm.core.serving.local_models import LocalModels
-from meshllm.core.snapshot import BackendState, ServerPhase, Snapshot
+from meshllm.core.serving.placement import MIB, PlacementView
+from meshllm.core.serving.pressure import PressureWatch
+from meshllm.core.snapshot import BackendState, FilePhase, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.lease import LeaseMessage
 from meshllm.util.backoff import backoff
@@ -46,9 +51,6 @@ from meshllm.util.backoff import backoff
 BACKEND_PROBE_SECONDS = 10.0
 BACKEND_RETRY_BASE_SECONDS = 0.5
 BACKEND_RETRY_CAP_SECONDS = 15.0
-# How often a node without a model checks whether the mesh requests one; first once the table has come and most nodes
-# in it are verified.
-PLACEMENT_SECONDS = 3.0
 # Why a node whose own certificate does not let it work takes no lease.
 NO_WORK = "its membership does not let it work for splits"
 
@@ -63,7 +65,11 @@ class NodeCore:
         self._machine = MachineFacts()
         self._free_memory = 0  # as last observed, not quantised
         self._loads: tuple[ModelLoad, ...] = ()
-        self._demanded: str | None = None  # the model served because the mesh requested it
+        self._placement = DemandPlacement()
+        self._claims = LoadingClaims()
+        self._pressure = PressureWatch()
+        self._pressure_new = False
+        self._pressure_due: float | None = None
         self._placement_at: float | None = None
         self._due: float | None = None  # the next deadline of a model or a backend
         self._mesh: MeshParticipant | None = None
@@ -92,6 +98,7 @@ class NodeCore:
         todo: list[c.Command] = []
         local = self._local_event(event, now)
         due = self._due is not None and self._due <= now
+        local = self._pressure_changed(now) or local
         if local or due:
             todo = self._decide(now)
             self._dirty = True
@@ -105,7 +112,7 @@ class NodeCore:
             todo += self._demand_event(event, now)
             todo += self._split_event(event, now)
             todo += self._reconsider(now)
-            todo += self._serve_demanded_model(now)
+            todo += self._follow_demand(now)
         if self._stopping and not self._finished and self._local.at_rest:
             self._finished = True
             todo.append(c.Finish())
@@ -117,6 +124,7 @@ class NodeCore:
         if self._mesh is not None:
             times.append(self._mesh.next_deadline())
             times.append(self._demand.next_deadline())
+            times.append(self._pressure_due)
             if not self._stopping:
                 times.append(self._placement_at)
         return min((time for time in times if time is not None), default=None)
@@ -246,7 +254,17 @@ class NodeCore:
     def _own_facts(self) -> OwnFacts:
         """What this node publishes. The signer cuts what exceeds the size of a record."""
         served = [
-            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.vision)
+            ServedModel(
+                m.name,
+                m.facts.purpose,
+                run.context_length,
+                run.slots,
+                m.facts.size,
+                m.facts.vision,
+                on_demand=m.name == self._placement.model,
+                movable=m.name == self._placement.model and self._placement.movable,
+                pressed=m.name in self._pressure.pressed,
+            )
             for m in self._local.models.values()
             if m.wanted
             and m.server is ServerPhase.SERVING
@@ -260,7 +278,7 @@ class NodeCore:
         wants = [
             name
             for name, model in self._local.models.items()
-            if model.wanted and name != self._demanded and not (model.force_split and model.measured is None)
+            if model.wanted and name != self._placement.model and not (model.force_split and model.measured is None)
         ]
         return OwnFacts(
             serves=tuple(served),
@@ -274,6 +292,8 @@ class NodeCore:
             devices=() if self._lease_refusal else self._machine.devices[:MAX_DEVICES],
             speed=self._local.speed,
             demand=self._demand.levels,
+            disk_sizes=tuple([size // MIB for size in self._machine.model_sizes])[:MAX_ON_DISK],
+            loading=self._loading(),
         )
 
     def _candidates(self) -> tuple[SplitCandidate, ...]:
@@ -282,28 +302,73 @@ class NodeCore:
         found = [self._splitting.candidate(model) for model in self._local.models.values()]
         return tuple(candidate for candidate in found if candidate is not None)[:MAX_SPLITS]
 
-    def _serve_demanded_model(self, now: float) -> list[c.Command]:
-        """Start serving a model that the mesh requests, if this node has none of its own."""
-        member = self._mesh
-        if not isinstance(member, Member) or self._local.models or self._backends or self._requested or self._stopping:
+    def _loading(self) -> tuple[str, ...]:
+        """The models that this node loads: other nodes need not."""
+        found = [name for name, model in self._local.models.items() if self._is_loading(model)]
+        if self._placement.reserved:
+            found.insert(0, self._placement.reserved)
+        return tuple(found)[:MAX_LOADING]
+
+    def _is_loading(self, model: ModelState) -> bool:
+        if not model.wanted or model.server is ServerPhase.SERVING:
+            return False
+        if next_step.phase(self._local.engine, model) is ModelPhase.FAILED:
+            return False
+        if model.name == self._placement.model:
+            return True
+        # A download takes long, and a split waits for other nodes: meanwhile another node may serve it.
+        alone = model.split is None or model.server is ServerPhase.STARTING
+        return model.file is FilePhase.READY and alone and not model.force_split
+
+    def _pressure_changed(self, now: float) -> bool:
+        """Look whether the slots of models here are taken for long; whether that changed."""
+        if self._mesh is None or (not self._pressure_new and (self._pressure_due is None or now < self._pressure_due)):
+            return False
+        slots = {m.name: m.server_facts.slots for m in self._local.models.values() if m.server_facts is not None}
+        changed = self._pressure.update(self._loads, slots, now)
+        self._pressure_new, self._pressure_due = False, self._pressure.next_deadline(now)
+        return changed
+
+    def _follow_demand(self, now: float) -> list[c.Command]:
+        """Take a model that the mesh wants, or leave the one that was taken."""
+        member, placement = self._mesh, self._placement
+        if not isinstance(member, Member) or self._stopping or not (placement.busy or self._is_free(member)):
             self._placement_at = None
-            return []
-        leased = self._splitting is not None and self._splitting.worker_lease is not None
-        if not self._machine.models or not member.joined or member.record.idle or leased:
-            self._placement_at = None  # else it would stay due
             return []
         if self._placement_at is None:
             self._placement_at = now + PLACEMENT_SECONDS
         if now < self._placement_at:
             return []
         self._placement_at = now + PLACEMENT_SECONDS
-        self._demanded = placement.choose(member.record, member.alive())
-        if self._demanded is None:
+        model = self._local.models.get(placement.model)
+        if placement.model and model is None:
+            placement.forget()
+        claims = member.claims()
+        records = self._claims.believed([claim.record for claim in claims[1:]], now)
+        owned = {claim.record.node for claim in claims if claim.owned}
+        step = placement.decide(
+            PlacementView([member.record, *records], scores(claims), owned),
+            member.record,
+            now,
+            free=self._is_free(member),
+            serving=model is not None and model.server is ServerPhase.SERVING,
+            failed=model is not None and next_step.phase(self._local.engine, model) is ModelPhase.FAILED,
+        )
+        if step.take:
+            self._local.want(step.take)
+        if step.release:
+            self._local.release(step.release)
+        if not step.changed:
             return []
-        self._placement_at = None
-        self._local.want(self._demanded)
         self._dirty = True
-        return self._decide(now)
+        return [*self._decide(now), *member.update_facts(self._own_facts(), now)]
+
+    def _is_free(self, member: Member) -> bool:
+        """Whether this node could take a model: a standby with models on its disk that is no worker."""
+        if self._local.models or self._backends or self._requested:
+            return False
+        leased = self._splitting is not None and self._splitting.worker_lease is not None
+        return bool(self._machine.models) and member.joined and not member.record.idle and not leased
 
     # -- events of this node
 
@@ -323,6 +388,7 @@ class NodeCore:
                 self._local.speed = quantise(event.bytes_per_second, self._local.speed)
             case e.LoadsChanged():
                 self._loads = event.loads
+                self._pressure_new = True
             case e.BackendAdded():
                 if not self._stopping and event.url not in self._backends:
                     self._backends[event.url] = BackendState(event.url, next_probe=now)
@@ -345,7 +411,7 @@ class NodeCore:
         if event.disk_free is not None:
             machine = machine.with_disk_free(event.disk_free)
         if event.models is not None:
-            machine = replace(machine, models=event.models, aliases=event.aliases)
+            machine = replace(machine, models=event.models, aliases=event.aliases, model_sizes=event.model_sizes)
         self._machine = machine
 
     def _stop(self) -> None:

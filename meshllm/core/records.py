@@ -21,6 +21,7 @@ __all__ = [
     "MAX_DEMANDED",
     "MAX_DEVICES",
     "MAX_FAILURE_REPORTS",
+    "MAX_LOADING",
     "MAX_NAME_BYTES",
     "MAX_NUMBER",
     "MAX_ON_DISK",
@@ -58,6 +59,7 @@ MAX_ON_DISK = 64
 MAX_FAILURE_REPORTS = 64
 MAX_SPLITS = 8
 MAX_DEVICES = 16
+MAX_LOADING = 8
 MAX_NAME_BYTES = 256
 MAX_RECORD_BYTES = 32 << 10
 # The largest integer in a record or message: JavaScript reads larger JSON numbers inexactly.
@@ -99,7 +101,9 @@ class PeerAddress:
 class ServedModel:
     """A model that a node serves. `context_length` in tokens per request (0: unknown), `size` of the file in bytes.
 
-    `slots`: parallel requests (0: unknown, a backend). `vision`: the model accepts images (None: unknown).
+    `slots`: parallel requests (0: unknown, a backend). `vision`: the model accepts images (None: unknown). `on_demand`:
+    it is served because the mesh wants it, `movable`: for so long that the node may leave it for another. `pressed`:
+    its slots have been taken for long (`serving/pressure.py`).
     """
 
     name: str
@@ -108,6 +112,9 @@ class ServedModel:
     slots: int = 0
     size: int = 0
     vision: bool | None = None
+    on_demand: bool = False
+    movable: bool = False
+    pressed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,7 @@ class OwnFacts:
     """What this node publishes about its models and its machine, as far as the rest of the core knows it.
 
     The fields have the meaning of those of `NodeRecord`. A change of `loads` alone never causes a new record; changes
-    of `memory`, `devices`, `splits`, `speed` and levels of `demand` cause a limited number per hour.
+    of `memory`, `devices`, `splits`, `speed`, levels of `demand` and flags of `serves` cause a limited number per hour.
     """
 
     serves: tuple[ServedModel, ...] = ()
@@ -155,6 +162,8 @@ class OwnFacts:
     devices: tuple[int, ...] = ()
     speed: int = 0
     demand: tuple[DemandLevel, ...] = ()
+    disk_sizes: tuple[int, ...] = ()
+    loading: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +176,7 @@ class NodeRecord:
     reads per second (0: unknown). `idle`: it serves only models that were requested on it. `aliases`: (name, other
     name of the same file), both in `on_disk`. `certificate`: its membership certificate, as signed by the mesh key.
     `demand`: what callers of its API and its clients ask for, each model once.
+    `disk_sizes`: MiB of the models in `on_disk`, in its order (0: unknown). `loading`: models that it loads now.
     """
 
     node: NodeId
@@ -190,6 +200,8 @@ class NodeRecord:
     aliases: tuple[tuple[str, str], ...] = ()
     certificate: bytes = b""
     demand: tuple[DemandLevel, ...] = ()
+    disk_sizes: tuple[int, ...] = ()
+    loading: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

@@ -37,10 +37,11 @@ class FreeMemory:
 
 @dataclass(frozen=True, slots=True)
 class ModelsOnDisk:
-    """Names of the models on the disk, and further names of the same files."""
+    """Names of the models on the disk, further names of the same files, and the bytes of each model (0: unknown)."""
 
     models: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 class MachineReader(Protocol):
@@ -120,6 +121,7 @@ class MachineObserver:
                 disk_free=disk_free,
                 models=found.models if found is not None else None,
                 aliases=found.aliases if found is not None else (),
+                model_sizes=found.sizes if found is not None else (),
             )
         )
 

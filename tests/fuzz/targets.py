@@ -127,6 +127,8 @@ def _records() -> Iterator[bytes]:
             wants=("Qwen3-32B",),
             demand=(DemandLevel("Qwen3-8B", 3), DemandLevel("Qwen3-32B", 1)),
             on_disk=("a", "b"),
+            disk_sizes=(700, 0),
+            loading=("a",),
             aliases=(("a", "b"),),
             failure_reports=(FailureReport(_OTHER, 3),),
             splits=(SplitCandidate("Qwen3-32B", 8 << 30, True),),

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.demand.mesh_demand import DemandClaim
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.anti_entropy import AntiEntropy
 from meshllm.core.membership.broadcast import RecordBroadcast
@@ -72,6 +73,18 @@ class Member(MeshParticipant):
     def is_guest(self, peer: NodeId) -> bool:
         """Whether `peer` is none of the owner's machines. Without a mesh key all are."""
         return self._authority is not None and not is_owner(self.rights_of(peer))
+
+    def claims(self) -> list[DemandClaim]:
+        """What the living nodes ask for, this one included."""
+        alive = [entry.signed for entry in self.entries() if entry.status is PeerStatus.ALIVE]
+        return [
+            DemandClaim(
+                signed.record,
+                self._table.voice(signed.record.node),
+                self._authority is None or (signed.member is not None and is_owner(signed.member.rights)),
+            )
+            for signed in (self._own.signed, *alive)
+        ]
 
     @property
     def record(self) -> NodeRecord:

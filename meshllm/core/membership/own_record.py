@@ -129,6 +129,8 @@ class OwnRecord:
                 devices=facts.devices,
                 speed=facts.speed,
                 demand=facts.demand,
+                disk_sizes=facts.disk_sizes,
+                loading=facts.loading,
             )
         )
 
@@ -146,7 +148,7 @@ class OwnRecord:
 
     def set_leaving(self) -> None:
         """This node leaves the mesh: it serves nothing."""
-        self._update(replace(self._record, leaving=True, serves=(), wants=(), demand=()))
+        self._update(replace(self._record, leaving=True, serves=(), wants=(), demand=(), loading=()))
 
     def report_failure(self, node: NodeId, incarnation: int) -> bool:
         """Report that `node` does not answer. False if that is reported already, or the record has no space left."""
@@ -209,4 +211,5 @@ def _without_measurements(record: NodeRecord) -> NodeRecord:
     """The record without the figures that vary all the time."""
     splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
     demand = tuple([replace(entry, level=0) for entry in record.demand])
-    return replace(record, memory=0, devices=(), splits=splits, speed=0, demand=demand)
+    serves = tuple([replace(m, movable=False, pressed=False) if m.movable or m.pressed else m for m in record.serves])
+    return replace(record, memory=0, devices=(), splits=splits, speed=0, demand=demand, serves=serves)

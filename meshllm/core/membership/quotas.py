@@ -47,6 +47,8 @@ def memory_of(signed: SignedRecord) -> int:
                 record.aliases,
                 record.aliases,
                 record.demand,
+                record.disk_sizes,
+                record.loading,
             ),
         )
     )

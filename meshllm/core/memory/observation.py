@@ -20,13 +20,14 @@ RISE_STEPS = 3
 class MachineFacts:
     """What this node publishes about its machine, in bytes. `memory`: offered for models; `devices`: the same for each
     accelerator, if there are several; `disk_free`: for model files. `models`: names of the models on the disk;
-    `aliases`: further names, each with the name of the same file in `models`."""
+    `model_sizes`: theirs, in their order; `aliases`: further names, each with the name of the same file in `models`."""
 
     memory: int = 0
     devices: tuple[int, ...] = ()
     disk_free: int = 0
     models: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    model_sizes: tuple[int, ...] = ()
 
     def with_memory(self, memory: int, devices: Sequence[int]) -> MachineFacts:
         """The facts after `memory` and `devices` were observed."""

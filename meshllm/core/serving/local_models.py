@@ -44,6 +44,8 @@ class LocalModels:
         self.models: dict[str, ModelState] = {}
         self._splitting = splitting
         self._stopping = False
+        # Generations of models that were released: a later process must not be taken for an earlier one.
+        self._generations: dict[str, int] = {}
         self._measured_at: dict[str, float] = {}
 
     def handle(self, event: e.Event, now: float) -> bool:
@@ -80,7 +82,21 @@ class LocalModels:
     def want(self, name: str, *, force_split: bool = False) -> None:
         """Serve that model here; `force_split`: as a split, even if it fits on this node."""
         if not self._stopping and name not in self.models:
-            self.models[name] = ModelState(name, force_split=force_split)
+            generation = self._generations.get(name, 0)
+            self.models[name] = ModelState(name, force_split=force_split, generation=generation)
+
+    def release(self, name: str) -> None:
+        """Serve that model no longer: its process ends when it has finished its answers, then it is removed."""
+        model = self.models.get(name)
+        if model is None:
+            return
+        self._generations[name] = model.generation
+        if model.server is not ServerPhase.NONE:
+            self.models[name] = replace(model, wanted=False)
+            return
+        if self._splitting is not None and model.split is not None:
+            self._splitting.release(name, "the model is not served any more")
+        del self.models[name]
 
     def memory_observed(self, free: int, now: float) -> None:
         """`free` bytes are free for models now: measure again the models that wait for memory, if it changed."""
@@ -326,6 +342,8 @@ class LocalModels:
             gone = replace(gone, split=None, measured=None)
         if not model.wanted:
             self.models[event.model] = gone
+            if not self._stopping and model.name in self._generations:
+                self.release(model.name)
             return
         if model.server is ServerPhase.STOPPING:
             self.models[event.model] = replace(gone, restarts=model.restarts + 1)

@@ -19,7 +19,7 @@ class RequestCounts:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, on_requests: Callable[[Mapping[str, int]], None] | None
     ) -> None:
-        """`on_requests` is called with the number of requests for each model; None: nobody wants to know."""
+        """`on_requests` is called with the number of requests for each model; None: they are not counted."""
         self._loop = loop
         self._on_requests = on_requests
         self._counts: dict[str, int] = {}

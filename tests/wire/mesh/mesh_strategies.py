@@ -57,6 +57,9 @@ models = st.builds(
     requests,
     numbers,
     st.sampled_from([None, False, True]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
 )
 loads = st.builds(r.ModelLoad, names, requests, requests)
 demands = st.lists(
@@ -73,9 +76,11 @@ def few(values: st.SearchStrategy[object], most: int = 6) -> st.SearchStrategy[t
 
 @st.composite
 def _with_aliases(draw: st.DrawFn, record: r.NodeRecord) -> r.NodeRecord:
-    """The record with some names on disk as aliases."""
+    """The record with some names on disk as aliases, and with sizes of the files."""
     if not record.on_disk:
         return record
+    count = len(record.on_disk)
+    record = replace(record, disk_sizes=draw(st.lists(numbers, min_size=count, max_size=count).map(tuple)))
     one = st.sampled_from(record.on_disk)
     return replace(record, aliases=draw(few(st.tuples(one, one))))
 
@@ -102,6 +107,7 @@ records = st.builds(
     idle=st.booleans(),
     certificate=st.sampled_from([b"", bytes(range(158))]),
     demand=demands,
+    loading=few(names),
 ).flatmap(_with_aliases)
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
