@@ -13,7 +13,7 @@ from dataclasses import replace
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.demand.mesh_demand import scores
-from meshllm.core.demand.node_demand import NodeDemand
+from meshllm.core.demand.node_demand import DemandChange, NodeDemand
 from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.links import Rng
@@ -198,8 +198,9 @@ class NodeCore:
     def _demand_event(self, event: e.Event, now: float) -> list[c.Command]:
         """Take in what callers and clients ask for, and let it decay."""
         changed, todo = self._demand.handle(event, now)
-        if changed and self._mesh is not None and not self._stopping:
-            todo += self._mesh.update_facts(self._own_facts(), now)
+        if changed is not DemandChange.NONE and self._mesh is not None and not self._stopping:
+            facts = replace(self._own_facts(), demand_is_news=changed is DemandChange.NEWS)
+            todo += self._mesh.update_facts(facts, now)
         return todo
 
     # -- pipeline splits

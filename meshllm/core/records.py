@@ -149,7 +149,8 @@ class OwnFacts:
     """What this node publishes about its models and its machine, as far as the rest of the core knows it.
 
     The fields have the meaning of those of `NodeRecord`. A change of `loads` alone never causes a new record; changes
-    of `memory`, `devices`, `splits`, `speed`, levels of `demand` and flags of `serves` cause a limited number per hour.
+    of `memory`, `devices`, `splits`, `speed` and flags of `serves` cause a limited number per hour. A change of
+    `demand` waits for the next heartbeat, unless `demand_is_news`.
     """
 
     serves: tuple[ServedModel, ...] = ()
@@ -164,6 +165,7 @@ class OwnFacts:
     demand: tuple[DemandLevel, ...] = ()
     disk_sizes: tuple[int, ...] = ()
     loading: tuple[str, ...] = ()
+    demand_is_news: bool = False
 
 
 @dataclass(frozen=True, slots=True)

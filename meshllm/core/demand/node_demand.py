@@ -7,6 +7,7 @@ client reports to one node at a time; a node that is not linked any more does no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from enum import Enum
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
@@ -20,6 +21,15 @@ from meshllm.core.records import NodeId, NodeRecord
 
 # The names of the mesh's models are collected again after this time (seconds): of a thousand nodes it takes some 5 ms.
 KNOWN_SECONDS = 5.0
+
+
+class DemandChange(Enum):
+    """How the levels changed: not, or so that the next heartbeat tells it, or by a model that the mesh must know of at
+    once: it is neither served nor demanded elsewhere."""
+
+    NONE = "none"
+    LEVELS = "levels"
+    NEWS = "news"
 
 
 class NodeDemand:
@@ -46,25 +56,48 @@ class NodeDemand:
         times = (self._counter.next_deadline(), self._report_at)
         return min((time for time in times if time is not None), default=None)
 
-    def handle(self, event: e.Event, now: float) -> tuple[bool, list[c.Command]]:
+    def handle(self, event: e.Event, now: float) -> tuple[DemandChange, list[c.Command]]:
         """Take in what concerns the demand; returns whether `levels` changed, and the commands that follow."""
         before = self.levels
+        asked: set[str] = set()
         match event:
             case e.ModelsAsked(counts):
                 known = {model: count for model, count in counts if self._is_known(model, now)}
                 if known:
                     self._counter.add(known, now)
+                    asked.update(known)
             case e.MessageReceived(peer, ReportDemand(demand)):
                 if isinstance(self._mesh, Member) and self._mesh.takes_report(peer, now):
                     guest = self._mesh.is_guest(peer)
                     kept = [entry for entry in demand if self._is_known(entry.model, now)]
                     self._counter.report(peer, kept, guest=guest, now=now)
+                    asked.update([entry.model for entry in kept])
             case e.LinkDown(peer):
                 self._counter.forget(peer, now)
         due = self._counter.next_deadline()
         if due is not None and due <= now:
             self._counter.review(now)
-        return self.levels != before, self._report(now)
+        if asked and self._is_news(asked):
+            return DemandChange.NEWS, self._report(now)
+        changed = self.levels is not before and self.levels != before
+        return DemandChange.LEVELS if changed else DemandChange.NONE, self._report(now)
+
+    def _is_news(self, asked: set[str]) -> bool:
+        """Whether one of the models is in no record yet: not in the demand of any, nor loaded or served by a node."""
+        own = self._mesh.record if self._mesh is not None else None
+        if self._mesh is None or own is None:
+            return False
+        models = {entry.model for entry in self.levels if entry.model in asked}
+        models -= {entry.model for entry in own.demand}
+        models -= {served.name for served in own.serves}
+        if not models:
+            return False
+        found: set[str] = set(own.loading)
+        for record in self._mesh.alive():
+            found.update(record.loading)
+            found.update(entry.model for entry in record.demand)
+            found.update(served.name for served in record.serves)
+        return not models <= found
 
     def _report(self, now: float) -> list[c.Command]:
         """A client's report, if one is due: after a change, after a change of the node, and again and again."""

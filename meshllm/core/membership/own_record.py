@@ -1,6 +1,7 @@
 """This node's own record: what it publishes, kept signed.
 
-Invariants: each written record has a higher version than the one before; a change of load alone writes none.
+Invariants: each written record has a higher version than the one before; a change of load or demand alone writes none.
+Demand travels with the next heartbeat, unless it is news.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ class OwnRecord:
                 loading=facts.loading,
             )
         )
+        self.changed = self.changed or facts.demand_is_news
 
     def set_addresses(self, addresses: tuple[PeerAddress, ...]) -> None:
         """This node listens at `addresses`, best first."""
@@ -196,10 +198,10 @@ class OwnRecord:
     def _update(self, record: NodeRecord) -> None:
         if record == self._record:
             return
-        if _without_measurements(record) == _without_measurements(self._record):
-            self.stale = True
-        else:
+        if _without_measurements(record) != _without_measurements(self._record):
             self.changed = True
+        elif replace(record, demand=()) != replace(self._record, demand=()):
+            self.stale = True
         self._record = record
 
     def _reports_changed(self) -> None:
@@ -210,6 +212,5 @@ class OwnRecord:
 def _without_measurements(record: NodeRecord) -> NodeRecord:
     """The record without the figures that vary all the time."""
     splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
-    demand = tuple([replace(entry, level=0) for entry in record.demand])
     serves = tuple([replace(m, movable=False, pressed=False) if m.movable or m.pressed else m for m in record.serves])
-    return replace(record, memory=0, devices=(), splits=splits, speed=0, demand=demand, serves=serves)
+    return replace(record, memory=0, devices=(), splits=splits, speed=0, demand=(), serves=serves)

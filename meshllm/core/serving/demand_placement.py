@@ -16,6 +16,8 @@ from meshllm.core.serving.placement import Need, PlacementView
 
 # How often a node decides. First once the table has come and most nodes in it are verified.
 PLACEMENT_SECONDS = 3.0
+# After a longer pause between two decisions, how long a need has been known is counted anew.
+PAUSE_SECONDS = 4 * PLACEMENT_SECONDS
 AVOID_SECONDS = 600.0
 # A node that took a model stays with it for so long before it may move to another one.
 RESIDENCE_SECONDS = 600.0
@@ -54,6 +56,7 @@ class DemandPlacement:
         self._reserved: TakenModel | None = None
         self.movable = False
         self._needed: dict[str, float] = {}  # since when each need is known
+        self._decided_at = 0.0
         self._avoided: dict[str, float] = {}
 
     @property
@@ -80,7 +83,9 @@ class DemandPlacement:
     ) -> PlacementStep:
         """The next step of the node with the record `own`. `free`: it could take a model; of the one that it took:
         `serving`, or `failed` to load."""
-        self._needed = {need.model: self._needed.get(need.model, now) for need in view.needs}
+        # What was needed before a long pause may have been served meanwhile.
+        known = self._needed if now - self._decided_at <= PAUSE_SECONDS else {}
+        self._needed, self._decided_at = {need.model: known.get(need.model, now) for need in view.needs}, now
         self._avoided = {model: until for model, until in self._avoided.items() if until > now}
         before = self.movable, self.reserved
         if self._reserved is not None and now - self._reserved.since >= MOVE_SECONDS:

@@ -12,10 +12,10 @@ from meshllm.core.demand.counter import GUEST_REQUESTS, REPORT_TTL_SECONDS, REVI
 from meshllm.core.demand.levels import HALF_LIFE_SECONDS, DemandLevel, requests_of
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.authority import restricted
-from meshllm.core.membership.broadcast import MEASURED_BURST
 from meshllm.core.membership.certificates import ALL_RIGHTS, GUEST_RIGHTS, Right
 from meshllm.core.membership.links import ALLOWANCE_BURST
 from meshllm.core.membership.member import REPORT_PRICE
+from meshllm.core.membership.views import PeerStatus
 from meshllm.core.records import MeshId, NodeRecord, RecordVersion, Role, SignedRecord
 from tests.core.membership.test_participant import lone_node
 from tests.core.small_mesh import SmallMesh, node_id
@@ -74,22 +74,36 @@ def test_demand_writes_few_records_however_often_it_changes() -> None:
         now += 0.5
         busy = int(now / 60) % 2  # a minute of many requests, a minute without any
         core.handle(asked(m=rng.randrange(1, 400), n=1) if busy else e.TimePassed(), now)
-    # A heartbeat each 30 s, the two names, and a few levels on the way up.
-    assert len(written) - before <= 3600 / 27 + 2 + 8
+    # A heartbeat each 30 s, and the two names.
+    assert len(written) - before <= 3600 / 27 + 2 + 2
 
 
-def test_changed_level_is_a_measurement_and_a_new_name_is_not() -> None:
+def test_model_that_no_record_has_is_told_at_once_and_levels_with_the_heartbeat() -> None:
     written: list[SignedRecord] = []
     core = lone_node(written)
     core.handle(e.MachineObserved(16 << 30, models=tuple("abcdefgh")), 0.0)
     before = len(written)
     for second in range(8):
         core.handle(asked(a=4**second), 1.0 + second)
-    assert len(written) - before <= 1 + MEASURED_BURST, "seven changes of the level"
-    before = len(written)
+    assert len(written) - before == 1, "seven changes of the level"
     for second, name in enumerate("bcdefgh"):
         core.handle(asked(**{name: 1}), 10.0 + second)
         assert name in {entry.model for entry in written[-1].record.demand}, "at once"
+
+
+def test_demand_for_a_served_model_waits_for_the_heartbeat() -> None:
+    mesh = with_client()
+    mesh.serve(1, "m")
+    mesh.run(1)
+    mesh.tell(0, asked(m=1))
+    mesh.run(1)
+    assert published(mesh, 1, 0) == {}
+    mesh.kill(1, seen=True)
+    mesh.tell(0, e.MachineObserved(1 << 30, models=("m",)))
+    mesh.until(lambda: not mesh.view(0).peers or mesh.status(0, 1) is not PeerStatus.ALIVE, within=20)
+    mesh.tell(0, asked(m=1))
+    mesh.run(0.1)
+    assert published(mesh, 0, 0) == {"m": 1}, "its only host is gone"
 
 
 def test_client_reports_to_one_node_which_counts_it() -> None:
