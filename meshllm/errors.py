@@ -151,10 +151,16 @@ class NotEnoughSpace(EnvironmentFailure):
 
 
 class PortTaken(EnvironmentFailure):
-    """A requested port is in use, or needs more rights."""
+    """A requested port is in use, or needs more rights. `port`, `option`: the port, and the flag that chooses another;
+    0 and "" where another program holds nothing."""
 
     code = "port_taken"
     default_advice = "Choose another port."
+
+    def __init__(self, message: str, *, advice: str = "", port: int = 0, option: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.port = port
+        self.option = option
 
 
 class NotRunning(EnvironmentFailure):
@@ -162,6 +168,12 @@ class NotRunning(EnvironmentFailure):
 
     code = "not_running"
     default_advice = "Start the node with 'mesh-llm', or name the port of its console."
+
+
+class NodeRefused(EnvironmentFailure):
+    """The running node refuses what its owner asks for; its message says what to do."""
+
+    default_advice = ""
 
 
 class DamagedState(EnvironmentFailure):
@@ -191,17 +203,19 @@ class LinkClosed(EnvironmentFailure):
     default_advice = "The node reconnects automatically; if it does not, check the network between the two nodes."
 
 
-def port_taken(error: OSError, listener: str, option: str) -> PortTaken:
-    """The error for a failed bind. `listener`: "... port N"; `option`: the flag that chooses another port."""
+def port_taken(error: OSError, listener: str, port: int, option: str) -> PortTaken:
+    """The error for a failed bind of `listener` ("127.0.0.1", "UDP") to `port`; `option`: the flag that chooses
+    another."""
     # asyncio's own text repeats the address and is made for programmers.
     reason = os.strerror(error.errno).lower() if error.errno else str(error)
     if error.errno in (errno.EACCES, errno.EPERM):
         advice = f"Ports below 1024 need more rights: choose another with {option}."
     elif error.errno == errno.EADDRINUSE:
         advice = f"Stop the program that uses it, or choose another with {option}."
+        return PortTaken(f"Cannot listen on {listener} port {port}: {reason}.", advice=advice, port=port, option=option)
     else:
         advice = f"Choose another with {option}."
-    return PortTaken(f"Cannot listen on {listener}: {reason}.", advice=advice)
+    return PortTaken(f"Cannot listen on {listener} port {port}: {reason}.", advice=advice)
 
 
 def unusable_file(error: OSError) -> EnvironmentFailure:

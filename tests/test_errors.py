@@ -24,13 +24,13 @@ CLASSES = [item for _, item in inspect.getmembers(errors, inspect.isclass) if is
 )
 def test_port_taken_gives_the_reason_and_advice_for_each_error_number(number: int, advice: str) -> None:
     text = f"error while attempting to bind on address ('127.0.0.1', 80): {os.strerror(number).lower()}"
-    error = port_taken(OSError(number, text), "127.0.0.1 port 80", "--port")
+    error = port_taken(OSError(number, text), "127.0.0.1", 80, "--port")
     assert error.message == f"Cannot listen on 127.0.0.1 port 80: {os.strerror(number).lower()}."
     assert error.advice == advice
 
 
 def test_port_taken_quotes_an_error_without_a_number() -> None:
-    assert port_taken(OSError("odd"), "here port 1", "--port").message == "Cannot listen on here port 1: odd."
+    assert port_taken(OSError("odd"), "here", 1, "--port").message == "Cannot listen on here port 1: odd."
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda item: item.__name__)

@@ -87,7 +87,7 @@ def test_protocol_document_lists_the_hello_messages_with_their_fields() -> None:
 
 def test_protocol_document_lists_the_refusal_codes() -> None:
     codes = set()
-    for path in (*(ROOT / "meshllm/net").rglob("*.py"), ROOT / "meshllm/daemon/admission.py"):
+    for path in (*(ROOT / "meshllm/net").rglob("*.py"), *(ROOT / "meshllm/daemon").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
             if name == "HelloRefusal" and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Constant):

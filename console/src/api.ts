@@ -141,7 +141,8 @@ export interface InviteAnswer {
   rights?: string[]
 }
 
-// An invite that was made here: `by` whom, and the `nodes` that used it.
+// An invite that was made here: `by` whom, and the `nodes` that used it. `state`: open, used, expired, revoked, or
+// void (the mesh has a new key).
 export interface InviteFacts {
   serial: string
   rights: string[]
@@ -151,7 +152,7 @@ export interface InviteFacts {
   by: string
   label: string
   nodes: string[]
-  revoked: boolean
+  state: string
 }
 
 // A new invite: for how many seconds (0: a day), with which rights (none: all), for one node only or not, for how
@@ -164,7 +165,7 @@ export interface InviteOptions {
   label?: string
 }
 
-// The invites that were made here and have not expired.
+// The invites that were made here, also those that are good for nothing any more.
 export interface InvitesAnswer {
   invites: InviteFacts[]
 }
@@ -180,7 +181,7 @@ export interface JoinAttemptStatus {
   reason: string
 }
 
-export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'alone for now', 'failed', 'expelled'] as const
+export const JOIN_PHASES = ['alone', 'dialling', 'syncing', 'joined', 'alone for now', 'failed', 'refused', 'duplicate', 'expelled'] as const
 export type JoinPhase = (typeof JOIN_PHASES)[number]
 
 // The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console.
@@ -317,7 +318,8 @@ export type Outcome = (typeof OUTCOMES)[number]
 
 // Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
 // first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
-// another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer.
+// another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer. A peer
+// that is dead or has left serves, asks for and does nothing.
 export interface PeerInfo {
   id: string
   name: string

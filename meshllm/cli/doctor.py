@@ -36,12 +36,20 @@ class Check:
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-    port: Annotated[int, typer.Option(help="Port of the API.", min=1, max=65535)] = 9337,
-    console: Annotated[int, typer.Option(help="Port of the console.", min=1, max=65535)] = 3131,
+    port: Annotated[int | None, typer.Option(help="Port of the API. Default: as the node.", min=1, max=65535)] = None,
+    console: Annotated[
+        int | None, typer.Option(help="Port of the console. Default: as the node.", min=1, max=65535)
+    ] = None,
 ) -> None:
     """Check compiler, engine, accelerators, memory, ports, disk and model hub, and say how to fix errors."""
     import asyncio
+    from contextlib import suppress
 
+    from meshllm.cli import temporary_folder
+
+    if paths.home().is_dir():
+        with suppress(OSError):  # the check of the home says what is wrong with it
+            temporary_folder.ensure(paths.home())
     results = asyncio.run(run_checks(checks(port, console)))
     failed = any(result.state == "error" for result in results)
     if as_json:
@@ -51,13 +59,26 @@ def doctor(
     raise typer.Exit(1 if failed else 0)
 
 
-def checks(port: int, console: int) -> list[Check]:
-    """All checks, in the order of the output."""
+def checks(port: int | None, console: int | None) -> list[Check]:
+    """All checks, in the order of the output. Ports not given: those of the running node of this home, or those of a
+    start without options."""
     from meshllm.cli import doctor_checks as c
+    from meshllm.daemon import pidfile
+    from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_PORT
     from meshllm.machine import accelerators, ports, resources
+
+    running = pidfile.read(paths.home())
+    own = running.pid if running is not None else None
+    api = port or (running.port if running is not None else DEFAULT_PORT)
+    page = console or (running.console if running is not None else DEFAULT_CONSOLE)
 
     def engine_is_built() -> bool:
         return c.check_engine().state == c.CheckState.OK
+
+    def notices() -> list[str]:
+        from meshllm.cli.status import notices_of_running
+
+        return [] if running is None else notices_of_running(running.console)
 
     async def devices() -> CheckResult:
         found = await accelerators.find(SECONDS / 2)
@@ -80,8 +101,8 @@ def checks(port: int, console: int) -> list[Check]:
         Check("devices", engine_devices),
         Check("sandbox", lambda: _in_thread(c.check_sandbox)),
         Check("memory", lambda: _in_thread(lambda: c.check_memory(resources.memory(), resources.processors()))),
-        Check(f"port {port}", lambda: _in_thread(lambda: c.check_port(ports.probe(port), "--port"))),
-        Check(f"port {console}", lambda: _in_thread(lambda: c.check_port(ports.probe(console), "--console"))),
+        Check(f"port {api}", lambda: _in_thread(lambda: c.check_port(ports.probe(api), "--port", own))),
+        Check(f"port {page}", lambda: _in_thread(lambda: c.check_port(ports.probe(page), "--console", own))),
         Check(
             "disk: cache",
             lambda: _in_thread(
@@ -97,6 +118,7 @@ def checks(port: int, console: int) -> list[Check]:
         Check("models", lambda: _in_thread(lambda: c.check_models(models))),
         Check("hub", c.check_hub),
         Check("home", lambda: _in_thread(lambda: c.check_home(paths.home()))),
+        Check("identity", lambda: _in_thread(lambda: c.check_identity(paths.home(), notices()))),
     ]
 
 

@@ -12,8 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from meshllm.errors import DownloadFailed, MeshError, ToolMissing
-from meshllm.machine import resources
+from meshllm.core.records import short
+from meshllm.daemon import pidfile
+from meshllm.errors import DamagedState, DownloadFailed, MeshError, ToolMissing, UsageError
+from meshllm.machine import ports, resources
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
@@ -87,6 +89,10 @@ def check_home(home: Path) -> CheckResult:
     try:
         facts = home.stat()
     except FileNotFoundError:
+        above = next((parent for parent in home.parents if parent.exists()), home)
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            found = f"{home} does not exist, and this user cannot make it in {above}"
+            return CheckResult("home", CheckState.ERROR, found, "Set MESH_LLM_HOME to a folder that you may write to.")
         return _check_home_space(free, f"{home} does not exist yet")
     except OSError as error:
         return CheckResult(
@@ -102,6 +108,10 @@ def check_home(home: Path) -> CheckResult:
             f"Make yourself its owner (chown), then run `chmod 700 {home}`.",
         )
     try:
+        pidfile.check_private(home)
+    except UsageError as error:
+        return CheckResult("home", CheckState.ERROR, error.message, error.advice)
+    try:
         _write_probe(home)
     except OSError as error:
         return CheckResult(
@@ -116,6 +126,36 @@ def check_home(home: Path) -> CheckResult:
             "home", CheckState.WARNING, f"other users can access {home} (mode {mode:o})", f"Run `chmod 700 {home}`."
         )
     return _check_home_space(free, str(home))
+
+
+def check_identity(home: Path, notices: Sequence[str] = ()) -> CheckResult:
+    """The node's key and its mesh, as a start reads them. `notices`: what the running node of this home says."""
+    from meshllm.daemon import home_place, mesh_state
+    from meshllm.net.identity import KEY_FILE, Identity
+
+    if not os.path.lexists(home / KEY_FILE):
+        return ok("identity", "made at the first start")
+    try:
+        node = Identity.load_or_create(home).node
+        damage = mesh_state.check(home)
+    except DamagedState as error:
+        return CheckResult("identity", CheckState.ERROR, error.message, error.advice)
+    except OSError as error:
+        advice = "Make the home and its files readable for this user."
+        return CheckResult("identity", CheckState.ERROR, f"{error.filename}: {error.strerror}", advice)
+    if damage:
+        advice = (
+            "Restore it from a backup. A start moves it aside and makes a new mesh; join the old one with an invite."
+        )
+        return CheckResult("identity", CheckState.WARNING, damage, advice)
+    if told := next((notice for notice in notices if "Two machines have one identity" in notice), None):
+        what, _, advice = told.partition(". ")
+        return CheckResult("identity", CheckState.ERROR, what, advice)
+    if home_place.was_moved(home):
+        found = f"node {short(node)}; this home comes from another machine or folder"
+        advice = "If the node it comes from runs too, two machines have one identity: this one will leave the mesh. "
+        return CheckResult("identity", CheckState.WARNING, found, f"{advice}See docs/operations.md.")
+    return ok("identity", f"node {short(node)}")
 
 
 def _check_home_space(free: int, found: str) -> CheckResult:
@@ -254,21 +294,19 @@ def check_memory(memory: Memory, processors: Processors) -> CheckResult:
     return ok("memory", found)
 
 
-def check_port(fact: PortFact, flag: str) -> CheckResult:
-    """A port that the daemon listens on; `flag` changes it."""
+def check_port(fact: PortFact, flag: str, own: int | None = None) -> CheckResult:
+    """A port that the daemon listens on; `flag` changes it. `own`: the process of the node that runs with this home."""
     name = f"port {fact.port}"
     if fact.free:
         return ok(name, "free")
-    if fact.ours:
-        return ok(name, f"used by mesh-llm (process {fact.holder_pid})")
+    if own is not None and fact.holder_pid == own:
+        return ok(name, f"used by the running node of this home (process {own})")
     if not fact.permitted:
         return CheckResult(
             name, CheckState.ERROR, "this user may not listen on it", f"Choose a port above 1023 with {flag}."
         )
-    holder = f"{fact.holder} (process {fact.holder_pid})" if fact.holder_pid else "another program"
-    return CheckResult(
-        name, CheckState.ERROR, f"in use by {holder}", f"Stop that program, or choose another port with {flag}."
-    )
+    advice = f"Start with {flag} {ports.next_free(fact.port)}, or stop that program."
+    return CheckResult(name, CheckState.ERROR, f"in use by {ports.holder_text(fact)}", advice)
 
 
 def check_disk(name: str, disk: Disk | None, path: Path, needed: int, variable: str) -> CheckResult:

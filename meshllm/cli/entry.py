@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from meshllm import paths
 from meshllm.cli import start_options as options
 from meshllm.cli.flags import Commands, LazyCommand
 from meshllm.cli.standard_streams import drop_output, is_broken_pipe, is_failed_write, open_closed_streams, output_error
 from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_MAX_CLIENTS, DEFAULT_PORT
 from meshllm.errors import EnvironmentFailure, InputError, MeshError, unusable_file
+from meshllm.util.format import counted
 
 if TYPE_CHECKING:
+    from meshllm.daemon.pidfile import RunningInstance
     from meshllm.wire.mesh.invite import Invite
 
 # Set to anything: tracebacks of crashes in C code (faulthandler) and of errors that are otherwise one message.
@@ -50,6 +53,7 @@ app = Commands(
 def main() -> None:
     """Run the command. A `MeshError` becomes a message on stderr and exit status 2 (wrong usage) or 1."""
     open_closed_streams()
+    paths.name_missing_home()
     if os.environ.get(DEBUG_VARIABLE):
         import faulthandler
 
@@ -116,6 +120,7 @@ def serve(
     model: options.Model = None,
     backend: options.BackendUrl = None,
     ctx_size: options.CtxSize = None,
+    chat_template: options.ChatTemplate = None,
     draft: options.Draft = None,
     no_draft: options.NoDraft = False,
     no_speculation: options.NoSpeculation = False,
@@ -150,7 +155,6 @@ def serve(
     if context.invoked_subcommand is not None:
         _refuse_options_before(context)
         return
-    from meshllm import paths
     from meshllm.cli import join as join_option
     from meshllm.cli import origin_host_args, start
     from meshllm.daemon.settings import Settings
@@ -192,6 +196,7 @@ def serve(
         sandbox=not no_sandbox,
         worker=worker,
         lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
+        chat_template=None if chat_template is None else chat_template.expanduser().absolute(),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)
@@ -223,17 +228,30 @@ def stop(
     ] = 30.0,
 ) -> None:
     """Stop the node that runs with this MESH_LLM_HOME."""
-    from meshllm import paths
     from meshllm.daemon import pidfile
 
     try:
-        ended = pidfile.stop(paths.home(), within=timeout)
+        ended = pidfile.stop(paths.home(), within=timeout, on_wait=_show_stopping)
     except TimeoutError as error:
         raise EnvironmentFailure(
             f"The node was asked to stop, but {error}.",
             advice="Wait a little and ask again, or see what it does with 'mesh-llm logs'.",
         ) from error
     typer.echo(f"Stopped mesh-llm (process {ended.pid}).")
+
+
+def _show_stopping(instance: RunningInstance) -> None:
+    """Say what the node waits for. Also where it does not answer any more."""
+    from meshllm.cli.console_client import ask
+
+    answers = 0
+    with suppress(MeshError, ValueError, KeyError, TypeError):
+        import orjson
+
+        _, text = ask(instance.console, "GET", "/api/status", within=1.0)
+        answers = sum(load["active"] for load in orjson.loads(text)["load"])
+    waits = f" {counted(answers, 'answer')} in progress: waiting some seconds for the end." if answers else ""
+    typer.echo(f"mesh-llm (process {instance.pid}) is stopping.{waits}")
 
 
 @app.command(asks_node=True)

@@ -43,6 +43,9 @@ def invite(
     ] = 0,
     label: Annotated[str, typer.Option(metavar="TEXT", help="What --list calls it.")] = "",
     listing: Annotated[bool, typer.Option("--list", help="List the open invites of this node.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="With --list: also used, expired, revoked and void ones.")
+    ] = False,
     revoke: Annotated[str, typer.Option(metavar="SERIAL", help="Revoke an invite.")] = "",
     json: Annotated[bool, typer.Option("--json", help="JSON, with the time of expiry (unix seconds).")] = False,
 ) -> None:
@@ -56,10 +59,12 @@ def invite(
             # An unset variable of a shell must not make an invite of all rights.
             raise UsageError(f"--{name} has no value.", advice="Give a value, or leave the option out.")
     port = console_port(node_port)
+    if everything and not listing:
+        raise UsageError("--all has no effect without --list.", advice="Say 'mesh-llm invite --list --all'.")
     if guest and rights:
         raise typer.BadParameter("--guest and --rights exclude each other.")
     if listing or revoke:
-        _manage(port, revoke, json=json)
+        _manage(port, revoke, everything=everything, json=json)
         return
     names = ["use"] if guest else [name.strip() for name in rights.split(",") if name.strip()]
     wish = {"rights": names, "once": once, "days": for_days, "label": label}
@@ -74,28 +79,42 @@ def invite(
             typer.echo(f"It carries only the rights that this node may give: {answer['rights']}.", err=True)
 
 
-def _manage(port: int, revoke: str, *, json: bool) -> None:
-    """List or revoke invites."""
+def _manage(port: int, revoke: str, *, everything: bool, json: bool) -> None:
+    """List or revoke invites. `everything`: list also those that are good for nothing any more."""
     from meshllm.cli.members import call
 
     if revoke:
         typer.echo(f"Revoked: {call(port, 'POST', '/api/invites/revoke', {'serial': revoke})['serial']}")
         return
-    answer = call(port, "GET", "/api/invites")
+    known = call(port, "GET", "/api/invites")["invites"]
+    shown = [row for row in known if everything or row["state"] == "open"]
     if json:
         import orjson
 
-        typer.echo(orjson.dumps(answer).decode())
+        typer.echo(orjson.dumps({"invites": shown}).decode())
         return
-    if not answer["invites"]:
-        typer.echo("No invite of this node is open.")
-    for row in answer["invites"]:
-        until = datetime.fromtimestamp(row["expires"], UTC).strftime("%Y-%m-%d %H:%M UTC")
-        rights = "all rights" if len(row["rights"]) == 6 else ",".join(row["rights"])
-        state = "revoked" if row["revoked"] else f"until {until}"
-        once = ", once" if row["once"] else ""
-        label = f"  {row['label']}" if row["label"] else ""
-        typer.echo(f"{row['serial']}  {rights}{once}, {state}, used by {len(row['nodes'])}{label}")
+    if not shown:
+        typer.echo("No invite of this node is open." if known else "This node has made no invite.")
+    for row in shown:
+        typer.echo(_line(row))
+    if len(shown) < len(known):
+        typer.echo(f"{len(known) - len(shown)} more are used, expired, revoked or void: --all lists them.", err=True)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """An invite of the list: serial, rights, what it is good for, users, label."""
+    time = datetime.fromtimestamp(row["expires"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+    states = {
+        "open": f"open until {time}",
+        "used": f"used up, was open until {time}",
+        "expired": f"expired {time}",
+        "void": "void: the mesh has a new key",
+    }
+    rights = "all rights" if len(row["rights"]) == ALL_RIGHTS else ",".join(row["rights"])
+    once = ", for one node" if row["once"] else ""
+    label = f"  {row['label']}" if row["label"] else ""
+    state = states.get(row["state"], row["state"])
+    return f"{row['serial']}  {rights}{once}, {state}, used by {len(row['nodes'])}{label}"
 
 
 def seconds(text: str) -> int:

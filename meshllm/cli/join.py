@@ -14,6 +14,7 @@ from typing import TextIO
 
 from meshllm.cli import hide_secrets
 from meshllm.errors import BadInvite, UsageError
+from meshllm.util.format import rough_duration
 from meshllm.wire.mesh.invite import Invite, decode
 
 # A thousand times the size of an invite.
@@ -55,7 +56,7 @@ def read(
             raise UsageError(f"More than {MAX_INVITES} invites are given.", advice="One that works is enough.")
     now = datetime.now(UTC).timestamp() if now_unix is None else now_unix
     for invite in [invite for invite in found if not invite.terms.valid_at(now) and is_member(invite, now)]:
-        say(f"{_expired(invite, found.pop(invite))} This node is a member already and goes on without it.")
+        say(f"{_expired(invite, found.pop(invite), now)} This node is a member already and goes on without it.")
     _check(found, now)
     return tuple(found)
 
@@ -118,15 +119,16 @@ def _lines(text: str, where: str) -> Iterator[tuple[str, str]]:
     yield pending, f"{where}, line {begun}"
 
 
-def _expired(invite: Invite, where: str) -> str:
+def _expired(invite: Invite, where: str, now_unix: float) -> str:
     until = datetime.fromtimestamp(invite.terms.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{where}: this invite expired at {until}."
+    ago = rough_duration(max(0.0, now_unix - invite.terms.expires))
+    return f"{where}: this invite expired at {until}, {ago} ago."
 
 
 def _check(found: dict[Invite, str], now_unix: float) -> None:
     for invite, where in found.items():
         if not invite.terms.valid_at(now_unix):
-            raise BadInvite(_expired(invite, where), advice=GET_NEW)
+            raise BadInvite(_expired(invite, where, now_unix), advice=GET_NEW)
     if len({invite.mesh for invite in found}) > 1:
         raise BadInvite(
             "These invites are of different meshes; a node can join only one.",

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from meshllm.cli.confirm import confirm
 from meshllm.cli.console_client import DEADLINE_SECONDS, ask, console_port, not_a_console
-from meshllm.errors import EnvironmentFailure
+from meshllm.errors import EnvironmentFailure, NodeRefused, UsageError
 
 Port = Annotated[
     int | None,
@@ -20,6 +21,10 @@ Port = Annotated[
 SIGNED_SECONDS = 30.0
 # Members that an expelled one invited: their names in the output.
 SHOWN_INVITED = 8
+ROTATE_NODE = (
+    "Give this node a new key? It gets another id and starts again, and invites that were made on it are void for ever."
+)
+ROTATE_MESH = "Give the mesh a new key? All invites that were made before are void for ever."
 UPGRADED = (
     "This mesh was upgraded from a shared secret: a holder of any old invite can still join. "
     "Run 'mesh-llm rotate-key --mesh' once all your machines are upgraded."
@@ -61,8 +66,7 @@ def expel(
 
     known = {row["node"]: row for row in call(port, "GET", "/api/members")["members"]}
     row = known[named_node(node, {each: row["name"] for each, row in known.items()})]
-    if not yes:
-        typer.confirm(f"Expel {row['name'] or 'the node'} ({row['node'][:10]}) for ever?", abort=True)
+    confirm(f"Expel {row['name'] or 'the node'} ({row['node'][:10]}) for ever?", yes=yes)
     answer = call(port, "POST", "/api/members/expel", {"node": row["node"]})
     typer.echo(f"{row['name'] or 'The node'} ({row['node'][:10]}) is expelled.")
     invited = [each for each in known.values() if each["inviter"] == row["node"] != each["node"]]
@@ -77,12 +81,14 @@ def expel(
 def rotate_key(
     mesh: Annotated[bool, typer.Option("--mesh", help="The key of the mesh: all invites are void.")] = False,
     node_port: Port = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give this node a new key, and so a new id; it stays the member that it is, and its old key is void everywhere.
 
     With --mesh: change the key of the mesh. Members get new certificates by themselves, also those that are off now.
     """
     port = console_port(node_port)
+    confirm(ROTATE_MESH if mesh else ROTATE_NODE, yes=yes)
     if not mesh:
         node = call(port, "POST", "/api/node/rotate-key", within=SIGNED_SECONDS)["node"]
         typer.echo(f"This node has a new key and the id {node[:10]}; its old id is void everywhere.")
@@ -95,8 +101,8 @@ def rotate_key(
 def call(
     port: int, method: str, path: str, body: dict[str, Any] | None = None, *, within: float = DEADLINE_SECONDS
 ) -> Any:
-    """The answer of an owner's endpoint, `within` seconds. Raises EnvironmentFailure with what the node says,
-    NotRunning."""
+    """The answer of an owner's endpoint, `within` seconds. Raises UsageError or NodeRefused with what the node says,
+    EnvironmentFailure for one who is not the owner, NotRunning."""
     import orjson
 
     headers = {"content-type": "application/json"}
@@ -110,10 +116,10 @@ def call(
         answer = orjson.loads(text)
         if status == 200:
             return answer
-        message = str(answer["error"]["message"])
+        message, code = str(answer["error"]["message"]), str(answer["error"]["code"])
     except (KeyError, TypeError, ValueError) as error:
         raise not_a_console(port, status) from error
-    raise EnvironmentFailure(message)
+    raise UsageError(message) if code == UsageError.code else NodeRefused(message)
 
 
 def _day(unix: int) -> str:

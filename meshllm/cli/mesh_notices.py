@@ -98,7 +98,11 @@ class MeshNotices:
                 models = sorted({served.name for peer in alive for served in peer.record.serves})
                 serving = f", serving {join_names(models)}" if models else ""
                 others = "1 other node" if len(alive) == 1 else f"{len(alive)} other nodes"
-                text, tone = f"Joined the mesh {mesh.mesh[:5].hex()}: {others}{serving}", NoticeTone.GOOD
+                # Who dialled this node has a link before it is known: the line about it follows.
+                text = f"Joined the mesh {mesh.mesh[:5].hex()}: {others}{serving}"
+                if not alive:
+                    text = f"Another member of the mesh {mesh.mesh[:5].hex()} is connected"
+                tone = NoticeTone.GOOD
                 fields |= {"nodes": len(alive), "models": models}
             case JoinPhase.FAILED:
                 text, tone = f"Cannot reach the mesh{reason}. Retrying.", NoticeTone.BAD
@@ -107,8 +111,12 @@ class MeshNotices:
                 away = [(printable(member.label), now - member.seen) for member in mesh.away]
                 text, tone = f"Alone for now: {away_text(away)}" if away else "Alone for now", NoticeTone.PLAIN
                 fields |= {"away": [member.name for member in mesh.away]}
+            case JoinPhase.REFUSED:
+                text, tone = f"The mesh refused the invite{reason}. It is not dialled any more.", NoticeTone.BAD
             case JoinPhase.EXPELLED:
                 text, tone = f"No member of the mesh any more{reason}. It does not retry.", NoticeTone.BAD
+            case JoinPhase.DUPLICATE:
+                text, tone = f"Left the mesh{reason}. 'mesh-llm status' says what to do.", NoticeTone.BAD
             case JoinPhase.ALONE:
                 text, tone = "This node is the only one of its mesh", NoticeTone.PLAIN
         return [MeshNotice(text, tone, "mesh", fields)]

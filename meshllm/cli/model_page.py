@@ -132,7 +132,8 @@ def page_text(page: ModelPage, store: Store) -> dict[str, str | list[str]]:
         projector = page.model.projector
         told["projector"] = [str(projector)] if projector is not None else "none (no image input)"
         told["draft"] = page.draft or f"none: {page.why_no_draft}"
-    return told | _need_text(page.outlook, page.room)
+    weights = page.item.size if page.item is not None else page.entry.size if page.entry is not None else 0
+    return told | _need_text(page.outlook, page.room, weights)
 
 
 def _item_text(item: InventoryItem, store: Store) -> dict[str, str | list[str]]:
@@ -202,15 +203,18 @@ def _shortened(line: str) -> str:
     return line if len(line) <= TEMPLATE_COLUMNS else f"{line[: TEMPLATE_COLUMNS - 3]}..."
 
 
-def _need_text(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[str]]:
+def _need_text(told: FitPreview, given: MemoryBudget, weights: int) -> dict[str, str | list[str]]:
     from meshllm.cli.model_text import fit_text
     from meshllm.util.format import gigabytes
 
     slots = "1 request" if told.size.slots == 1 else f"{told.size.slots} requests at a time"
+    needs = f"{gigabytes(told.memory)} with {told.size.context_length:,} tokens of context for {slots} (forecast)"
+    if 0 < weights < told.memory:
+        needs += f": {gigabytes(weights)} for the weights, {gigabytes(told.memory - weights)} for these requests"
     there = [f"{gigabytes(accelerator.room)} on {accelerator.name}" for accelerator in given.accelerators]
     there.append(f"{gigabytes(given.host)} of memory")
     return {
-        "needs": f"{gigabytes(told.memory)} with {told.size.context_length:,} tokens of context for {slots} (forecast)",
+        "needs": needs,
         "here": f"{fit_text(told)}; {' and '.join(there)} may be used now",
     }
 

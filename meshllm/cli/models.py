@@ -47,7 +47,10 @@ def models(context: typer.Context, as_json: JSON = False) -> None:
     items = inventory(_store())
     if as_json:
         typer.echo(json.dumps([item_facts(item) for item in items], indent=2))
-    elif not items:
+        return
+    # A model that was wanted once is not on the disk.
+    items = [item for item in items if item.arrived or item.state.value != "partial"]
+    if not items:
         typer.echo(f"There are no models in {paths.models()}. `mesh-llm download` lists models to download.")
     elif sys.stdout.isatty():
         _print_table(items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshllm.core.records import short
 from meshllm.util.format import gigabytes, printable
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def worker_lease_line(lease: dict[str, Any]) -> str:
     detail = f", {printable(lease['detail'])}" if lease["detail"] else ""
     host = printable(lease["host_name"]) or lease["host"][:10]
     share = f"layers {lease['first']} to {last} of {printable(lease['model'])} for {host}"
-    return f"worker for {share}: {gigabytes(lease['memory'])}, {lease['phase']}{detail}"
+    return f"worker for {share}: {gigabytes(lease['memory'])}, {_phase_text(lease['phase'])}{detail}"
 
 
 def worker_news(snapshot: Snapshot) -> str:
@@ -34,8 +35,10 @@ def worker_news(snapshot: Snapshot) -> str:
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return ""
-    last = share.first + share.layers - 1
-    return f"worker for layers {share.first} to {last} of {printable(state.lease.model)}: {state.phase.value}"
+    last, host = share.first + share.layers - 1, state.lease.host
+    names = [peer.record.name for peer in mesh.peers if peer.node == host] if mesh is not None else []
+    what = f"layers {share.first} to {last} of {printable(state.lease.model)}"
+    return f"worker for {what} for {printable(''.join(names)) or short(host)}: {_phase_text(state.phase.value)}"
 
 
 def waiting(model: ModelState) -> str:
@@ -50,7 +53,10 @@ def _share_line(share: dict[str, Any]) -> str:
     if share["phase"] is None:
         return f"  layers {first} to {last} on this node: {memory}"
     name = printable(share["name"]) or share["node"][:10]
-    parts = [f"  layers {first} to {last} on {name}: {memory}", printable(share["detail"] or share["phase"])]
+    parts = [
+        f"  layers {first} to {last} on {name}: {memory}",
+        printable(share["detail"] or _phase_text(share["phase"])),
+    ]
     if share["rtt"] is not None:
         parts.append(f"rtt {share['rtt'] * 1000:.1f} ms")
     if share["transport"] is not None:
@@ -59,6 +65,11 @@ def _share_line(share: dict[str, Any]) -> str:
     if share["rate"]:
         parts.append(f"{share['rate'] / 1e3:,.1f} kB/s now")
     return ", ".join(parts)
+
+
+def _phase_text(phase: str) -> str:
+    """The phase of a lease for people: a committed one is in use."""
+    return "serving" if phase == "committed" else phase
 
 
 def _speed(split: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
 from contextlib import suppress
@@ -12,14 +13,13 @@ WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, er
 
 
 def open_closed_streams() -> None:
-    """Open /dev/null on each of the descriptors 0 to 2 that is closed (`mesh-llm <&- >&-`), and a stream on it.
+    """Open /dev/null on each of the descriptors 0 to 2 that is closed (`mesh-llm <&- >&-`) or open for the other
+    direction only (`1</dev/null`), and a stream on it.
 
     Otherwise the next file or socket would get that number, and Python has None in place of the stream.
     """
     for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
+        if not _is_usable(number):
             opened = os.open(os.devnull, os.O_RDWR)
             if opened == number:
                 os.set_inheritable(number, True)
@@ -32,6 +32,15 @@ def open_closed_streams() -> None:
         sys.stdout = _stream(1, "w")
     if sys.stderr is None:
         sys.stderr = _stream(2, "w")
+
+
+def _is_usable(number: int) -> bool:
+    """Whether the descriptor is open: for reading if it is standard input, else for writing."""
+    try:
+        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError:
+        return False
+    return mode != (os.O_RDONLY if number else os.O_WRONLY)
 
 
 def _stream(number: int, mode: str) -> TextIO:

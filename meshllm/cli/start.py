@@ -10,14 +10,18 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from meshllm.errors import MeshError
+from meshllm.errors import MeshError, unusable_file
 
 if TYPE_CHECKING:
     import logging
+    from pathlib import Path
 
     from meshllm.cli.view import JsonViewer, LineViewer
     from meshllm.daemon.log_file import LogFile
     from meshllm.daemon.settings import Backend, Settings
+
+# As for the template in a model file.
+MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def backends(texts: list[str]) -> tuple[Backend, ...]:
@@ -84,8 +88,30 @@ def check(settings: Settings) -> None:
             raise UsageError("--draft needs a --model.", advice="Add --model NAME.")
     if settings.split and not settings.models:
         raise UsageError("--split needs a --model.", advice="Add --model NAME.")
+    if settings.chat_template is not None:
+        _check_template(settings.chat_template, settings.models)
     if settings.context is not None and not settings.models:
         raise UsageError("--ctx-size needs a --model.", advice="Add --model NAME.")
+
+
+def _check_template(path: Path, models: tuple[str, ...]) -> None:
+    """Raise UsageError for a `--chat-template` that cannot be used."""
+    from meshllm.errors import UsageError
+
+    if not models:
+        raise UsageError("--chat-template needs a --model.", advice="Add --model NAME.")
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_TEMPLATE_BYTES + 1).decode()
+    except OSError as error:
+        raise UsageError(
+            f"--chat-template {path} cannot be read: {error.strerror or error}.", advice="Name a Jinja file."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--chat-template {path} is no text.", advice="Name a Jinja file (UTF-8).") from error
+    if not text.strip() or len(text) > MAX_TEMPLATE_BYTES:
+        what = "has more than 1 MiB" if text.strip() else "is empty"
+        raise UsageError(f"--chat-template {path} {what}.", advice="Name a Jinja file.")
 
 
 def run(settings: Settings, *, json: bool, verbose: bool) -> None:
@@ -95,18 +121,23 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
 
     import uvloop
 
+    from meshllm.cli import temporary_folder
     from meshllm.daemon.app import App
     from meshllm.daemon.log_file import LogFile, RotatingFile, log_path
 
+    try:
+        temporary_folder.ensure(settings.home)
+    except OSError as error:
+        raise unusable_file(error) from error
     idle = not (settings.models or settings.backends or settings.invites or settings.client)
-    viewer, handler = _output(json, idle=idle)
+    viewer, handler = _output(json, idle=idle, verbose=verbose)
     log_file = LogFile(RotatingFile(log_path(settings.home)), json=json)
     _set_up_logging(handler, log_file, verbose=verbose, json=json)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             following: Settings | None = settings
             while following is not None:
-                app = App(following, viewer, log_file)
+                app = App(following, viewer, log_file, ends_process=True)
                 runner.run(app.run())
                 following = app.next_settings
     except MeshError as error:
@@ -124,7 +155,7 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
         _close_output()
 
 
-def _output(json: bool, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging.Handler]:
+def _output(json: bool, *, idle: bool, verbose: bool) -> tuple[LineViewer | JsonViewer, logging.Handler]:
     """What shows changes on standard output, and the handler that shows log records there or on standard error."""
     import logging
 
@@ -140,10 +171,10 @@ def _output(json: bool, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging
 
         console = Console(soft_wrap=True)
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
-        handler.setFormatter(TerminalFormatter("%(message)s"))
+        handler.setFormatter(TerminalFormatter("%(message)s", fields=verbose))
         return view.LiveViewer(console, idle=idle), handler
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", fields=verbose))
     return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle), handler
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,14 @@ CtxSize = Annotated[
         max=16 << 20,
         metavar="TOKENS",
         help="Context size of each request. Default: what the model and the memory allow, at most 32768.",
+        rich_help_panel=SERVE,
+    ),
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Jinja file that replaces the chat template of the first --model.",
         rich_help_panel=SERVE,
     ),
 ]
@@ -240,4 +249,12 @@ Json = Annotated[
         "--json", help="Write JSON lines to standard output and to the log file, for services.", rich_help_panel=OUTPUT
     ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Debug logging.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Show what the log file has: every request with its route, times and result, and debug messages.",
+        rich_help_panel=OUTPUT,
+    ),
+]

@@ -19,6 +19,8 @@ PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left"
 # Peers are listed in this order of their status; of a large mesh only the first MAX_PEERS.
 PEER_ORDER = ("alive", "suspect", "unverified", "left", "dead")
 MAX_PEERS = 60
+# Requests at a model or a peer.
+LOAD = ("active", "waiting")
 # Members that are away, with a line each.
 MAX_AWAY = 8
 # Models of the mesh's demand, with a line each.
@@ -48,6 +50,10 @@ def show(port: int | None, *, as_json: bool) -> None:
     console = Console()
     console.print(f"[bold]mesh-llm {status['version']}[/] on {status['name']}, pid {status['pid']}", highlight=False)
     console.print(f"API {status['api']}   console {status['console']}   up {whole_duration(status['uptime_seconds'])}")
+    if status["stopping"]:
+        active = sum(load["active"] for load in status["load"])
+        waits = f" It waits for {counted(active, 'answer')} to end, some seconds at most." if active else ""
+        console.print(f"This node is stopping.{waits}", style="yellow", highlight=False)
     engine = status["engine"]
     if engine["phase"] != "unknown":  # no model has needed the engine yet
         line = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
@@ -91,6 +97,16 @@ def fetch(port: int) -> bytes:
     if status != 200:
         raise not_a_console(port, status)
     return text
+
+
+def notices_of_running(port: int) -> list[str]:
+    """What the node whose console is at `port` tells its owner; nothing where it does not answer."""
+    import orjson
+
+    try:
+        return [printable_message(str(notice)) for notice in orjson.loads(fetch(port)).get("notices", ())]
+    except (NotRunning, ValueError, AttributeError, TypeError):
+        return []
 
 
 def speculation_text(speculation: dict[str, Any]) -> str:
@@ -177,6 +193,9 @@ def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
         away = [(printable(member["name"]) or member["id"][:10], member["seen_seconds"]) for member in mesh["away"]]
         text = f": {away_text(away)}" if away else ""
         _print_plain(console, f"mesh {mesh['mesh'][:10]} alone for now{text} (this is {node}, {clients})")
+    elif mesh["phase"] == "alone":
+        alone = f"mesh {mesh['mesh'][:10]} has no other node yet: 'mesh-llm invite' prints an invite for one"
+        _print_plain(console, f"{alone} (this is {node}, {clients})")
     else:
         alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
         reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
@@ -215,8 +234,8 @@ def _peer_table(mesh: dict[str, Any] | None) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("node", "id", "status", "rtt", "transport", "models", "busy"):
-        table.add_column(heading, justify="right" if heading in ("rtt", "busy") else "left")
+    for heading in ("node", "id", "status", "rtt", "transport", "models", *LOAD):
+        table.add_column(heading, justify="right" if heading in ("rtt", *LOAD) else "left")
     peers = sorted(mesh["peers"] if mesh else [], key=lambda peer: (PEER_ORDER.index(peer["status"]), peer["name"]))
     for peer in peers[:MAX_PEERS]:
         table.add_row(
@@ -226,12 +245,12 @@ def _peer_table(mesh: dict[str, Any] | None) -> Table:
             "" if peer["rtt"] is None else f"{peer['rtt'] * 1000:.1f} ms",
             peer["transport"] or "",
             escape(", ".join(printable(model) for model in peer["models"])),
-            f"{peer['active']}+{peer['waiting']}" if peer["models"] else "",
+            *([str(peer["active"]), str(peer["waiting"])] if peer["models"] else ("", "")),
         )
     clients = mesh["client_list"] if mesh else []
     for client in clients[:MAX_PEERS]:
         name, rtt = escape(printable(client["name"])), f"{client['rtt'] * 1000:.1f} ms"
-        table.add_row(name, client["id"][:10], "[dim]client[/]", rtt, "", "", "")
+        table.add_row(name, client["id"][:10], "[dim]client[/]", rtt)
     if len(peers) > MAX_PEERS:
         table.add_row(f"[dim]and {len(peers) - MAX_PEERS} more[/]")
     return table
@@ -260,7 +279,7 @@ def _model_table(status: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("model", "state", "slots", "context", "memory", "restarts", "busy"):
+    for heading in ("model", "state", "slots", "context", "memory", "restarts", *LOAD):
         table.add_column(heading, justify="left" if heading in ("model", "state") else "right")
     loads = {load["target"]: load for load in status["load"] if load["kind"] == "engine"}
     for model in status["models"]:
@@ -276,6 +295,6 @@ def _model_table(status: dict[str, Any]) -> Table:
             str(engine["context_length"]) if engine else "",
             gigabytes(engine["memory"]) if engine else "",
             str(model["restarts"]),
-            f"{load['active']}+{load['waiting']}" if load else "",
+            *([str(load["active"]), str(load["waiting"])] if load else ("", "")),
         )
     return table

@@ -17,7 +17,7 @@ from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.log_format import json_fields, utc_text
 from meshllm.daemon.viewer import Listening, Viewer
-from meshllm.util.format import gigabytes, printable, printable_json, printable_message
+from meshllm.util.format import counted, gigabytes, printable, printable_json, printable_message
 from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def _progress(snapshot: Snapshot) -> dict[str, Progress]:
         running[ENGINE_TASK] = snapshot.engine.progress or Progress(CHECKING)
     for model in snapshot.models:
         phase = next_step.phase(snapshot.engine, model)
+        if next_step.download_failed(model):
+            continue  # what it says would be the same at each attempt
         if model.file is FilePhase.FETCHING or phase in (ModelPhase.LOADING, ModelPhase.RESTARTING):
             running[model.name] = model.progress or Progress(CHECKING if _is_checked(model) else phase.value)
     return running
@@ -68,18 +70,25 @@ def _progress(snapshot: Snapshot) -> dict[str, Progress]:
 def _model_text(snapshot: Snapshot, model: ModelState) -> str:
     """A model's state in one line."""
     phase = next_step.phase(snapshot.engine, model)
+    if next_step.download_failed(model):
+        return f"cannot download {model.name}: {model.reason} {model.advice}".rstrip()
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
-        text = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
+        text = (
+            f"serving {model.name} ({counted(facts.slots, 'request')} at a time, {facts.context_length:,} tokens each)"
+        )
         return f"{text}: {facts.placement_text or gigabytes(facts.memory)}"
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
-    cause = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""
+    told = phase in (ModelPhase.FAILED, ModelPhase.RESTARTING, ModelPhase.LOADING)
+    stop = "" if reason.endswith((".", "!", "?")) else "."
+    cause = f": {reason}{stop} {advice}".rstrip() if told and reason else ""
     return f"{CHECKING if _is_checked(model) else phase.value} {model.name}{cause}"
 
 
 def _is_checked(model: ModelState) -> bool:
     """Whether no byte of the file is downloaded yet: a file on this disk is only read and checked."""
-    return model.file is FilePhase.FETCHING and (model.progress is None or model.progress.stage == "verifying")
+    verifying = model.progress is None or model.progress.stage == "verifying"
+    return model.file is FilePhase.FETCHING and verifying and not next_step.download_failed(model)
 
 
 class PlainConsole:
@@ -148,6 +157,18 @@ class LineViewer(Viewer):
         """Show why this node runs without a mesh."""
         self._print(f"Running without a mesh: {reason}", "bold red")
 
+    def stopping(self, answers: int, seconds: float) -> None:
+        """Show what the stop waits for."""
+        if answers:
+            what = f"waiting up to {seconds:.0f} s for {counted(answers, 'answer')} to end."
+            self._print(f"Stopping: {what} To end at once, press Ctrl-C again.", "yellow")
+        else:
+            self._print("Stopping.", "dim")
+
+    def answers_cut(self, answers: int) -> None:
+        """Show what did not end."""
+        self._print(f"{counted(answers, 'answer')} cut off by the stop.", "yellow")
+
     def snapshot(self, snapshot: Snapshot) -> None:
         """Show what changed."""
         for notice in [] if snapshot.mesh is None else self._mesh.changes(snapshot.mesh):
@@ -157,7 +178,8 @@ class LineViewer(Viewer):
             # Between two files of a model there is no progress for a moment: no change to show.
             fetched = self._shown.get(f"model {model.name}") == f"{ModelPhase.FETCHING.value} {model.name}"
             if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING) and not (fetched and _is_checked(model)):
-                self._show_change(f"model {model.name}", _model_text(snapshot, model), phase)
+                tone = ModelPhase.RESTARTING if next_step.download_failed(model) else phase
+                self._show_change(f"model {model.name}", _model_text(snapshot, model), tone)
             if text := waiting(model):
                 self._show_change(f"split {model.name}", f"{model.name}: {text}", phase)
         if text := worker_news(snapshot):
@@ -179,6 +201,8 @@ class LineViewer(Viewer):
         """Write a line for each tenth."""
         for name, progress in running.items():
             step = int((progress.fraction or 0.0) / PROGRESS_STEP)
+            if not step and self._shown.get(f"model {name}", "").startswith(f"{progress.stage} "):
+                continue  # the line about the model says as much
             if self._steps.get(name) != (progress.stage, step):
                 self._steps[name] = (progress.stage, step)
                 percent = "" if progress.fraction is None else f" {progress.fraction * 100:.0f}%"
@@ -275,6 +299,14 @@ class JsonViewer(Viewer):
     def no_mesh(self, reason: str) -> None:
         """Write why this node runs without a mesh."""
         self.write("no_mesh", reason=reason)
+
+    def stopping(self, answers: int, seconds: float) -> None:
+        """Write what the stop waits for."""
+        self.write("stopping", answers=answers, seconds=seconds)
+
+    def answers_cut(self, answers: int) -> None:
+        """Write what did not end."""
+        self.write("answers_cut", answers=answers)
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Write what changed, without progress."""

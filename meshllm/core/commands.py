@@ -234,6 +234,14 @@ class TakeInvite(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class InviteRefused(Command):
+    """The mesh of the invite refused it for good: tell the owner. This node is in no mesh with others, and dials no
+    more."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Expelled(Command):
     """This node is no member any more: tell its owner. It has left the mesh and serves its own models only.
 

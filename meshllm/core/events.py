@@ -111,11 +111,12 @@ class ModelMeasured(Event):
 
 @dataclass(frozen=True, slots=True)
 class MeasureFailed(Event):
-    """The memory could not be measured; `advice`: what to do."""
+    """The memory could not be measured; `advice`: what to do. `hopeless`: the engine rejects the file."""
 
     model: str
     reason: str
     advice: str = ""
+    hopeless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +174,8 @@ class ServerReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class ServerGone(Event):
-    """An engine process has ended: stopped, crashed, or not started at all. `hopeless`: the model does not fit, and a
-    quick retry cannot help."""
+    """An engine process has ended: stopped, crashed, or not started at all. `hopeless`: the model does not fit, or its
+    chat template does not work, and a quick retry cannot help."""
 
     model: str
     generation: int
@@ -295,13 +296,15 @@ class LinkDown(Event):
 @dataclass(frozen=True, slots=True)
 class DialFailed(Event):
     """A dial failed. `final`: the peer refused this node (wrong secret, say). `local`: a limit of this node prevented
-    the dial, so that nothing is known about the peer."""
+    the dial, so that nothing is known about the peer. `invite_void`: the peer refused the invite with which it was
+    dialled, for good."""
 
     target: BootstrapAddress
     reason: str
     advice: str = ""
     final: bool = False
     local: bool = False
+    invite_void: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,15 @@ from dataclasses import replace
 from meshllm.core.ids import NodeId
 from meshllm.core.membership.certificates import Certificate, MeshKey, Right, StatementKind
 from meshllm.daemon.audit_log import WriteAudit
-from meshllm.daemon.invite_book import InviteBook
+from meshllm.daemon.invite_book import FRESH_INVITE, InviteBook
 from meshllm.daemon.mesh_keys import MeshKeys
 from meshllm.errors import BadMessage
 from meshllm.net.identity import verify
 from meshllm.util.rate_limiter import TokenBucket
 from meshllm.wire.mesh.certificates import read_certificate, read_statement
 from meshllm.wire.mesh.hello import HelloRefusal
-from meshllm.wire.mesh.invite import InviteTerms, invite_key
+from meshllm.wire.mesh.invite import InviteTerms, invite_key, made_by
 
-FRESH = "Ask for a fresh invite: 'mesh-llm invite' prints it on a node of the mesh."
 # New members: a household at once, a flood never.
 ADMISSIONS_PER_SECOND, ADMISSIONS_AT_ONCE = 2.0, 64.0
 
@@ -57,9 +56,9 @@ class MemberAdmission:
             found = self._of_another_key(node, data)
         if found is None:
             message = "The node has no membership certificate of this mesh."
-            return HelloRefusal("wrong_mesh", message, FRESH)
+            return HelloRefusal("wrong_mesh", message, FRESH_INVITE)
         if not found.valid_at(self._now()):
-            return HelloRefusal("expired_certificate", "The membership certificate has expired.", FRESH)
+            return HelloRefusal("expired_certificate", "The membership certificate has expired.", FRESH_INVITE)
         return found
 
     def _of_another_key(self, node: NodeId, data: bytes) -> Certificate | None:
@@ -124,11 +123,11 @@ class MemberAdmission:
     def key_of_invite(self, terms: InviteTerms) -> bytes | HelloRefusal:
         """The key of an invite with these terms, or why it admits no node here."""
         if not terms.valid_at(self._now()):
-            return HelloRefusal("expired_invite", "The invite has expired.", FRESH)
+            return HelloRefusal("expired_invite", "The invite has expired.", FRESH_INVITE)
         authority = self._keys.authority
         # Also an invite that a member had made, or used, before it was expelled.
         if authority.is_revoked(terms.serial) or self._book.granted_to(terms.serial, authority.is_gone):
-            return HelloRefusal("revoked_invite", "The invite was revoked.", FRESH)
+            return HelloRefusal("revoked_invite", "The invite was revoked.", FRESH_INVITE)
         if not self._keys.may_admit:
             message = "The answering node may not admit others."
             return HelloRefusal("cannot_admit", message, "Try another node of the mesh that may.")
@@ -142,17 +141,28 @@ class MemberAdmission:
         if not self._admissions.take(self._clock()):
             return HelloRefusal("busy", "Too many nodes join at the same time.", "Try again in a few seconds.")
         try:
-            why = self._book.use(terms, node, keys.node)
+            inviter = self._inviter(terms)
+            refusal = self._book.use(terms, node, keys.authority.key, inviter)
         except OSError as error:
             why = f"The answering node cannot save who joined: {error.strerror or error}."
-        if why:
-            return HelloRefusal("used_invite", why, FRESH)
-        maker = self._book.maker_of(terms.serial)
-        inviter = NodeId(bytes.fromhex(maker)) if maker else keys.node
+            refusal = HelloRefusal("cannot_admit", why, "Free space on its disk, or try another node of the mesh.")
+        if refusal is not None:
+            return refusal
         given = keys.issue(node, terms.rights, terms.member_lifetime, inviter=inviter, invite=terms.serial)
         keys.authority.certificate(given.data, node, self._now())  # known from now on as one of the current key
         self._audit("member_admitted", node=node.hex(), rights=int(terms.rights), invite=terms.serial.hex())
         return keys.authority.key, given.data, keys.private if Right.ADMIT in terms.rights else b""
+
+    def _inviter(self, terms: InviteTerms) -> NodeId:
+        """Who made the invite, or asked for it: as noted here, else the member that its serial names."""
+        maker = self._book.maker_of(terms.serial)
+        if maker:
+            return NodeId(bytes.fromhex(maker))
+        for node, known in self._book.members.items():
+            member = NodeId(bytes.fromhex(node))
+            if Right.ADMIT in Right(known.rights) and made_by(terms.serial, member):
+                return member
+        return self._keys.node
 
 
 def _as_known(shown: Certificate, known: Certificate) -> Certificate | None:

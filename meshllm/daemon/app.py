@@ -11,12 +11,10 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -30,12 +28,13 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
-from meshllm.daemon import sandbox_facts
+from meshllm.daemon import port_holder, sandbox_facts
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
+from meshllm.daemon.home_watch import HomeWatch
 from meshllm.daemon.loop_lag import LoopLag
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
@@ -44,26 +43,23 @@ from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.start_log import log_start
 from meshllm.daemon.start_planner import StartPlanner
+from meshllm.daemon.start_wishes import backend_keys, find_models
+from meshllm.daemon.stopping import Stopping, release_signals
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.errors import (
+    BadInvite,
     DamagedState,
     EnvironmentFailure,
     MeshError,
     PortTaken,
-    UnknownModel,
-    UsageError,
     unusable_file,
 )
 from meshllm.models.catalog.entry import Wanted
-from meshllm.models.catalog.resolve import resolve
-from meshllm.models.library import scan
-from meshllm.models.library.local_model import from_path
 from meshllm.models.library.store import Store
 from meshllm.models.p2p.share_policy import Share
-from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.util.threads import in_thread
 from meshllm.web.console.invitation import Invitation, InviteWish
@@ -89,66 +85,23 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
-# Responses that run when the daemon is asked to stop get this long to end (seconds).
-ANSWER_GRACE_SECONDS = 5.0
-
-
-def find_models(settings: Settings) -> dict[str, Wanted | None]:
-    """What each `--model` means, by the name callers use; None: only the mesh can know, one that is joined or that was
-    left with others in it. A node that has never seen another refuses a name that it does not know.
-
-    Raises UnknownModel, InvalidModelFile, UsageError.
-    """
-    store = Store(paths.models())
-    wanted: dict[str, Wanted | None] = {}
-    for text in settings.models:
-        try:
-            found = resolve(text, folder=store.folder, disk=lambda: scan.scan(store))
-        except UnknownModel as error:
-            if "/" in text or text.casefold().endswith(".gguf"):
-                raise
-            if not settings.invites and not _knows_others(settings.home):
-                raise
-            log.warning("%s The mesh is asked for it. %s", error.message, error.advice)
-            wanted[text.strip()] = None
-            continue
-        if found.note:
-            log.warning("%s", found.note)
-        source = found.wanted
-        name = from_path(source, store).name if isinstance(source, Path) else source.name
-        if name in wanted and wanted[name] != source:
-            raise UsageError(f"Two different models are both called {name}.", advice="Rename one of the files.")
-        wanted[name] = source
-    return wanted
-
-
-def _knows_others(home: Path) -> bool:
-    """Whether the node of `home` has been in a mesh with others."""
-    from meshllm.daemon.mesh_state import knows_others  # what the mesh takes is loaded once callers are served
-
-    return knows_others(home)
-
-
-def backend_keys(settings: Settings) -> dict[str, str]:
-    """The keys of the backends, from the environment. Raises UsageError for a variable that is not set."""
-    keys = {}
-    for backend in settings.backends:
-        if backend.key_variable:
-            key = os.environ.get(backend.key_variable, "")
-            if not key or not key.isascii() or not key.isprintable():
-                raise UsageError(
-                    f"The environment variable {backend.key_variable} holds no key for {backend.url}.",
-                    advice=f"Set it: export {backend.key_variable}=...",
-                )
-            keys[backend.url] = key
-    return keys
+JOIN_AGAIN = "Then start this node again with it: mesh-llm --join INVITE"
 
 
 class App:
     """A daemon. `run` it once; it returns when everything has stopped."""
 
-    def __init__(self, settings: Settings, viewer: Viewer | None = None, log_file: LogFile | None = None) -> None:
-        """`log_file` is started once this process holds the home; its owner closes it."""
+    def __init__(
+        self,
+        settings: Settings,
+        viewer: Viewer | None = None,
+        log_file: LogFile | None = None,
+        *,
+        ends_process: bool = False,
+    ) -> None:
+        """`log_file` is started once this process holds the home; its owner closes it. `ends_process`: this process
+        ends with the daemon, unless there are `next_settings`."""
+        self._ends_process = ends_process
         self._settings = settings
         self._viewer = viewer or Viewer()
         self._log_file = log_file
@@ -163,15 +116,16 @@ class App:
         self._sharing: FileSharing | None = None
         self._rpc: RpcTunnels | None = None
         self._no_mesh_reason = "the mesh is not started yet"
-        self._stop_signals = 0
-        self.next_settings: Settings | None = None
+        self._next: Settings | None = None
+        self._stopping: Stopping | None = None
+        self._failure: MeshError | None = None
 
     async def run(self) -> None:
         """Start, serve until a stop is asked for, stop.
 
         Raises UsageError (bad models, backends or devices, home in use), DamagedState (a file of the home cannot be
         read) and PortTaken before anything is started; PortTaken, UsageError (invites to different meshes) and
-        DamagedState when the mesh is started.
+        DamagedState when the mesh is started; BadInvite if the invite is void and there is nothing else to do.
         """
         settings = self._settings
         self._started = asyncio.get_running_loop().time()
@@ -187,6 +141,8 @@ class App:
             await self._planner.refresh_devices(engine)
         async with AsyncExitStack() as stack:
             lock = HomeLock(settings.home)
+            # Last: a signal must not interrupt what ends the engine.
+            stack.callback(lambda: release_signals(ignore=self._ends_process and self.next_settings is None))
             stack.callback(lock.release)
             if self._log_file is not None:
                 self._log_file.start()
@@ -207,7 +163,6 @@ class App:
                 ) from error
             await self._listen(wanted, lock)
             self._isolation.run("ending processes of an earlier daemon", supervisor.end_leftovers)
-            self._handle_signals(stack)
             self._request_models(wanted)
             await self._enter_mesh(supervisor)
             if not settings.client:
@@ -216,6 +171,13 @@ class App:
             gc.collect()
             gc.freeze()
             await self._run_core(supervisor)
+        if self._watch.gone:
+            raise EnvironmentFailure(
+                f"The home {settings.home} was deleted or replaced while the node ran. Its key was there.",
+                advice="Restore it from a backup, or start again with a new identity and an invite.",
+            )
+        if self._failure is not None:
+            raise self._failure
 
     def _assemble(
         self, stack: AsyncExitStack, wanted: dict[str, Wanted | None], keys: dict[str, str], drafts: DraftRequest
@@ -227,7 +189,15 @@ class App:
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
         supervisor = self._supervisor = Supervisor(
-            wanted, keys, settings.home, self._planner, self._post, drafts, self._sandboxing, settings.lease_cache
+            wanted,
+            keys,
+            settings.home,
+            self._planner,
+            self._post,
+            drafts,
+            self._sandboxing,
+            settings.lease_cache,
+            settings.chat_template,
         )
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
@@ -259,11 +229,13 @@ class App:
             only_from=settings.only_from,
         )
         stack.push_async_callback(self._gateway.close)
-        self._owner = Owner("daemon")
-        stack.push_async_callback(self._owner.close)
+        self._stopping = Stopping(self._gateway, self._end, self._show, self._console.changed, stack)
         self.loop_lag = LoopLag()
         self.loop_lag.start()
         stack.callback(self.loop_lag.stop)
+        self._stopping.handle_signals()
+        self._watch = HomeWatch(settings.home, self._stopping.begin)
+        stack.callback(self._watch.close)
         return supervisor
 
     async def _listen(self, wanted: dict[str, Wanted | None], lock: HomeLock) -> None:
@@ -272,22 +244,19 @@ class App:
         # A caller that comes before the core has run gets "loading", not "unknown model".
         self._gateway.publish(_first_snapshot(settings, wanted))
         hosts = EVERYWHERE if settings.listen_all else LOOPBACK
-        port = await self._gateway.start(hosts, settings.port)
-        console = await self._console.start(hosts, settings.console)
+        wanted_ports = {port_holder.API: settings.port, port_holder.CONSOLE: settings.console}
+        try:
+            port = await self._gateway.start(hosts, settings.port)
+            del wanted_ports[port_holder.API]
+            console = await self._console.start(hosts, settings.console)
+        except PortTaken as error:
+            found, wanted_now = error, dict(wanted_ports)
+            raise await in_thread(lambda stop: port_holder.explained(found, wanted_now), "port") from error
         self._gateway.page_at(console)
         lock.announce(port, console, self._token)
         self._listening = self._urls(port, console)
         log.info("listening", extra={"fields": {"api": self._listening.api, "console": self._listening.console}})
         self._show(lambda viewer: viewer.listening(self._listening))
-
-    def _handle_signals(self, stack: AsyncExitStack) -> None:
-        """Stop in order on SIGINT and SIGTERM, and on SIGHUP (a closed terminal) unless it is ignored (nohup)."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue
-            loop.add_signal_handler(number, self._stop, number)
-            stack.callback(loop.remove_signal_handler, number)
 
     def _api_key(self) -> tuple[str | None, str]:
         """The key that other machines need and where it is kept; None if other machines may not call."""
@@ -330,14 +299,15 @@ class App:
                 self._post,
                 self._audit.write,
                 lease_refusal=self._sandboxing.refusal,
-                restart=self._restart,
+                restart=lambda: self._restart("with a new key"),
+                refused=self._invite_refused,
             )
             await self._session.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
             raise
         except (EnvironmentFailure, OSError, ImportError) as error:
             if isinstance(error, PortTaken) and settings.bind_port:
-                raise
+                raise port_holder.explained(error, {port_holder.UDP: settings.bind_port}) from error
             if isinstance(error, OSError) and error.filename is not None:
                 error = unusable_file(error)
             log.warning("running without a mesh: %s", error)
@@ -394,35 +364,34 @@ class App:
 
         await NodeLoop(core, self._publish, self._mailbox, self._isolation).run(execute)
 
-    def _stop(self, number: signal.Signals) -> None:
-        """Begin to stop: finish running responses for up to 5 s, then end everything. A second signal does not wait."""
-        self._stop_signals += 1
-        self.next_settings = None
-        log.info("stopping", extra={"fields": {"signal": number.name}})
-        if self._stop_signals > 1:
-            self._post(e.StopWanted())
-            return
-        self._finish_answers()
+    def _end(self) -> None:
+        """End the core, and with it the daemon."""
+        self._post(e.StopWanted())
 
-    def _restart(self) -> None:
+    def _invite_refused(self, reason: str) -> None:
+        """The invite is void, which no retry changes. Go on in the mesh of before, if there is one, or with the models
+        here; else end, with an error."""
+        session, settings = self._session, self._settings
+        if session is not None and session.knows_others:
+            log.warning("The invite was refused: %s This node goes on in the mesh that it was in.", reason)
+            self._restart("in the mesh that it was in")
+        elif settings.models or settings.backends:
+            log.warning("The invite was refused: %s This node serves its own models, and dials no more.", reason)
+        elif self._stopping is not None and self._stopping.begin():
+            self._failure = BadInvite(f"The invite was refused: {reason}", advice=JOIN_AGAIN)
+
+    def _restart(self, how: str) -> None:
         """Stop as for a signal; the caller of `run` then starts another daemon with `next_settings`."""
-        if self._stop_signals:
-            return
-        self._stop_signals += 1
-        ports = [urlsplit(url).port or 0 for url in (self._listening.api, self._listening.console)]
-        # The invites have been used: this node is a member.
-        self.next_settings = replace(self._settings, port=ports[0], console=ports[1], invites=(), notices=())
-        log.info("starting again with a new key")
-        self._finish_answers()
+        if self._stopping is not None and self._stopping.begin():
+            ports = [urlsplit(url).port or 0 for url in (self._listening.api, self._listening.console)]
+            # The invites have been used: this node is a member.
+            self._next = replace(self._settings, port=ports[0], console=ports[1], invites=(), notices=())
+            log.info("starting again %s", how)
 
-    def _finish_answers(self) -> None:
-        async def stop() -> None:
-            try:
-                await self._gateway.close(ANSWER_GRACE_SECONDS)
-            finally:
-                self._post(e.StopWanted())
-
-        self._owner.start(stop(), "stop")
+    @property
+    def next_settings(self) -> Settings | None:
+        """What to start once this daemon has ended; None: nothing, as after a signal."""
+        return None if self._stopping is None or self._stopping.signalled else self._next
 
     def _log_stop(self) -> None:
         uptime = asyncio.get_running_loop().time() - self._started
@@ -493,7 +462,7 @@ class App:
 
         session = self._session
         inputs = StatusInputs(
-            snapshot=self._snapshot,
+            snapshot=replace(self._snapshot, stopping=self._stopping is not None and self._stopping.begun),
             name=self._settings.node_name or socket.gethostname(),
             version=__version__,
             pid=os.getpid(),

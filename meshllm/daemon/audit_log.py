@@ -13,10 +13,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
+from meshllm.core.membership.certificates import Right
+from meshllm.core.records import NODE_ID_BYTES
 from meshllm.daemon.log_file import LogFile, RotatingFile
 from meshllm.daemon.log_format import LogRecordView, field_text, message_of, timestamp, utc_text
 from meshllm.util.rate_limiter import TokenBucket
@@ -34,6 +36,7 @@ KIND_RATE: Final = 1 / 30
 MAX_KINDS: Final = 64
 # Longest text of a field.
 MAX_FIELD: Final = 300
+ID_DIGITS, SHOWN_DIGITS = 2 * NODE_ID_BYTES, 10
 
 Field = str | int | bool
 
@@ -140,13 +143,25 @@ def _bounded(value: Field) -> Field:
     return redact(value[:MAX_FIELD]) if isinstance(value, str) else value
 
 
+def _readable(name: str, value: Field) -> Field:
+    """A field for people: the names of rights, a time instead of seconds, the beginning of an id."""
+    if name == "rights" and isinstance(value, int):
+        return ",".join([str(right.name).lower() for right in Right if right & value])
+    if name == "expires" and isinstance(value, int):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    if isinstance(value, str) and len(value) == ID_DIGITS and not set(value) - set("0123456789abcdef"):
+        return value[:SHOWN_DIGITS]
+    return value
+
+
 def parse_audit(text: str) -> LogRecordView:
-    """The record of a line of the audit log, as people read it: time, event, `name=value`. A line that is none stays
-    as it is, without a time."""
+    """The record of a line of the audit log, as people read it: time, event, `name=value`; rights by their names, times
+    in UTC, ids as in 'mesh-llm members'. A line that is none stays as it is, without a time."""
     try:
         entry = json.loads(text)
         when = datetime.fromisoformat(entry.pop("time"))
-        words = [str(entry.pop("event")), *(f"{name}={field_text(value)}" for name, value in entry.items())]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        event = str(entry.pop("event"))
+        words = [event, *(f"{name}={field_text(_readable(name, value))}" for name, value in entry.items())]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError):
         return LogRecordView(None, "", text)
     return LogRecordView(when, "", f"{utc_text(when)} {' '.join(words)}")

@@ -49,6 +49,13 @@ class ChatTemplates:
         """What the template of `model` renders, as the process at `socket` of the `engine` says."""
         if usage(model.header).purpose is not Purpose.GENERATE:
             return ANY_TEMPLATE
+        if model.chat_template is None and not (model.header.chat_template or model.header.tool_template):
+            # A base model: the engine writes chats in a format that it was not trained on.
+            log.warning(
+                "%s has no chat template: it continues texts (/v1/completions), and its answers in chat are poor. For "
+                "chat and agents use a model whose name says Instruct, Chat or it.",
+                model.name,
+            )
         if self._lacks is None:
             self._lacks = await in_thread(partial(_read, self._path), "chat templates")
         key = await in_thread(partial(_key, model, engine), "chat template")

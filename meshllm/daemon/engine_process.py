@@ -30,7 +30,7 @@ from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.llama_server import ServerPlan
-from meshllm.errors import MeshError, NotEnoughSpace
+from meshllm.errors import InputError, MeshError, NotEnoughSpace
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.gguf.projector import projector_bytes
 from meshllm.models.gguf.purpose import usage
@@ -48,12 +48,16 @@ EnsureModel = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
 """Brings a model to this disk, if it is not there. Raises MeshError."""
 
 DEFECT_ADVICE = "This is a defect; please report it."
+TEMPLATE_ADVICE = "Start with another template (--chat-template FILE), or use another GGUF file of this model."
 STOPPED = "it was stopped"
 
 ServerKey = tuple[str, int]
 """Model and generation of an engine process."""
 
-STAGES: dict[str, str] = {model_progress.TransferStage.EXTRACTING: "unpacking"}
+STAGES: dict[str, str] = {
+    model_progress.TransferStage.EXTRACTING: "unpacking",
+    model_progress.TransferStage.FAILED_SOURCE: "looking for another source",
+}
 
 
 def progress_of(step: model_progress.TransferProgress) -> Progress:
@@ -133,7 +137,7 @@ class EngineProcesses:
         try:
             measured = await self._measured(model, name, engine, split)
         except MeshError as error:
-            self._post(e.MeasureFailed(name, error.message, error.advice))
+            self._post(e.MeasureFailed(name, error.message, error.advice, isinstance(error, InputError)))
         except Exception as error:
             log.exception("measuring %s failed", name)
             self._post(e.MeasureFailed(name, f"measuring failed: {error!r}", DEFECT_ADVICE))
@@ -203,8 +207,7 @@ class EngineProcesses:
             else:
                 start = self._planned.pop(name, None) or await self._plan_alone(model, name, engine)
             with llama_server.private_directory(self._context.sockets) as folder:
-                reason, advice = await self._run(model, command, engine, start, llama_server.socket_path(folder))
-            return e.ServerGone(name, generation, reason, advice)
+                return await self._run(model, command, engine, start, llama_server.socket_path(folder))
         except MeshError as error:
             return e.ServerGone(name, generation, error.message, error.advice, isinstance(error, NotEnoughSpace))
         except Exception as error:
@@ -221,7 +224,7 @@ class EngineProcesses:
 
     async def _run(
         self, model: LocalModel, command: c.StartServer, engine: builder.Engine, start: _PlannedStart, socket: Path
-    ) -> tuple[str, str]:
+    ) -> e.ServerGone:
         """Run the process to its end. Returns why it ended and what to do."""
         name, generation = command.model, command.generation
         plan, started = start.plan, False
@@ -256,12 +259,16 @@ class EngineProcesses:
             for task in probing:
                 task.cancel()
         if ending.requested:
-            return STOPPED, ""
-        reason, advice = llama_server.reason_and_advice(ending, log_file)
+            return e.ServerGone(name, generation, STOPPED)
+        problem = None if started else llama_server.template_problem(ending)
+        if problem is not None:
+            reason, advice = f"its chat template does not work: {problem}", TEMPLATE_ADVICE
+        else:
+            reason, advice = llama_server.reason_and_advice(ending, log_file)
         log.warning("%s: %s", name, reason)
-        if start.draft is not None and not started:
+        if start.draft is not None and not started and problem is None:
             self._drafts.reject(start.draft, f"the engine did not start with it: {reason}")
-        return reason, advice
+        return e.ServerGone(name, generation, reason, advice, hopeless=problem is not None)
 
     async def _report_ready(
         self, model: LocalModel, command: c.StartServer, engine: builder.Engine, facts: ServerFacts

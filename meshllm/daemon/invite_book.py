@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +23,39 @@ from meshllm.core.membership.certificates import (
     SERIAL_BYTES,
     Certificate,
     CertificateTerms,
+    MeshKey,
     Right,
 )
 from meshllm.util.atomic_file import replace_file
-from meshllm.wire.mesh.invite import InviteTerms
+from meshllm.wire.mesh.hello import HelloRefusal
+from meshllm.wire.mesh.invite import InviteTerms, new_serial
 
 log = logging.getLogger(__name__)
 
 FILE = "invites.json"
 MAX_INVITES, MAX_MEMBERS = 1024, 1024
+# How long (seconds) an expired invite stays in the list.
+KEPT_SECONDS = 30 * 86_400
+FRESH_INVITE = "Ask for a fresh invite: 'mesh-llm invite' prints it on a node of the mesh."
+MAKER_ONLY = "The node that made the invite must be on: start it, or ask for a fresh invite."
 # Models of a member that are kept, by name.
 MAX_SERVED = 16
 
 
+class InviteState(Enum):
+    """What an invite is good for. VOID: the mesh has a new key since it was made."""
+
+    OPEN = "open"
+    USED = "used"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    VOID = "void"
+
+
 @dataclass(frozen=True, slots=True)
 class InviteEntry:
-    """An invite. `serial`, `by` (who asked for it) and `nodes` (who used it) are hexadecimal."""
+    """An invite. `serial`, `by` (who asked for it) and `nodes` (who used it) are hexadecimal, as is `mesh_key`: the
+    beginning of the public mesh key for which it was made ("" in a file of an earlier version)."""
 
     serial: str
     rights: int
@@ -46,6 +65,22 @@ class InviteEntry:
     by: str
     label: str = ""
     nodes: list[str] = field(default_factory=list)
+    mesh_key: str = ""
+
+    @property
+    def used_up(self) -> bool:
+        """Whether it admits no node that has not used it."""
+        return len(self.nodes) >= (1 if self.once else MAX_NODES_PER_INVITE)
+
+    def state(self, now: float, key: MeshKey, *, revoked: bool) -> InviteState:
+        """What it is good for, in a mesh with that key."""
+        if revoked:
+            return InviteState.REVOKED
+        if self.mesh_key not in ("", key_mark(key)):
+            return InviteState.VOID
+        if self.expires <= now:
+            return InviteState.EXPIRED
+        return InviteState.USED if self.used_up else InviteState.OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,37 +117,57 @@ class InviteBook:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             log.warning("%s cannot be read: invites for one use that this node made admit no node any more", self._path)
 
-    def add(self, terms: InviteTerms, by: NodeId, label: str, now: float) -> None:
-        """A new invite; expired ones make room."""
-        self.invites = {key: entry for key, entry in self.invites.items() if entry.expires > now}
+    def add(self, terms: InviteTerms, by: NodeId, label: str, now: float, key: MeshKey) -> None:
+        """A new invite to the mesh of that key; those that expired long ago, or all expired ones, make room."""
+        self._keep_after(now - KEPT_SECONDS)
+        if len(self.invites) >= MAX_INVITES:
+            self._keep_after(now)
         if len(self.invites) >= MAX_INVITES:
             raise ValueError(f"{MAX_INVITES} invites are open: revoke some")
         entry = InviteEntry(
-            terms.serial.hex(), int(terms.rights), terms.expires, terms.member_lifetime, terms.once, by.hex(), label
+            terms.serial.hex(),
+            int(terms.rights),
+            terms.expires,
+            terms.member_lifetime,
+            terms.once,
+            by.hex(),
+            label,
+            mesh_key=key_mark(key),
         )
         self.invites[entry.serial] = entry
         self._save(durable=True)
 
-    def use(self, terms: InviteTerms, node: NodeId, maker: NodeId) -> str:
-        """`node` uses an invite: "" once that is on the disk, else why not. The same node may use it again."""
+    def _keep_after(self, time: float) -> None:
+        self.invites = {serial: entry for serial, entry in self.invites.items() if entry.expires > time}
+
+    def use(self, terms: InviteTerms, node: NodeId, key: MeshKey, maker: NodeId) -> HelloRefusal | None:
+        """`node` uses an invite of `maker`: None once that is on the disk, else why not. A node may use it again."""
         serial, who = terms.serial.hex(), node.hex()
         entry = self.invites.get(serial)
         if entry is None:
             if terms.once or terms.maker_only:
-                return "This node does not know the invite any more."
+                return HelloRefusal("cannot_admit", "The answering node does not know the invite.", MAKER_ONLY)
             # Made by another holder of the mesh key.
             entry = InviteEntry(
-                serial, int(terms.rights), terms.expires, terms.member_lifetime, terms.once, "", "made elsewhere"
+                serial,
+                int(terms.rights),
+                terms.expires,
+                terms.member_lifetime,
+                terms.once,
+                maker.hex(),
+                "made elsewhere",
+                mesh_key=key_mark(key),
             )
             if len(self.invites) >= MAX_INVITES:
-                return "Too many invites are open at this node."
+                return HelloRefusal("cannot_admit", "Too many invites are open at the answering node.", MAKER_ONLY)
         if who in entry.nodes:
-            return ""
-        if len(entry.nodes) >= (1 if entry.once else MAX_NODES_PER_INVITE):
-            return "The invite was used already." if entry.once else f"{MAX_NODES_PER_INVITE} nodes used the invite."
+            return None
+        if entry.used_up:
+            used = "The invite was used already." if entry.once else f"{MAX_NODES_PER_INVITE} nodes used the invite."
+            return HelloRefusal("used_invite", used, FRESH_INVITE)
         self.invites[serial] = replace(entry, nodes=[*entry.nodes, who])
         self._save(durable=True)
-        return ""
+        return None
 
     def maker_of(self, serial: bytes) -> str:
         """Who asked for the invite, hexadecimal; "" if that is not known."""
@@ -216,6 +271,16 @@ class InviteBook:
             ],
         }
         replace_file(self._path, json.dumps(content, indent=1) + "\n", mode=0o600, durable=durable)
+
+
+def fresh_serial(maker: NodeId) -> bytes:
+    """The serial of a new invite of `maker`."""
+    return new_serial(secrets.token_bytes(SERIAL_BYTES), maker)
+
+
+def key_mark(key: MeshKey) -> str:
+    """The beginning of a public mesh key, hexadecimal."""
+    return key[:8].hex()
 
 
 def _read_terms(entry: list[Any]) -> CertificateTerms:

@@ -7,16 +7,15 @@ admit, and admits at the member that made it only, because no other knows whose 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
 
 from meshllm.core import events as e
-from meshllm.core.membership.certificates import SERIAL_BYTES, Right
+from meshllm.core.membership.certificates import Right
 from meshllm.core.membership.messages import AskInvite, GrantedInvite
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
 from meshllm.daemon.audit_log import WriteAudit
-from meshllm.daemon.invite_book import InviteBook
+from meshllm.daemon.invite_book import InviteBook, fresh_serial
 from meshllm.daemon.member_rows import parse_rights, right_names
 from meshllm.daemon.mesh_keys import MeshKeys, default_lifetime
 from meshllm.errors import EnvironmentFailure
@@ -104,7 +103,8 @@ class InviteRequests:
         once = bool(asked.flags & ONCE)
         terms = InviteTerms(granted.serial, granted.rights, granted.expires, granted.lifetime, once, maker_only=True)
         try:
-            self._book.add(terms, self._keys.node, label[:80] or "made by another member", self._now())
+            name = label[:80] or "made by another member"
+            self._book.add(terms, self._keys.node, name, self._now(), self._keys.authority.key)
         except (ValueError, OSError) as error:
             raise EnvironmentFailure(f"The invite cannot be listed: {error}.") from error
         token = encode(Invite(mesh, granted.key, terms, (way,)))
@@ -129,9 +129,16 @@ class InviteRequests:
         if len(open_now) >= MAX_OPEN_ASKED:
             return _refusal(ask, f"{len(open_now)} invites of this node are open")
         once = bool(ask.flags & ONCE)
-        terms = InviteTerms(secrets.token_bytes(SERIAL_BYTES), ask.rights, expires, lifetime, once, maker_only=True)
+        terms = InviteTerms(
+            fresh_serial(self._keys.node),
+            ask.rights,
+            expires,
+            lifetime,
+            once,
+            maker_only=True,
+        )
         try:
-            self._book.add(terms, peer, f"asked for by {short(peer)}", now)
+            self._book.add(terms, peer, f"asked for by {short(peer)}", now, self._keys.authority.key)
         except (ValueError, OSError) as error:
             return _refusal(ask, str(error)[:200])
         self._audit("invite_made", serial=terms.serial.hex(), by=peer.hex(), rights=int(terms.rights), once=once)

@@ -89,6 +89,16 @@ class TextFormatter(logging.Formatter):
 class TerminalFormatter(logging.Formatter):
     """Lines for a terminal or standard error: secrets redacted, and nothing in them can control the terminal."""
 
+    def __init__(self, form: str, *, fields: bool = False) -> None:
+        """`fields`: also the record's fields, as in the file."""
+        super().__init__(form)
+        self._fields = fields
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        shown = {name: value for name, value in fields_of(record).items() if value is not None} if self._fields else {}
+        return " ".join([super().formatMessage(record), *[f"{name}={field_text(shown[name])}" for name in shown]])
+
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         return redact("\n".join(map(escaped, super().format(record).split("\n"))))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from meshllm.core import events as e
 from meshllm.core.membership.certificates import (
     NO_INVITE,
     NO_RIGHTS,
-    SERIAL_BYTES,
     Certificate,
     MeshKey,
     Right,
@@ -29,8 +27,9 @@ from meshllm.core.membership.messages import Message, RenewedCertificate
 from meshllm.core.membership.node_names import named_node
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
+from meshllm.daemon import home_place
 from meshllm.daemon.audit_log import WriteAudit
-from meshllm.daemon.invite_book import InviteBook
+from meshllm.daemon.invite_book import InviteBook, fresh_serial
 from meshllm.daemon.invite_requests import INVITE_SECONDS, InviteRequests
 from meshllm.daemon.key_replacement import KeyReplacement, newest, saved_authority
 from meshllm.daemon.member_rows import (
@@ -57,7 +56,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HomeState:
-    """What the node's home directory contains; read once, at the start."""
+    """What the node's home directory contains; read once, at the start. `moved`: it was made at another place."""
 
     home: Path
     identity: Identity
@@ -66,6 +65,7 @@ class HomeState:
     clock: WallClock
     book: InviteBook
     keys: MeshKeys
+    moved: bool = False
 
 
 def load_home_state(settings: Settings) -> HomeState:
@@ -76,7 +76,10 @@ def load_home_state(settings: Settings) -> HomeState:
     clock.save()
     book = InviteBook(settings.home)
     keys = _load_keys(identity, state, clock, book)
-    return HomeState(settings.home, identity, state, state.next_incarnation(), clock, book, keys)
+    moved = home_place.was_moved(settings.home)
+    if not moved:
+        home_place.settle(settings.home)
+    return HomeState(settings.home, identity, state, state.next_incarnation(), clock, book, keys, moved)
 
 
 def _load_keys(identity: Identity, state: MeshState, clock: WallClock, book: InviteBook) -> MeshKeys:
@@ -147,6 +150,13 @@ class MemberManagement:
             found = keys.authority.certificate(record.certificate, node, now) if record is not None else None
         return found.rights if found is not None and found.valid_at(now) else NO_RIGHTS
 
+    def name_of(self, pin: bytes) -> str:
+        """The name of the node whose id begins with `pin`, as it was met last; "" if it was not."""
+        peers = self.view.peers if self.view is not None else ()
+        names = [peer.record.name for peer in peers if peer.node.startswith(pin)]
+        known = [entry.name for node, entry in self._book.members.items() if node.startswith(pin.hex())]
+        return next((name for name in (*names, *known) if name), "")
+
     def certificate_of(self, peer: PeerView) -> Certificate | None:
         """The certificate of a node's record; None if it does not count."""
         return self._keys.authority.certificate(peer.record.certificate, peer.node, self._wall.now())
@@ -172,23 +182,25 @@ class MemberManagement:
         return list(rows.values())
 
     def invites(self) -> list[dict[str, object]]:
-        """The invites that were made here and have not expired."""
+        """The invites that were made or used here, also those that are good for nothing any more: with their state."""
         now, authority = self._wall.now(), self._keys.authority
-        open_now = [(bytes.fromhex(key), entry) for key, entry in self._book.invites.items() if entry.expires > now]
-        return [
-            {
-                **asdict(entry),
-                "rights": right_names(Right(entry.rights)),
-                "revoked": authority.is_revoked(serial) or self._book.granted_to(serial, authority.is_gone),
-            }
-            for serial, entry in open_now
-        ]
+        found = []
+        for serial, entry in [(bytes.fromhex(serial), entry) for serial, entry in self._book.invites.items()]:
+            revoked = authority.is_revoked(serial) or self._book.granted_to(serial, authority.is_gone)
+            state = entry.state(now, authority.key, revoked=revoked).value
+            facts = {name: value for name, value in asdict(entry).items() if name != "mesh_key"}
+            found.append({**facts, "rights": right_names(Right(entry.rights)), "state": state})
+        return found
 
     def revoke(self, serial: str) -> str:
         """Revoke the invite whose serial begins so. Raises UsageError, EnvironmentFailure."""
         found = [known for known in self._book.invites if known.startswith(serial.lower())]
         if len(found) != 1:
-            raise UsageError(f"{len(found)} invites of this node have a serial that begins with {serial!r}.")
+            raise UsageError(
+                f"{len(found) or 'No'} invite{'s' * (len(found) > 1)} of this node "
+                f"{'have' if len(found) > 1 else 'has'} a serial that begins with {serial[:64]!r}.",
+                advice="'mesh-llm invite --list --all' shows the serials.",
+            )
         self._post(e.StatementsMade((self._keys.state(StatementKind.REVOKE_INVITE, bytes.fromhex(found[0])),)))
         self._audit("invite_revoked", serial=found[0])
         return found[0]
@@ -294,7 +306,8 @@ class MemberManagement:
     def close_expired(self) -> float:
         """Close the links of peers whose certificate has expired; returns the seconds until the next one does."""
         for link in [link for link in self._links() if self.has_expired(link)]:
-            log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
+            peer = link.facts.peer
+            log.info("closed the link to %s: its certificate has expired", self.name_of(peer) or short(peer))
             link.close("its certificate has expired")
         found = [link.facts.certificate for link in self._links() if link.facts.certificate is not None]
         now = self._wall.now()
@@ -382,7 +395,7 @@ class MemberManagement:
         try:
             taken = read_certificate(answer.certificate, (keys.authority.key,), verify)
         except BadMessage as error:
-            log.warning("%s sent no valid certificate: %s", short(peer), error.message)
+            log.warning("%s sent no valid certificate: %s", self.name_of(peer) or short(peer), error.message)
             return
         if taken.certificate.node != keys.node:
             return
@@ -401,9 +414,9 @@ class MemberManagement:
         now = self._wall.now()
         lifetime = wish.days * 86_400 or default_lifetime(rights)
         expires = int(now + (wish.seconds or INVITE_SECONDS))
-        terms = InviteTerms(secrets.token_bytes(SERIAL_BYTES), rights, expires, lifetime, wish.once)
+        terms = InviteTerms(fresh_serial(self._keys.node), rights, expires, lifetime, wish.once)
         try:
-            self._book.add(terms, self._keys.node, wish.label[:80], now)
+            self._book.add(terms, self._keys.node, wish.label[:80], now, self._keys.authority.key)
         except (ValueError, OSError) as error:
             raise EnvironmentFailure(f"The invite cannot be listed: {error}.") from error
         key = invite_key(self._keys.private, terms, self._keys.node)

@@ -22,13 +22,19 @@ class MeshChoice:
     """The mesh to join. `invite` (key, terms) is used for dialling until a member has admitted this node.
 
     `addresses`: the bootstrap addresses of the invites, in their order. `foreign`: the node is not yet a member of that
-    mesh, or not with these rights.
+    mesh, or not with these rights. `spare`: an invite to the node's own mesh, which it needs only if its certificate
+    does not count any more: the node cannot know how often the mesh key has changed while it was off.
     """
 
     mesh: MeshId
     invite: tuple[bytes, InviteTerms] | None = field(default=None, repr=False)
     addresses: tuple[BootstrapAddress, ...] = ()
     foreign: bool = False
+    spare: tuple[bytes, InviteTerms] | None = field(default=None, repr=False)
+
+    def with_spare(self) -> MeshChoice:
+        """The same mesh, joined by the spare invite."""
+        return MeshChoice(self.mesh, self.spare, self.addresses, foreign=True)
 
 
 def is_member(home: Path, invite: Invite, now_unix: float) -> bool:
@@ -58,7 +64,7 @@ def decide(mesh: MeshId, needed: Callable[[InviteTerms], bool], invites: Sequenc
     addresses = _merged(invites)
     last = max(invites, key=lambda invite: invite.terms.expires)
     if last.mesh == mesh and not needed(last.terms):
-        return MeshChoice(mesh, addresses=addresses)
+        return MeshChoice(mesh, addresses=addresses, spare=(last.key, last.terms))
     return MeshChoice(last.mesh, (last.key, last.terms), addresses, foreign=True)
 
 

@@ -26,8 +26,10 @@ from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.messages import GrantedInvite, Message
 from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, SignedRecord
+from meshllm.daemon import home_place
 from meshllm.daemon.admission import MemberAdmission
 from meshllm.daemon.audit_log import WriteAudit, no_audit
+from meshllm.daemon.duplicate_notice import DuplicateNotice
 from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.member_management import HomeState, MemberManagement
 from meshllm.daemon.member_sightings import MemberSightings
@@ -73,6 +75,16 @@ EXPELLED = (
 )
 
 
+LEFT_MESH = (
+    "This node left the mesh %s for the mesh %s. What it knew of the old one is in mesh.previous.json of its home; "
+    "to be in both, start a second node with a home of its own (MESH_LLM_HOME)."
+)
+NOT_SERVED_TO_OTHERS = (
+    "The membership of this node does not let it serve others: only this machine uses its models. "
+    "For more, ask the owner of the mesh for another invite: 'mesh-llm invite --rights use,serve' makes one."
+)
+
+
 def _owner_refusal(settings: Settings, *, founded: bool) -> str:
     """Why the owner does not let this node work for splits of other nodes; "": it may."""
     if settings.worker is False:
@@ -94,10 +106,13 @@ class MeshSession:
         *,
         lease_refusal: str = "",
         restart: Callable[[], None] = lambda: None,
+        refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig; `restart` stops this node and
-        starts it again, with the key that it has then. Raises UsageError for invites for different meshes."""
+        starts it again, with the key that it has then; `refused` is called if the invite is void. Raises UsageError
+        for invites for different meshes."""
         self._settings = settings
+        self._refused = refused
         self._identity = found.identity
         self._state = found.state
         self._wall = found.clock
@@ -136,6 +151,7 @@ class MeshSession:
             certificate=b"" if found.keys.certificate is None else found.keys.certificate.data,
             rights=found.keys.rights,
             key_grace=found.keys.authority.grace_left(found.clock.now()),
+            moved=found.moved,
             rejoins=bool(found.state.peers) and not self._choice.foreign,
             lease_refusal=lease_refusal
             or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
@@ -152,9 +168,14 @@ class MeshSession:
             self._accept,
             self._in_use,
             self._admit,
+            self._use_spare_invite,
+            self.members.name_of,
+            lambda: self._choice.foreign,
         )
+        self._duplicate = DuplicateNotice(audit)
+        self._settles_at = asyncio.get_running_loop().time() + home_place.SETTLED_SECONDS if found.moved else None
         self._port = 0
-        self._peer_saved = False
+        self._peer_saved = self._spare_used = False
         self._facts: list[InterfaceAddress] = []
         self._addresses: tuple[PeerAddress, ...] = ()
         self._view: MeshView | None = None
@@ -169,6 +190,12 @@ class MeshSession:
     def starts_alone(self) -> bool:
         """Whether there is no mesh to join: other nodes may join this one."""
         return not (self._choice.addresses or self._state.peers) and self.config.role is Role.NODE
+
+    @property
+    def knows_others(self) -> bool:
+        """Whether the mesh that the home remembers, which may be another than that of the invites, has other nodes and
+        this one is no expelled one of it."""
+        return bool(self._state.peers) and not self._keys.authority.is_expelled(self.config.node)
 
     @property
     def has_no_mesh(self) -> bool:
@@ -190,6 +217,8 @@ class MeshSession:
         self._read_addresses()
         if self.expelled:
             return  # the core says it
+        if self._serves_itself_alone:
+            log.warning("%s", NOT_SERVED_TO_OTHERS)
         if not self._choice.foreign:
             now = asyncio.get_running_loop().time()
             known = self._sightings.remembered(self.config.node, self._keys.authority.is_expelled, now)
@@ -273,6 +302,8 @@ class MeshSession:
                 | c.MemberExpelled()
             ):
                 self.members.carry_out(command)
+            case c.InviteRefused(reason):
+                self._refused(reason)
             case c.Expelled(successor):
                 self.expelled = True
                 if successor is not None:
@@ -290,6 +321,7 @@ class MeshSession:
 
     def publish(self, view: MeshView | None) -> None:
         """Take the newest view of the mesh."""
+        self._duplicate.publish(view)
         self._view = self.members.view = view
         if view is not None and not self._choice.foreign:
             self._sightings.publish(view)
@@ -374,6 +406,8 @@ class MeshSession:
             keys.authority.adopt(given.key)
             self._book.clear()
         keys.private, keys.certificate = private, given.certificate
+        if choice.mesh != self._state.mesh and self._state.peers:
+            log.warning(LEFT_MESH, self._state.mesh[:5].hex(), choice.mesh[:5].hex())
         self._choice = MeshChoice(choice.mesh, addresses=choice.addresses)
         mesh = choice.mesh
         self._writer.add(lambda: self._state.adopt(mesh, given.key, private, given.certificate.data))
@@ -387,6 +421,16 @@ class MeshSession:
             self._peer_saved = True
             peers = (BootstrapAddress(link.facts.peer, (link.facts.address,)), *self._choice.addresses)
             self._writer.add(lambda: None if self._state.peers else self._state.save_peers(peers))
+
+    def _use_spare_invite(self, refusal: str) -> bool:
+        """A member refused this node's certificate: use the invite that was given, if there is one. Returns whether a
+        dial with other credentials makes sense."""
+        if refusal not in ("wrong_mesh", "expired_certificate") or self.expelled:
+            return False
+        if self._choice.spare is not None:
+            log.info("the certificate of this node does not count any more: the invite is used")
+            self._choice, self._spare_used = self._choice.with_spare(), True
+        return self._spare_used  # also for a dial that began with the certificate
 
     def _credentials(self) -> Credentials:
         known = self._choice
@@ -407,6 +451,10 @@ class MeshSession:
         if self._keys.certificate is not None and not (self._choice.foreign or self.expelled):
             self.members.renew_if_due()
         self._close_expired()
+        if self._settles_at is not None and asyncio.get_running_loop().time() >= self._settles_at:
+            self._settles_at = None
+            if not self._duplicate.text:
+                self._writer.add(lambda: home_place.settle(self._settings.home))
 
     def _close_expired(self) -> None:
         """Close the links of certificates that have expired, and do it again when the next one does."""
@@ -427,9 +475,21 @@ class MeshSession:
     # -- for the console, the gateway and file sharing
 
     @property
+    def _serves_itself_alone(self) -> bool:
+        """Whether this node has models that its membership, or the invite that it uses, does not let others use."""
+        invite = self._choice.invite
+        rights = invite[1].rights if invite is not None else self._keys.rights
+        return bool(self._settings.models or self._settings.backends) and Right.SERVE not in rights
+
+    @property
     def notices(self) -> list[str]:
         """What the owner should know about this node's part in its mesh, each text with what to do."""
-        found = [self._state.notice, UPGRADED if self.members.upgraded else "", EXPELLED if self.expelled else ""]
+        found = [
+            self._state.notice,
+            UPGRADED if self.members.upgraded else "",
+            EXPELLED if self.expelled else NOT_SERVED_TO_OTHERS if self._serves_itself_alone else "",
+            self._duplicate.text,
+        ]
         return list(dict.fromkeys(text for text in found if text))
 
     async def invite(self, wish: InviteWish) -> Invitation:

@@ -278,6 +278,18 @@ def _forget_secrets(home: Path) -> None:
     (home / PREVIOUS).unlink(missing_ok=True)
 
 
+def check(home: Path) -> str:
+    """What a start will say of the file in `home`; "" if nothing. Creates nothing. Raises DamagedState as `open`."""
+    path = home / FILE
+    try:
+        text = _read(path)
+        if text is not None:
+            _parse(text, path)
+    except _Damaged as error:
+        return f"{path} is damaged ({error})"
+    return ""
+
+
 def knows_others(home: Path) -> bool:
     """Whether the file in `home` lists peers; False if it cannot be read. Creates nothing."""
     found = _peek(home)

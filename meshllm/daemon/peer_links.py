@@ -35,6 +35,9 @@ HANG_UP_CHECK_SECONDS = 1.0
 LAST_WORD_SECONDS = 0.25
 # Links that end because of misbehaving peers are logged at most once in this time (seconds), with their number.
 BAD_PEER_LOG_SECONDS = 10.0
+# Refusals of an invite that no other member and no later time change (docs/protocol.md); the last: the invite of a node
+# that was expelled from that mesh.
+VOID_INVITE = frozenset({"wrong_invite", "expired_invite", "revoked_invite", "used_invite", "expelled"})
 
 Serve = Callable[[Link, StreamKind], asyncio.BaseProtocol | None]
 
@@ -67,11 +70,19 @@ class PeerLinks:
         serve: Serve,
         in_use: Callable[[NodeId], bool] = lambda peer: False,
         admit: Admit | None = None,
+        use_other_credentials: Callable[[str], bool] = lambda refusal: False,
+        name_of: Callable[[bytes], str] = lambda pin: "",
+        by_invite: Callable[[], bool] = lambda: False,
     ) -> None:
         """`parse` raises BadMessage for a malformed message and returns None for a kind of a newer version; `verify`
         checks a signature; `serve` returns what serves a stream that a peer opens, or None; `in_use`: whether a peer
         uses lanes or tunnels beside its link's own streams, so that its link must stay; `admit`: as of
-        `RecordVerifier`."""
+        `RecordVerifier`; `use_other_credentials`: whether this node has others to dial with after that refusal;
+        `name_of`: the name of the node whose id begins so, "" if it is not known; `by_invite`: whether this node dials
+        with an invite now."""
+        self._by_invite = by_invite
+        self._name_of = name_of
+        self._use_other_credentials = use_other_credentials
         self._post = post
         self._encode = encode
         self._parse = parse
@@ -122,13 +133,20 @@ class PeerLinks:
     async def _dial(self, target: BootstrapAddress) -> None:
         assert self._transport is not None
         try:
-            await self._transport.dial(target)
+            try:
+                await self._transport.dial(target)
+            except PeerRefused as error:
+                if not self._use_other_credentials(error.reason):
+                    raise
+                await self._transport.dial(target)
         except MeshError as error:
             final = isinstance(error, PeerRefused)
             # Limits and the stop of this node say nothing about the peer.
             local = isinstance(error, DialLimitReached | LinkClosed)
-            log.info("no link to %s: %s", target.pin[:5].hex(), error)
-            self._post(e.DialFailed(target, error.message, error.advice, final, local))
+            log.info("no link to %s: %s", self._label(target.pin), error)
+            # A member that dials with its certificate goes on, whatever a peer says of an invite.
+            void = isinstance(error, PeerRefused) and error.reason in VOID_INVITE and self._by_invite()
+            self._post(e.DialFailed(target, error.message, error.advice, final, local, invite_void=void))
         except Exception as error:
             log.exception("dialling %s failed", target.pin[:5].hex())
             advice = "This is a bug in mesh-llm; please report it."
@@ -182,7 +200,7 @@ class PeerLinks:
                 log.exception("a message exceeds its bounds: this is a bug in mesh-llm")
                 return
         if not link.send(self._encoded[1]):
-            log.debug("%s reads too slowly: %s dropped", short(peer), type(message).__name__)
+            log.debug("%s reads too slowly: %s dropped", self._label(peer), type(message).__name__)
             return
         self.counters.count("sent", message, len(self._encoded[1]))
 
@@ -197,6 +215,7 @@ class PeerLinks:
         self._allowances[facts.peer] = MessageAllowance(self._clock())
         fields = {
             "peer": short(facts.peer),
+            "name": self._name_of(facts.peer) or None,
             "address": str(facts.address),
             "role": facts.role.value,
             "dialled": facts.dialled,
@@ -218,7 +237,8 @@ class PeerLinks:
         self._hang_ups.pop(peer, None)
         self._allowances.pop(peer, None)
         self._messages.finish(peer)
-        log.info("link down", extra={"fields": {"peer": short(peer), "reason": reason}})
+        fields = {"peer": short(peer), "name": self._name_of(peer) or None, "reason": reason}
+        log.info("link down", extra={"fields": fields})
         self._post(e.LinkDown(peer, reason))
 
     def message(self, link: Link, payload: bytes) -> None:
@@ -257,12 +277,18 @@ class PeerLinks:
         """What serves a stream that a peer opens, or None."""
         return None if self._closing else self._serve(link, kind)
 
+    def _label(self, pin: bytes) -> str:
+        """A node for people: its name, if it is known, and the beginning of its id."""
+        name, ident = self._name_of(pin), pin[:5].hex()
+        return f"{name} ({ident})" if name else ident
+
     def _end(self, link: Link, reason: str) -> None:
         self._allowances.pop(link.facts.peer, None)
         self._messages.drop(link.facts.peer)
         now = self._clock()
         self._not_logged += 1
         if now - self._logged_at >= BAD_PEER_LOG_SECONDS:
-            log.warning("closed the link to %s: %s (%d such links)", short(link.facts.peer), reason, self._not_logged)
+            label = self._label(link.facts.peer)
+            log.warning("closed the link to %s: %s (%d such links)", label, reason, self._not_logged)
             self._logged_at, self._not_logged = now, 0
         link.close(reason)

@@ -10,6 +10,7 @@ import secrets
 import signal
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from meshllm.engine.processes.child_registry import is_same_process
 from meshllm.errors import EnvironmentFailure, NotRunning, UsageError
 from meshllm.util.atomic_file import replace_file
 
-PID_FILE = "daemon.json"
+PID_FILE, LOCK_FILE = "daemon.json", "daemon.lock"
 STOP_POLL_SECONDS = 0.02
+# An idle node ends sooner than that.
+STOP_TELL_SECONDS = 0.7
 TOKEN_BYTES = 32
 
 
@@ -62,10 +65,10 @@ class HomeLock:
     def __init__(self, home: Path) -> None:
         """Raises UsageError if another daemon holds `home`, or `home` cannot be written."""
         self._pid_file = home / PID_FILE
-        self._lock = filelock.FileLock(home / "daemon.lock", blocking=False, mode=0o600)
+        self._lock = filelock.FileLock(home / LOCK_FILE, blocking=False, mode=0o600)
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_private(home)
+            check_private(home)
             self._lock.acquire()
         except filelock.Timeout as error:
             other = read(home)
@@ -93,13 +96,15 @@ class HomeLock:
             ) from error
 
     def release(self) -> None:
-        """Remove `daemon.json` and release the lock."""
-        with contextlib.suppress(OSError):
-            self._pid_file.unlink()
+        """Remove `daemon.json` and release the lock. In a home that was replaced, the file may be another daemon's."""
+        running = read(self._pid_file.parent)
+        if running is None or running.pid == os.getpid():
+            with contextlib.suppress(OSError):
+                self._pid_file.unlink()
         self._lock.release()
 
 
-def _check_private(home: Path) -> None:
+def check_private(home: Path) -> None:
     """Raises UsageError if other users of the machine may write into `home`: they could replace its keys."""
     found = home.stat()
     if found.st_uid not in (0, os.geteuid()):
@@ -130,8 +135,10 @@ def read(home: Path) -> RunningInstance | None:
     return instance if instance.alive() else None
 
 
-def stop(home: Path, *, within: float) -> RunningInstance:
-    """Ask the daemon of `home` to stop (SIGTERM) and wait `within` seconds.
+def stop(
+    home: Path, *, within: float, on_wait: Callable[[RunningInstance], None] = lambda instance: None
+) -> RunningInstance:
+    """Ask the daemon of `home` to stop (SIGTERM) and wait `within` seconds. `on_wait`: called once if it takes a while.
 
     Raises NotRunning, TimeoutError, EnvironmentFailure (not allowed).
     """
@@ -150,9 +157,13 @@ def stop(home: Path, *, within: float) -> RunningInstance:
             f"Process {instance.pid} of the home {home} belongs to another user and cannot be stopped.",
             advice="Run the command as that user.",
         ) from error
-    deadline = time.monotonic() + within
+    begun = time.monotonic()
+    deadline, told = begun + within, False
     # Polled: the process is not our child, so that it cannot be waited for.
     while instance.alive():
+        if not told and time.monotonic() - begun > STOP_TELL_SECONDS:
+            told = True
+            on_wait(instance)
         if time.monotonic() > deadline:
             raise TimeoutError(f"process {instance.pid} has not ended within {within:.0f} s")
         time.sleep(STOP_POLL_SECONDS)

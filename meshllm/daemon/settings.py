@@ -40,8 +40,9 @@ class Settings:
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
     addresses. `require_key`: programs of this machine need it, too. `only_from`: beginnings of node ids: requests
     go only to these nodes and to this one. `split`: spread the first model over several nodes even if it fits here.
-    `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where
-    the system has it. `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
+    `chat_template`: a file that replaces the chat template of the first of `models`.
+    `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
+    `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
     """
 
@@ -74,3 +75,4 @@ class Settings:
     sandbox: bool = True
     worker: bool | None = None
     lease_cache: int | None = None
+    chat_template: Path | None = None

@@ -28,6 +28,7 @@ def log_start(settings: Settings) -> None:
         "max_memory": settings.max_memory,
         "devices": ",".join(settings.devices),
         "split": settings.split,
+        "chat_template": settings.chat_template,
         "draft": settings.draft,
         "share": settings.share,
         "upload_limit": settings.upload_limit,

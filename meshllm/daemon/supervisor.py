@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,8 +82,11 @@ class Supervisor:
         drafts: DraftRequest = NO_DRAFT_REQUEST,
         sandboxing: Sandboxing = NO_SANDBOX,
         lease_cache: int | None = None,
+        chat_template: Path | None = None,
     ) -> None:
-        """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`."""
+        """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`. `chat_template`: replaces that
+        of the first of `wanted`."""
+        self._templates = {name: chat_template for name in list(wanted)[:1] if chat_template is not None}
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
         self._misnamed: list[Wanted] = []
@@ -258,7 +262,7 @@ class Supervisor:
             log.exception("fetching %s failed", name)
             self._post(e.FileFailed(name, f"fetching failed: {error!r}", DEFECT_ADVICE))
         else:
-            self._models[name] = model
+            self._models[name] = replace(model, chat_template=self._templates.get(name, model.chat_template))
             header = model.header
             self._post(
                 e.FileReady(

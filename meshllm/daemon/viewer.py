@@ -35,5 +35,11 @@ class Viewer:
     def no_mesh(self, reason: str) -> None:
         """This node runs without a mesh."""
 
+    def stopping(self, answers: int, seconds: float) -> None:
+        """The node was asked to stop; `answers` in progress get `seconds` to end."""
+
+    def answers_cut(self, answers: int) -> None:
+        """So many answers had not ended in that time."""
+
     def snapshot(self, snapshot: Snapshot) -> None:
         """Something changed."""

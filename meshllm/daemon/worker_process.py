@@ -46,6 +46,9 @@ MEMORY_TOLERANCE = 1.05
 FORECAST_TOLERANCE = 1.05
 # Parts of a file that no share counts: vocabulary, projector layers, alignment.
 FILES_MARGIN_BYTES = 1 << 30
+LAYERS_DIFFER = 2
+# Layers of a model: several times those of the deepest that are known.
+DEEPEST_MODEL = 512
 
 STOPPED = "it was stopped"
 
@@ -264,8 +267,8 @@ class WorkerProcesses:
         """The model's files on this disk, downloaded from the mesh if needed; () if they cannot be had: then the host
         sends the weights."""
         files = tuple(ModelFile(file.name, file.size, file.sha256) for file in lease.files)
-        if sum(file.size for file in files) > most_bytes(lease):
-            log.warning("worker of %s: its files are larger than the lease's shares: none is fetched", lease.model)
+        if sum(file.size for file in files) > most_bytes(lease, self._node):
+            log.warning("worker of %s: its files are larger than this share allows: none is fetched", lease.model)
             return ()
         try:
             return await self._ensure_files(Manifest(lease.model, files), report)
@@ -293,9 +296,15 @@ class WorkerProcesses:
         return path
 
 
-def most_bytes(lease: Lease) -> int:
-    """The most bytes of files that a lease of these shares can need: the memory of all, a quarter and a gigabyte."""
-    return sum(share.memory for share in lease.shares) * 5 // 4 + FILES_MARGIN_BYTES
+def most_bytes(lease: Lease, worker: NodeId) -> int:
+    """The most bytes of files that `worker` fetches for a lease: what the shares say, but no more than the worker's own
+    share, which it offered, allows for a model of so many layers. The other shares are only what the host says."""
+    own = lease.share(worker)
+    assert own is not None, "the core accepts only leases with a share for this node"
+    layers = min(DEEPEST_MODEL, sum(share.layers for share in lease.shares))
+    # Layers differ, in mixtures of experts for example: the bound leaves room for twice the mean.
+    by_layers = LAYERS_DIFFER * own.memory * layers // own.layers
+    return min(sum(share.memory for share in lease.shares) * 5 // 4, by_layers) + FILES_MARGIN_BYTES
 
 
 def _key(lease: Lease) -> LeaseKey:

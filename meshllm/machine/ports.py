@@ -34,16 +34,31 @@ def probe(port: int, host: str = "127.0.0.1") -> PortFact:
         except PermissionError:
             return PortFact(port, free=False, permitted=False)
         except (OSError, OverflowError):
-            return _held(port)
+            return holder(port)
     return PortFact(port, free=True)
 
 
-def _held(port: int) -> PortFact:
+def next_free(port: int) -> int:
+    """The first port after `port` that this user can listen on; 0 (any free one) if it is not near."""
+    return next((near for near in range(port + 1, min(port + 21, 65536)) if probe(near).free), 0)
+
+
+def holder_text(fact: PortFact) -> str:
+    """The program that uses a port, as the end of "in use by"."""
+    if fact.ours:
+        return f"the mesh-llm of another home (process {fact.holder_pid})"
+    return f"{fact.holder} (process {fact.holder_pid})" if fact.holder_pid else "another program"
+
+
+def holder(port: int, kind: str = "tcp") -> PortFact:
+    """The program that uses a port; `kind`: "tcp" or "udp"."""
     import psutil
 
     try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != port:
+        for connection in psutil.net_connections(kind=kind):
+            if not connection.laddr or connection.laddr.port != port:
+                continue
+            if kind == "tcp" and connection.status != psutil.CONN_LISTEN:
                 continue
             if connection.pid is None:
                 break

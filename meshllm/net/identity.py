@@ -84,7 +84,7 @@ class Identity:
         context.num_tickets = 0  # no session resumption: a lane is authorised by its own ticket
         # Python's ssl reads certificates and keys from files only. The certificate is public; the key is read from its
         # own file.
-        with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        with tempfile.NamedTemporaryFile(prefix=".certificate-", suffix=".pem", dir=self._key_path.parent) as file:
             file.write(self.certificate.public_bytes(serialization.Encoding.PEM))
             file.flush()
             context.load_cert_chain(file.name, self._key_path)

@@ -7,9 +7,10 @@ import signal
 import sys
 from types import FrameType
 
-from . import decoders, rpc
+from . import bodies, decoders, rpc
 
 _COMMANDS = {
+    "bodies": (bodies, "the APIs of a real node, with the real engine and a small model"),
     "decoders": (decoders, "the Python decoders of bytes that peers, callers, servers, hubs and model files write"),
     "rpc": (rpc, "the patched rpc-server, native, under sanitizers"),
 }

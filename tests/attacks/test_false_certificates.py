@@ -150,7 +150,7 @@ def test_old_mesh_key_gives_nothing_after_its_rotation(here: Site) -> None:
             way = BootstrapAddress(guest.link.facts.peer, (guest.link.facts.address,))
             own = guest.certificate
             found["own"] = read_certificate(own, (old.key,), verify).certificate
-            assert here.run("founder", "rotate-key", "--mesh").returncode == 0
+            assert here.run("founder", "rotate-key", "--mesh", "--yes").returncode == 0
             await guest.answer(Statements)  # it knows of the new key
             # A guest whom the mesh knows, with a certificate that an accomplice made with the old private key.
             more = old.certify(guest.node, ALL_RIGHTS, issued=now() - 1, expires=now() + HOUR).data

@@ -144,13 +144,20 @@ def test_guest_that_runs_mesh_llm_uses_models_and_no_more(here: Site) -> None:
     assert guest.chat(MODEL).text.startswith("guest")  # its own, for itself
     assert host.chat(MODEL).status == 404
     assert MODEL not in host.models()
+    (note,) = guest.status()["notices"]  # it is told that its model is for itself
+    assert MODEL not in note
+    assert "mesh-llm invite --rights use,serve" in note
+    guest.wait_for(lambda line: note in str(line), "the same in the terminal")
     refused = here.run("guest", "invite")
     assert refused.returncode != 0
     assert "may not admit" in refused.stderr
-    for command in (("expel", "host"), ("rotate-key", "--mesh")):
+    for command in (("expel", "host", "--yes"), ("rotate-key", "--mesh", "--yes")):
         done = here.run("guest", *command)
         assert done.returncode != 0, command
     assert host.status()["mesh"]["clients"] == 1
+    assert here.run("host", "expel", "guest", "--yes").returncode == 0
+    status = guest.until(lambda s: s["mesh"]["phase"] == "expelled", "its expulsion")
+    assert (status["mesh"]["peers"], status["mesh"]["away"]) == ([], [])
     assert host.stop() == guest.stop() == 0
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import pwd
+import re
 import resource
+import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,15 +20,21 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from meshllm import paths
 from meshllm.cli import doctor as command
 from meshllm.cli import doctor_checks as checks
 from meshllm.cli.doctor import Check, run_checks, show
 from meshllm.cli.doctor_checks import CheckResult, CheckState, ok
+from meshllm.core.records import short
+from meshllm.daemon import home_place
 from meshllm.engine.probe.bindings import EngineDevice
 from meshllm.engine.sandbox.policy import SandboxLayers
+from meshllm.errors import UsageError
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
+from meshllm.models.library import other_apps
+from meshllm.net.identity import Identity
 
 GB = 10**9
 
@@ -114,10 +124,14 @@ def test_check_memory_names_the_limit() -> None:
 
 def test_check_port_names_the_program_that_uses_it() -> None:
     assert checks.check_port(PortFact(9337, free=True), "--port").state == CheckState.OK
-    assert (
-        checks.check_port(PortFact(9337, False, holder_pid=5, holder="python", ours=True), "--port").state
-        == CheckState.OK
-    )
+    ours = PortFact(9337, False, holder_pid=5, holder="python", ours=True)
+    assert checks.check_port(ours, "--port", own=5).state == CheckState.OK
+    # The node of another home: a start of this one fails.
+    for own in (None, 6):
+        other = checks.check_port(ours, "--console", own=own)
+        assert other.state == CheckState.ERROR
+        assert other.found == "in use by the mesh-llm of another home (process 5)"
+        assert re.fullmatch(r"Start with --console \d+, or stop that program\.", other.advice)
     in_use = checks.check_port(PortFact(9337, False, holder_pid=5, holder="nginx"), "--port")
     assert in_use.state == CheckState.ERROR
     assert "nginx (process 5)" in in_use.found
@@ -228,7 +242,7 @@ def test_doctor_prints_one_line_per_check(unused_tcp_port_factory: Callable[[], 
     assert names == [
         "python", "engine", "compiler", "build tools", "accelerators", "devices",
         "sandbox", "memory", f"port {ports[0]}",
-        f"port {ports[1]}", "disk", "disk", "models", "hub", "home",
+        f"port {ports[1]}", "disk", "disk", "models", "hub", "home", "identity",
     ]  # fmt: skip
 
 
@@ -263,3 +277,69 @@ def test_doctor_table(width: int) -> None:
     assert "→ fix it" in printed
     assert "[red]" in printed
     assert "1 ok, 0 warnings, 1 error." in printed
+
+
+def test_check_home_looks_at_what_a_start_does_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "state"
+    home.mkdir(mode=0o700)
+    home.chmod(0o777)
+    found = checks.check_home(home)
+    assert (found.state, "Every user of this machine" in found.found) == (CheckState.ERROR, True)
+    # As for a user without an account in a container, whose HOME is /.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    missing = checks.check_home(tmp_path / "new" / "home")
+    assert missing.state == CheckState.ERROR
+    assert f"cannot make it in {tmp_path}" in missing.found
+
+
+def test_check_identity_reads_what_a_start_reads(tmp_path: Path) -> None:
+    assert checks.check_identity(tmp_path).found == "made at the first start"
+    assert list(tmp_path.iterdir()) == []
+    node = Identity.load_or_create(tmp_path).node
+    assert checks.check_identity(tmp_path) == ok("identity", f"node {short(node)}")
+    (tmp_path / "mesh.json").write_text("{")
+    assert checks.check_identity(tmp_path).state == CheckState.WARNING
+    (tmp_path / "mesh.json").write_text(json.dumps({"format": 10**6}))
+    assert checks.check_identity(tmp_path).state != CheckState.OK
+    (tmp_path / "node-key").write_text("no key")
+    damaged = checks.check_identity(tmp_path)
+    assert (damaged.state, "is damaged" in damaged.found) == (CheckState.ERROR, True)
+
+
+@pytest.mark.parametrize("variable", ["MESH_LLM_HOME", "MESH_LLM_MODELS", "MESH_LLM_CACHE"])
+def test_user_without_a_home_folder_is_told_what_to_set(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that runs as a number: no account, and often no HOME."""
+    for name in ("HOME", "XDG_CACHE_HOME", "MESH_LLM_HOME", "MESH_LLM_MODELS", "MESH_LLM_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_account(number: int) -> object:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", no_account)
+    folder = {"MESH_LLM_HOME": paths.home, "MESH_LLM_MODELS": paths.models, "MESH_LLM_CACHE": paths.cache}[variable]
+    with pytest.raises(UsageError) as refused:
+        folder()
+    assert variable in refused.value.advice
+    monkeypatch.setenv(variable, "/srv/there")
+    assert folder() == Path("/srv/there")
+    # `~` of other programs' folders, which this user does not have.
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("HOME")
+    paths.name_missing_home()
+    assert other_apps.app_folders() is not None
+    monkeypatch.delenv(variable)
+    with pytest.raises(UsageError):
+        folder()
+
+
+def test_check_identity_says_that_two_machines_have_one(tmp_path: Path) -> None:
+    Identity.load_or_create(tmp_path)
+    home_place.settle(tmp_path)
+    told = "Two machines have one identity: a node with the key of this one runs as b. Stop it."
+    found = checks.check_identity(tmp_path, ["Something else.", told])
+    assert (found.state, found.advice) == (CheckState.ERROR, "Stop it.")
+    copy = tmp_path.with_name("copy of the home")
+    shutil.copytree(tmp_path, copy)
+    copied = checks.check_identity(copy)
+    assert copied.state == CheckState.WARNING
+    assert "comes from another machine or folder" in copied.found

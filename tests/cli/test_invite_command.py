@@ -37,3 +37,17 @@ def test_option_without_a_value_is_refused_and_makes_no_invite(tmp_path: Path, o
     told = subprocess.run([PROGRAM, "invite", option, ""], env=home, capture_output=True, text=True, check=False)
     assert (told.returncode, told.stdout) == (2, "")
     assert f"{option} has no value" in told.stderr
+
+
+def test_wrong_serial_and_wrong_name_are_answered_with_what_to_do(tmp_path: Path) -> None:
+    home = {**os.environ, "MESH_LLM_HOME": str(tmp_path)}
+    with daemon(tmp_path) as node:
+        node.wait_for(lambda line: line["event"] == "invite" or (tmp_path / "mesh.json").exists(), "the mesh part")
+        for words, advice in (
+            (("invite", "--revoke", "00ff"), "mesh-llm invite --list --all"),
+            (("expel", "nobody", "--yes"), "mesh-llm members"),
+        ):
+            told = subprocess.run([PROGRAM, *words], env=home, capture_output=True, text=True, check=False)
+            assert told.returncode == 2, told.stderr
+            assert advice in told.stderr
+            assert "doctor" not in told.stderr

@@ -158,7 +158,7 @@ def test_notices_name_who_is_away_instead_of_a_failure() -> None:
     assert [item.tone for item in found] == [NoticeTone.PLAIN]
     assert found[0].text.startswith("Alone for now: cellar? last seen ")
     assert "6464646464 last seen" in found[0].text
-    assert said(news, replace(ALONE, phase=JoinPhase.JOINED)) == ["Joined the mesh 6d6d6d6d6d: 0 other nodes"]
+    assert said(news, replace(ALONE, phase=JoinPhase.JOINED)) == ["Another member of the mesh 6d6d6d6d6d is connected"]
 
 
 def test_notices_show_a_client_once_it_has_a_name() -> None:

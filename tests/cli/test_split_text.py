@@ -35,7 +35,7 @@ def test_split_lines_show_each_share_with_forecast_and_measurement() -> None:
     )
     assert host == "  layers 0 to 19 on this node: 3.5 GB"
     assert worker.startswith("  layers 20 to 35 on attic")
-    assert worker.endswith("2.5 GB, committed, rtt 4.2 ms, by lane, 1.2 MB sent, 0.9 MB received, 15.4 kB/s now")
+    assert worker.endswith("2.5 GB, serving, rtt 4.2 ms, by lane, 1.2 MB sent, 0.9 MB received, 15.4 kB/s now")
     assert "\x1b" not in worker
 
 

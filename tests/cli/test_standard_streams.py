@@ -106,3 +106,12 @@ def test_daemon_runs_and_stops_with_closed_streams(
             process.wait()
     assert "stopped uptime_seconds=" in path.read_text()
     assert "Traceback" not in path.read_text()
+
+
+def test_streams_open_for_the_other_direction_are_as_closed_ones(environment: dict[str, str]) -> None:
+    """Some supervisors give every stream the same descriptor of /dev/null, open for reading."""
+    done = shell(environment, '"$0" models 1</dev/null')
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell(environment, '"$0" status 2</dev/null').returncode == 1
+    done = shell(environment, '"$0" --join - 0>/dev/null')
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)

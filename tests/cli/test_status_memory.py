@@ -68,7 +68,7 @@ def test_viewer_shows_the_placement_of_a_served_model() -> None:
     out = io.StringIO()
     viewer = view.LineViewer(view.PlainConsole(out))
     viewer.snapshot(serving().snapshot())
-    assert f"serving m (1 x 4096 tokens of context): {FIT}\n" in out.getvalue()
+    assert f"serving m (1 request at a time, 4,096 tokens each): {FIT}\n" in out.getvalue()
 
 
 def inputs(core: NodeCore, machine: MachineMemory) -> StatusInputs:

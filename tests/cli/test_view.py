@@ -77,7 +77,7 @@ def test_line_viewer_shows_each_change_once(kind: str) -> None:
     assert "http://localhost:1/v1" in told
     assert "This node serves no model" in told
     assert max(map(len, view.IDLE.splitlines())) <= 80
-    assert told.count("serving m[red]odel (4 x 8192 tokens of context): 0.31 GB") == 1
+    assert told.count("serving m[red]odel (4 requests at a time, 8,192 tokens each): 0.31 GB") == 1
     assert told.count("http://b does not answer: refused") == 1
     assert told.count("http://b serves x") == 1
     assert "SIGKILL" in told

@@ -15,6 +15,7 @@ from meshllm.core.membership import messages as m
 from meshllm.core.membership.member import MeshConfig
 from meshllm.core.node import NodeCore
 from meshllm.core.records import (
+    MAX_NUMBER,
     BootstrapAddress,
     FailureReport,
     MeshId,
@@ -158,10 +159,20 @@ def test_member_limits_answers_to_a_flooding_peer() -> None:
 def test_member_unsigned_version_hint_raises_incarnation_by_one() -> None:
     mesh = core(Role.NODE, [])
     mesh.handle(e.LinkUp(node_id(1), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
-    held = ((node_id(0), RecordVersion(1 << 50, 0)),)
+    # What a peer says of a node that it counts as gone.
+    held = ((node_id(0), RecordVersion(1 << 50, MAX_NUMBER)),)
     found = mesh.handle(e.MessageReceived(node_id(1), m.Difference(0, (), held)), 1.0)
     assert c.SaveIncarnation(2) in found
     found = mesh.handle(e.MessageReceived(node_id(1), m.Difference(0, (), held)), 1.1)
+    assert not [command for command in found if isinstance(command, c.SaveIncarnation)]
+
+
+def test_member_asks_for_the_record_behind_an_unsigned_version_hint() -> None:
+    mesh = core(Role.NODE, [])
+    mesh.handle(e.LinkUp(node_id(1), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
+    held = ((node_id(0), RecordVersion(1 << 50, 3)),)
+    found = mesh.handle(e.MessageReceived(node_id(1), m.Difference(0, (), held)), 1.0)
+    assert c.Send(node_id(1), m.Wanted((node_id(0),))) in found
     assert not [command for command in found if isinstance(command, c.SaveIncarnation)]
 
 

@@ -15,11 +15,12 @@ import pytest
 from meshllm.core.records import BootstrapAddress, PeerAddress
 from meshllm.core.snapshot import Snapshot
 from meshllm.daemon import pidfile
-from meshllm.daemon.app import App, backend_keys, find_models
+from meshllm.daemon.app import App
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.mesh_state import MeshState
 from meshllm.daemon.settings import Backend, Settings
+from meshllm.daemon.start_wishes import backend_keys, find_models
 from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.errors import DamagedState, InvalidModelFile, UnknownModel, UsageError
 

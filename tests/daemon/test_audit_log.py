@@ -93,6 +93,17 @@ def test_logs_prints_the_audit_log_for_people(tmp_path: Path, monkeypatch: Any) 
     assert done.stdout.strip().split("Z ", 1)[1] == "link_admitted peer=ab address=192.0.2.1 role=node"
 
 
+def test_parse_audit_reads_rights_times_and_ids_as_people_do() -> None:
+    fields = {"rights": 33, "expires": 1_800_000_000, "node": "ab" * 32, "invite": "ab" * 8, "once": True}
+    line = json.dumps({"time": "2026-01-31T12:00:00.000Z", "event": "member_admitted", **fields})
+    shown = parse_audit(line).text.partition("Z ")[2]
+    assert shown == (
+        'member_admitted rights=use,admit expires="2027-01-15 08:00 UTC" node=ababababab '
+        "invite=abababababababab once=True"
+    )
+    assert parse_audit(line.replace("1800000000", "9" * 40)).time is None
+
+
 def test_parse_audit_keeps_a_line_that_is_none() -> None:
     assert parse_audit("not json").text == "not json"
     assert parse_audit("[1]").text == "[1]"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.daemon.log_format import JsonFormatter, TextFormatter, parse
+from meshllm.daemon.log_format import JsonFormatter, TerminalFormatter, TextFormatter, parse
 from meshllm.util.redact import redact
 
 INVITE = "mesh1-" + "Ab_-9" * 20
@@ -25,6 +25,15 @@ def record(message: str, *arguments: object, level: int = logging.INFO, **fields
 def test_text_formatter_writes_fields_as_key_value() -> None:
     line = TextFormatter().format(record("request", request_id="req_1", status=502, error="no route", seconds=0.25))
     assert line.endswith('INFO    meshllm.access: request request_id=req_1 status=502 error="no route" seconds=0.25')
+
+
+def test_terminal_shows_the_fields_of_a_request_with_verbose_only() -> None:
+    entry = record("/v1/chat/completions 200", request_id="req_1", model="M", error="a\x1b[2J", none=None)
+    shown = TerminalFormatter("%(levelname)s %(message)s", fields=True).format(entry)
+    assert shown.startswith("INFO /v1/chat/completions 200 request_id=req_1 model=M error=")
+    assert shown.isprintable()
+    assert "none" not in shown
+    assert TerminalFormatter("%(levelname)s %(message)s").format(entry) == "INFO /v1/chat/completions 200"
 
 
 def test_json_formatter_writes_fields_as_members() -> None:

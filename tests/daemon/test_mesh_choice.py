@@ -28,7 +28,11 @@ def test_mesh_choice_is_the_saved_mesh_without_invites() -> None:
 
 
 def test_mesh_choice_adds_addresses_of_an_invite_to_the_saved_mesh() -> None:
-    assert decide(MESH, never, [invite(MESH)]) == MeshChoice(MESH, addresses=(WAY,))
+    given = invite(MESH)
+    found = decide(MESH, never, [given])
+    assert (found.invite, found.foreign, found.addresses) == (None, False, (WAY,))
+    # The invite is used if the certificate does not count any more.
+    assert found.with_spare() == MeshChoice(MESH, (given.key, given.terms), (WAY,), foreign=True)
 
 
 def test_mesh_choice_uses_an_invite_that_gives_more() -> None:

@@ -94,6 +94,7 @@ class Rig:
     transport: FakeTransport
     links: PeerLinks
     busy: set[NodeId]
+    invited: list[bool]  # not empty: it dials with an invite
 
     def up(self, peer: NodeId = PEER) -> FakeLink:
         link = self.transport.known[peer] = FakeLink(peer)
@@ -113,6 +114,7 @@ async def rig() -> AsyncIterator[Rig]:
     """Links that accept every signature."""
     posted: asyncio.Queue[e.Event] = asyncio.Queue()
     transport, busy = FakeTransport(), set[NodeId]()
+    invited: list[bool] = []
 
     def serve(link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
         return asyncio.Protocol() if kind is StreamKind.HTTP_TUNNEL else None
@@ -124,9 +126,10 @@ async def rig() -> AsyncIterator[Rig]:
         lambda *_: True,
         serve,
         busy.__contains__,
+        by_invite=lambda: bool(invited),
     )
     made.attach(transport)
-    yield Rig(posted, transport, made, busy)
+    yield Rig(posted, transport, made, busy, invited)
     await made.close()
 
 
@@ -138,6 +141,19 @@ async def test_peer_links_post_link_up_with_all_facts(rig: Rig) -> None:
     rig.links.link_down(link, "twice")
     rig.links.link_down(FakeLink(OTHER), "never up")
     assert rig.all() == []
+
+
+@pytest.mark.parametrize("reason", ["revoked_invite", "used_invite", "wrong_invite", "expelled", "busy", "joining"])
+@pytest.mark.parametrize("invited", [True, False])
+async def test_peer_links_believe_that_an_invite_is_void_only_while_they_use_one(
+    rig: Rig, reason: str, invited: bool
+) -> None:
+    rig.transport.error = PeerRefused("No.", reason=reason)
+    rig.invited.extend([True] if invited else [])
+    rig.links.carry_out(c.DialPeer(WAY))
+    failed = await rig.next()
+    assert isinstance(failed, e.DialFailed)
+    assert failed.invite_void is (invited and reason not in ("busy", "joining"))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,19 @@ async def test_an_engine_that_does_not_answer_is_asked_again(tmp_path: Path, ask
     assert not (tmp_path / CACHE_NAME).exists()
 
 
+@pytest.mark.usefixtures("asked")
+async def test_a_model_without_a_template_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    templates, ours = ChatTemplates(tmp_path), tmp_path / "ours.jinja"
+    ours.write_text("{{ messages }}")
+    base = model(tmp_path, None)
+    await templates.traits(replace(base, chat_template=ours), ENGINE, "one")
+    await templates.traits(replace(base, header=replace(base.header, tool_template=True)), ENGINE, "one")
+    await templates.traits(model(tmp_path), ENGINE, "one")
+    assert "no chat template" not in caplog.text
+    await templates.traits(base, ENGINE, "one")
+    assert f"{base.name} has no chat template" in caplog.text
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1, "b": ["c"], "d": [[]]}', "{" + " " * (1 << 17) + "}"])
 async def test_a_damaged_cache_counts_as_empty(tmp_path: Path, asked: list[str], content: str) -> None:
     (tmp_path / CACHE_NAME).write_text(content)

@@ -425,3 +425,34 @@ async def test_node_without_mesh_has_no_workers(tmp_path: Path) -> None:
     with pytest.raises((OSError, MeshError), match="no mesh"):
         await alone.connect_workers(LEASE, ())
     await alone.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "size", "fetched"),
+    [
+        (WorkerShare(HOST, 0, 30, 8 << 30), 10 << 30, True),
+        (WorkerShare(HOST, 0, 30, 8 << 30), 14 << 30, False),  # more than all shares together
+        (WorkerShare(HOST, 0, 30, 1 << 50), 14 << 30, True),  # its share is small for so many layers, which may be
+        (WorkerShare(HOST, 0, 30, 1 << 50), 40 << 30, False),  # the host overstates its memory
+        (WorkerShare(HOST, 0, 4000, 1 << 50), 1 << 40, False),  # and its layers
+    ],
+)
+async def test_worker_fetches_no_more_than_its_own_share_allows(
+    tmp_path: Path, program: Callable[[str], None], host: WorkerShare, size: int, fetched: bool
+) -> None:
+    program(LISTENS)
+    asked: list[Manifest] = []
+
+    async def fetch(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
+        asked.append(manifest)
+        return await here(manifest, tell)
+
+    own = WorkerShare(FIRST, host.layers, 2, 1 << 30)
+    lease = replace(LEASE, files=(LeasedFile("m.gguf", size, "ab" * 32),), shares=(host, own))
+    async with bench(tmp_path / "n", fetch) as it:
+        it.free = 2 << 30
+        it.carrying.start(lease)
+        await it.until(e.WorkerReady)  # the host sends the weights instead
+        assert bool(asked) is fetched
+        it.carrying.stop((lease.session, lease.generation))
+        await it.until(e.WorkerGone)

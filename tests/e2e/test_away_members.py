@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -89,6 +90,32 @@ def test_model_of_a_host_that_was_killed_is_a_503_that_names_the_host(here: Site
         code, message, _ = refusal(one, "another")
         assert code == 404
         assert "attic (last seen" in message
+
+
+def test_client_whose_host_is_off_is_alone_for_now_and_answers_soon(here: Site) -> None:
+    words = ("--name", "attic", "--backend", here.model("chat", "attic").url)
+    attic = here.node("attic", *words)
+    laptop = here.node("laptop", "--client", "--name", "laptop", join=attic)
+    laptop.until(serves("chat"), "the host's model")
+    attic.kill()
+    began = time.monotonic()
+    code, message, retry = refusal(laptop, "chat")  # sent to a host that is dead, which nobody knows yet
+    assert (code, retry is not None) == (503, True)
+    assert "attic was last seen" in message
+    assert time.monotonic() - began < 20.0
+    laptop.until(alone_for_now, "being alone")
+    assert laptop.stop() == 0
+    assert "no link to attic (" in (here.folder / "laptop" / "logs" / "daemon.log").read_text()
+
+    laptop = here.node("laptop", "--client")
+    code, message, _ = refusal(laptop, "gpt-4o")
+    assert (code, "attic (last seen" in message) == (404, True)
+    assert refusal(laptop, "chat")[0] == 503
+    status = laptop.until(alone_for_now, "being alone after a restart")
+    assert away(status) == [("attic", ["chat"])]
+    assert "alone for now: attic last seen" in here.run("laptop", "status", environment={"COLUMNS": "160"}).stdout
+    here.node("attic", *words)
+    laptop.until(serves("chat"), "the host's model")
 
 
 def test_clients_are_listed_and_a_node_that_became_one_has_not_left(here: Site) -> None:

@@ -7,6 +7,7 @@ was accepted: encoded again and decoded, a message is the same; a value is withi
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import itertools
@@ -244,6 +245,8 @@ def _http_requests() -> Iterator[bytes]:
     yield b"GET /v1/models HTTP/1.1\r\nhost: localhost:9337\r\n\r\n"
     yield b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}GET / HTTP/1.0\r\n\r\n"
     yield b"POST /v1/x HTTP/1.1\r\nhost: a\r\n" + _CHUNKED
+    packed = gzip.compress(b"{}", mtime=0)
+    yield b"POST http://a/x HTTP/1.1\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed) + packed
     yield b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: 1\r\n\r\nx"
 
 

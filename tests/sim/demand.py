@@ -145,7 +145,7 @@ class DemandSimulation:
     def run(self, hours: float) -> Figures:
         """Let `hours` pass."""
         hour = -1
-        for step in range(int(hours * 3600 / STEP)):
+        for _ in range(int(hours * 3600 / STEP)):
             if int(self.now // 3600) > hour:
                 hour = int(self.now // 3600)
                 self._order = self.rng.sample(self.models, MODELS)

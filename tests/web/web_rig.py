@@ -635,7 +635,8 @@ def ask(
     **more: Any,
 ) -> bytes:
     """A request for a model."""
-    return request("POST", path, {"model": model, "stream": stream, **more}, headers)
+    required = {"max_tokens": 64} if path.partition("?")[0].endswith("/messages") else {}
+    return request("POST", path, {"model": model, "stream": stream, **required, **more}, headers)
 
 
 # -- all together

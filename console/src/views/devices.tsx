@@ -29,10 +29,10 @@ export function Devices(): JSX.Element {
       {url === '' ? (
         <>
           <p>
-            This console and the API accept connections from this machine only. To allow other devices, start the node
-            with:
+            This console and the API accept connections from this machine only. To allow other devices, add this option
+            to the command that starts the node:
           </p>
-          <Command text="mesh-llm --listen-all" label="Option that allows other devices" />
+          <Command text="--listen-all" label="Option that allows other devices" />
         </>
       ) : (
         <>

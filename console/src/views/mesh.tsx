@@ -2,6 +2,7 @@
 
 import type { JSX } from 'preact'
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
+import type { JoinPhase } from '../api'
 import { layout, type Layout, type Size, type Position } from '../mesh/layout'
 import { loadOf, transportText, statusText, type MeshNode } from '../mesh/nodes'
 import { layersText } from '../mesh/splits'
@@ -61,6 +62,13 @@ function isNode(node: MeshNode): boolean {
   return node.role !== 'backend' && (node.role !== 'client' || node.here)
 }
 
+const TROUBLE: Partial<Record<JoinPhase, string>> = {
+  failed: 'Cannot connect to the mesh',
+  refused: 'The mesh refused the invite',
+  duplicate: 'Left the mesh',
+  expelled: 'No member of the mesh any more',
+}
+
 // The state of the join, while it is under way or after it failed.
 function Joining(): JSX.Element | null {
   const known = status.value
@@ -78,9 +86,9 @@ function Joining(): JSX.Element | null {
     )
   }
   return (
-    <div class={`notice${phase === 'failed' ? ' worrying' : ''}`} role="status">
+    <div class={`notice${TROUBLE[phase] === undefined ? '' : ' worrying'}`} role="status">
       <p>
-        {phase === 'failed' ? 'Cannot connect to the mesh' : 'Joining the mesh'}
+        {TROUBLE[phase] ?? 'Joining the mesh'}
         {reason === '' ? '' : `: ${reason}`}
       </p>
       <ul>

@@ -35,6 +35,10 @@ class AwayMembers:
         """`node` is here again, or no member any more. Returns whether it was away."""
         return self._members.pop(node, None) is not None
 
+    def clear(self) -> None:
+        """This participant is no member any more: members that are away are not shown to it."""
+        self._members.clear()
+
     def view(self) -> tuple[AwayMember, ...]:
         """All of them, the last seen first."""
         return tuple(sorted(self._members.values(), key=lambda member: (-member.seen, member.node)))

@@ -14,7 +14,7 @@ from meshllm.core.membership.own_record import OwnRecord
 from meshllm.core.membership.participant import jittered
 from meshllm.core.membership.table import MembershipTable, possible
 from meshllm.core.membership.timers import Timer, Timers
-from meshllm.core.records import MAX_NUMBER, NodeId, RecordVersion, SignedRecord
+from meshllm.core.records import MAX_NUMBER, NodeId, NodeRecord, RecordVersion, SignedRecord
 from meshllm.util.rate_limiter import TokenBucket
 
 # A record with news is pushed to this many random links. One with changed failure reports goes over all links.
@@ -23,6 +23,8 @@ FANOUT = 4
 RENEW_SECONDS = 2.0
 # The shortest time between two refutations, so that false reports cannot keep a node busy.
 REFUTE_SECONDS = 2.0
+# So many records of this node that it has not written, each newer than the last one written, come from another machine.
+DUPLICATE_RECORDS = 2
 # After this long a push has reached the whole mesh: for a new link the record is no news.
 NEWS_SECONDS = 5.0
 # Records for changed measurements (memory, speed): one a minute, and this many at once after a quiet time. Heartbeats
@@ -43,6 +45,9 @@ class RecordBroadcast:
         self._timers = timers
         self._out = out
         self._rng = rng
+        self.duplicate: NodeRecord | None = None  # the last record of another machine with the same key
+        self._foreign = RecordVersion(0, 0)
+        self._superseded = 0
         self._refute_after = 0.0
         self._news_until = 0.0
         self._measured: TokenBucket | None = None
@@ -114,9 +119,17 @@ class RecordBroadcast:
 
     def on_own_record(self, signed: SignedRecord, now: float) -> None:
         """A peer sent a record of this node. If it is newer than the last one written here, `mesh.json` was lost or
-        restored from a backup: continue above it."""
+        restored from a backup: continue above it.
+
+        A start writes an incarnation of at least the wall clock, and no other key can sign. So records that go on to
+        supersede what is written here come from another machine with this node's key, which is running now.
+        """
         version = signed.record.version
         if possible(version) and version >= self._own.version and signed.body != self._own.signed.body:
+            if version > self._foreign:
+                self._foreign, self._superseded = version, self._superseded + 1
+            if self._superseded >= DUPLICATE_RECORDS:
+                self.duplicate = signed.record
             self.refute(version.incarnation + 1, now)
 
     def leave(self, now: float) -> None:

@@ -18,7 +18,7 @@ from meshllm.core.membership.own_record import MeshConfig
 from meshllm.core.membership.participant import MeshParticipant, jittered
 from meshllm.core.membership.table import MemberEntry
 from meshllm.core.membership.timers import Timer
-from meshllm.core.membership.views import PeerStatus
+from meshllm.core.membership.views import JoinPhase, PeerStatus
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, Role
 
 # Enough that one provider may be gone and another slow.
@@ -75,6 +75,10 @@ class ClientMember(MeshParticipant):
     def _mesh(self) -> MeshId:
         return self._mesh_id
 
+    @property
+    def _alone(self) -> bool:
+        return not (self._entries or self._links.nodes)
+
     # -- events
 
     def _start(self, now: float) -> None:
@@ -103,8 +107,15 @@ class ClientMember(MeshParticipant):
         self._joiner.unlinked(now)
         self._maintain_links(now)
 
+    def _peer_unreachable(self, target: NodeId, now: float) -> None:
+        """Only a provider knows more of a node that cannot be dialled; without one, it is away like the providers."""
+        if not self._links.nodes and self._providers.forget(target):
+            self._refresh(target)
+
     def _forget(self, node: NodeId) -> None:
-        self._refresh(node)
+        # Without a look at the providers: they may know a node that this one, expelled itself, does not any more.
+        self._entries.pop(node, None)
+        self._view = None
         self.away.back(node)
 
     def _publish_certificate(self, certificate: bytes) -> None:
@@ -112,6 +123,11 @@ class ClientMember(MeshParticipant):
 
     def _set_mesh(self, mesh: MeshId) -> None:
         self._mesh_id = mesh
+
+    def _answered(self, peer: NodeId, now: float) -> None:
+        entry = self.entry(peer)
+        if entry is not None:
+            entry.answered = now
 
     # -- messages
 
@@ -150,7 +166,9 @@ class ClientMember(MeshParticipant):
         """Keep `MAX_LINKS` subscribed links to random nodes of the table; close the others when they are idle."""
         linked = len(self._links.nodes)
         if linked == 0:
-            self._joiner.isolated(now)
+            if self._joiner.phase is JoinPhase.JOINED:
+                self._joiner.isolated(now)
+                self._joiner.join(self._saved, invited=False, own=self._id, now=now)
             self._view = None
         for peer, link in self._links.items():
             if peer in self._subscribed or link.role is Role.CLIENT:
@@ -195,7 +213,7 @@ class ClientMember(MeshParticipant):
         if signed is None or node == self._id or signed.record.leaving:
             lost = self._entries.pop(node, None)
             if lost is not None:
-                self.away.gone(lost.record, lost.served, self._now)
+                self.away.gone(lost.record, lost.served, max(lost.seen, lost.answered))
             return
         self.away.back(node)
         entry = self._entries.get(node)
@@ -212,7 +230,7 @@ class ClientMember(MeshParticipant):
         status = PeerStatus.SUSPECT if node in self._silent else PeerStatus.ALIVE
         if status is not entry.status:
             entry.status, entry.since = status, self._now
-            entry.reason = "its link ended" if status is PeerStatus.SUSPECT else ""
+            entry.reason = "its link ended" if status is PeerStatus.SUSPECT and link is None else ""
         entry.view = None
 
 

@@ -143,6 +143,10 @@ class Providers:
             self._last.pop(provider, None)
         return {*table, provider}
 
+    def forget(self, node: NodeId) -> bool:
+        """A node of the last table does not answer. Returns whether it was in there."""
+        return self._last.pop(node, None) is not None
+
     def best(self, node: NodeId) -> SignedRecord | None:
         """The newest record of `node` in any table, or None."""
         found = [table[node] for table in self._tables.values() if node in table]

@@ -1,6 +1,7 @@
 """Joining a mesh: from bootstrap addresses to the first link to the first table.
 
     ALONE -> DIALLING -> SYNCING -> JOINED        FAILED after the deadline; the retries go on, with backoff
+                                                  REFUSED if the invite is void: nothing is dialled any more
 
 All invited addresses are dialled at once. A peer that refused this node is dialled again only after minutes: it may be
 updated, or admit this node after all.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from meshllm.core import commands as c
 from meshllm.core.membership.links import DIAL_LOST_SECONDS, LinkTable, Rng
 from meshllm.core.membership.timers import Timer, Timers
 from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase
@@ -33,7 +35,8 @@ RETRY_BASE_SECONDS = 1.0
 RETRY_CAP_SECONDS = 30.0
 REFUSED_RETRY_SECONDS = 300.0
 # What the owner of an expelled node reads.
-EXPELLED = "this node was expelled from its mesh; it serves its own models only"
+DUPLICATE = "another machine runs with the identity of this node, whose home was copied from there"
+EXPELLED = "this node was expelled from its mesh"
 REPLACED = "this node's key was replaced by a new one"
 
 
@@ -48,22 +51,28 @@ _RETRY_AFTER = {
 
 @dataclass(frozen=True, slots=True)
 class _JoinCandidate:
-    """A bootstrap address and its state. `invited`: it came from an invite, not from memory."""
+    """A bootstrap address and its state. `invited`: it came from an invite, not from memory; `void`: it refused that
+    invite for good."""
 
     attempt: JoinAttempt
     invited: bool
+    void: bool = False
 
 
 class Joiner:
     """The join of one node or client."""
 
-    def __init__(self, links: LinkTable, timers: Timers, rng: Rng, *, rejoins: bool = False) -> None:
-        """`rejoins`: this node was in the mesh before. Then the others may be switched off: once every address was
-        tried in vain it does not wait for the deadline."""
+    def __init__(
+        self, links: LinkTable, timers: Timers, rng: Rng, out: list[c.Command], *, rejoins: bool = False
+    ) -> None:
+        """`out` gets the command that says that the invite is void. `rejoins`: this node was in the mesh before, as it
+        is after it has joined. Then the others may be switched off: once every address was tried in vain it does not
+        wait for the deadline."""
         self.rejoins = rejoins
         self.phase = JoinPhase.ALONE
         self.reason = ""
         self._links = links
+        self._out = out
         self._timers = timers
         self._rng = rng
         self._candidates: dict[bytes, _JoinCandidate] = {}
@@ -77,6 +86,12 @@ class Joiner:
         candidates = sorted(self._candidates.values(), key=lambda candidate: not candidate.invited)
         found = [candidate.attempt for candidate in candidates]
         return tuple([attempt for attempt in found if attempt.state is not JoinAttemptState.WAITING])
+
+    @property
+    def only_away(self) -> bool:
+        """Whether this node is in a mesh of which no other member answers now, nor refused it."""
+        refused = any(known.attempt.state is JoinAttemptState.REFUSED for known in self._candidates.values())
+        return self.phase is JoinPhase.JOINED or (self.phase is JoinPhase.FAILED and self.rejoins and not refused)
 
     def join(self, addresses: tuple[BootstrapAddress, ...], invited: bool, own: NodeId, now: float) -> None:
         """Join the mesh through `addresses`, beside those given before."""
@@ -125,7 +140,7 @@ class Joiner:
     def synced(self) -> None:
         """The table of a peer has arrived."""
         if self.phase is JoinPhase.SYNCING:
-            self.phase, self.reason = JoinPhase.JOINED, ""
+            self.phase, self.reason, self.rejoins = JoinPhase.JOINED, "", True
             self._timers.cancel(Timer.JOIN_DEADLINE)
             self._timers.cancel(Timer.JOIN_SYNC)
             self._cancel_retry()
@@ -135,6 +150,11 @@ class Joiner:
         self._candidates.clear()
         self.phase, self.reason = JoinPhase.EXPELLED, REPLACED if replaced else EXPELLED
 
+    def stepped_back(self) -> None:
+        """Another machine goes on with this node's identity: nothing is dialled any more."""
+        self._candidates.clear()
+        self.phase, self.reason = JoinPhase.DUPLICATE, DUPLICATE
+
     def unlinked(self, now: float) -> None:
         """A link is gone. Without any link, a sync starts over."""
         if self.phase is JoinPhase.SYNCING and not self._links.nodes:
@@ -143,13 +163,14 @@ class Joiner:
             self._timers.set(Timer.JOIN_DEADLINE, now + JOIN_SECONDS)
             self._retry(now)
 
-    def failed(self, address: BootstrapAddress, reason: str, final: bool, now: float) -> None:
-        """A dial failed; `final`: the peer refused this node."""
+    def failed(self, address: BootstrapAddress, reason: str, final: bool, now: float, void: bool = False) -> None:
+        """A dial failed; `final`: the peer refused this node; `void`: because of the invite, for good."""
         key = address.prefix
         known = self._candidates.get(key)
         if known is None or known.attempt.state is not JoinAttemptState.DIALLING:
             return
         self._mark(key, JoinAttemptState.REFUSED if final else JoinAttemptState.FAILED, reason, now)
+        self._candidates[key] = replace(self._candidates[key], void=void)
         self._dial(now)
         self._schedule_retry(now)
 
@@ -158,6 +179,7 @@ class Joiner:
         if timer is Timer.JOIN_DEADLINE:
             if self.phase is JoinPhase.DIALLING:
                 self._give_up(f"no answer within {JOIN_SECONDS:.0f} s")
+                self._schedule_retry(now)
         elif timer is Timer.JOIN_SYNC:
             # There is a link, so this node is in the mesh; anti-entropy brings the table later.
             self.synced()
@@ -203,7 +225,11 @@ class Joiner:
         if self.phase not in (JoinPhase.DIALLING, JoinPhase.FAILED) or not self._candidates:
             return
         states = {known.attempt.state for known in self._candidates.values()}
-        if states & {JoinAttemptState.DIALLING, JoinAttemptState.WAITING}:
+        void = next((known.attempt.reason for known in self._candidates.values() if known.void), None)
+        if void is not None and (states <= {JoinAttemptState.REFUSED} or self.phase is JoinPhase.FAILED):
+            # One member's word is enough if no other answers before the deadline.
+            self._refused(void)
+        elif states & {JoinAttemptState.DIALLING, JoinAttemptState.WAITING}:
             if self._timers.at(Timer.JOIN_RETRY) is None:
                 self._timers.set(Timer.JOIN_RETRY, now + DIAL_LOST_SECONDS)
         elif states <= {JoinAttemptState.REFUSED}:
@@ -217,6 +243,12 @@ class Joiner:
             delay = backoff(self._rounds, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, rng=self._rng)
             self._rounds += 1
             self._timers.set(Timer.JOIN_RETRY, now + delay)
+
+    def _refused(self, reason: str) -> None:
+        self.phase, self.reason = JoinPhase.REFUSED, reason
+        for timer in JOIN_TIMERS:
+            self._timers.cancel(timer)
+        self._out.append(c.InviteRefused(reason))
 
     def _cancel_retry(self) -> None:
         self._backing_off = False

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from meshllm.core import commands as c
 from meshllm.core.membership.certificates import Certificate
 from meshllm.core.membership.messages import Ping
-from meshllm.core.records import PIN_BYTES, BootstrapAddress, MeshId, NodeId, PeerAddress, Role
+from meshllm.core.records import PIN_BYTES, BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, Role
 from meshllm.util.backoff import backoff
 from meshllm.util.rate_limiter import TokenBucket
 
@@ -19,6 +19,9 @@ DIAL_LOST_SECONDS = 15.0
 # How long a peer is not dialled after failures in a row; after a refusal it is the cap at once.
 DIAL_BACKOFF_BASE_SECONDS = 1.0
 DIAL_BACKOFF_CAP_SECONDS = 30.0
+# A link that broke sooner than that was a short one; after so many in a row the next dial waits.
+SHORT_LINK_SECONDS = 5.0
+FREE_SHORT_LINKS = 5
 # Failures that are remembered: as many as there are nodes worth dialling at a time.
 MAX_FAILURES = 4096
 # Dials at a time, so that a table full of dead addresses does not flood the network.
@@ -101,6 +104,8 @@ class LinkTable:
         self._dialling: dict[bytes, float] = {}
         # Failures in a row, and the time before which the peer is not dialled again.
         self._failures: dict[bytes, tuple[int, float]] = {}
+        self._short: dict[bytes, int] = {}  # short links in a row
+        self.duplicate: NodeRecord | None = None  # of another machine with the same identity
 
     def __getitem__(self, peer: NodeId) -> LinkState:
         return self._up[peer]
@@ -134,9 +139,29 @@ class LinkTable:
         self._dialling.pop(peer[:PIN_BYTES], None)
         self._failures.pop(peer[:PIN_BYTES], None)
 
-    def down(self, peer: NodeId) -> LinkState | None:
-        """Remove a link; returns its state, or None if there was none."""
+    def _broke(self, peer: NodeId, link: LinkState, now: float) -> None:
+        """A link broke. After several short ones in a row the next dial waits: two machines with one identity, which
+        replace each other's link, would otherwise do so several times a second."""
+        key = peer[:PIN_BYTES]
+        if self.duplicate is not None:
+            # The other machine, whose link replaced this one, can learn of this one, and step back if it is the copy.
+            self._failures[key] = (0, now + SHORT_LINK_SECONDS)
+            return
+        if now - link.up_at >= SHORT_LINK_SECONDS:
+            self._short.pop(key, None)
+            return
+        count = self._short[key] = self._short.pop(key, 0) + 1
+        if count > FREE_SHORT_LINKS:
+            delay = backoff(count - FREE_SHORT_LINKS, base=DIAL_BACKOFF_BASE_SECONDS, cap=DIAL_BACKOFF_CAP_SECONDS)
+            self._failures[key] = (count, now + delay)
+        if len(self._short) > MAX_FAILURES:
+            del self._short[next(iter(self._short))]
+
+    def down(self, peer: NodeId, *, broke_at: float | None = None) -> LinkState | None:
+        """Remove a link, which broke (`broke_at`) or was closed here; returns its state, or None if there was none."""
         state = self._up.pop(peer, None)
+        if state is not None and broke_at is not None:
+            self._broke(peer, state, broke_at)
         self._nodes = [node for node, link in self._up.items() if link.role is Role.NODE]
         return state
 

@@ -20,7 +20,7 @@ from meshllm.core.membership.participant import MeshParticipant, jittered
 from meshllm.core.membership.table import MemberEntry, MembershipTable, MergeResult
 from meshllm.core.membership.timers import Timer
 from meshllm.core.membership.views import PeerStatus
-from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, OwnFacts, Role, SignedRecord
+from meshllm.core.records import MAX_NUMBER, MeshId, ModelLoad, NodeId, NodeRecord, OwnFacts, Role, SignedRecord
 
 __all__ = ["Member", "MeshConfig"]
 
@@ -47,6 +47,7 @@ class Member(MeshParticipant):
         super().__init__(config, rng)
         self._table = MembershipTable(config.node, self._timers, self._changed, self._gone, self._authority)
         self._own = OwnRecord(config)
+        self._moved = config.moved
         self._broadcast = RecordBroadcast(self._own, self._table, self._links, self._timers, self._out, rng)
         self.link_policy = LinkPolicy(self._table, self._links, self._own, self._out, rng)
         self._anti_entropy = AntiEntropy(self._table, self._links, self._send, self._statements_hash)
@@ -217,7 +218,11 @@ class Member(MeshParticipant):
     def _difference(self, peer: NodeId, link: LinkState, message: m.Difference, now: float) -> None:
         own = next((version for node, version in message.held if node == self._id), None)
         if own is not None and own > self._own.version and link.allowance.take(now, VERSION_HINT_PRICE):
-            self._broadcast.on_version_hint(own, now)
+            if own.version < MAX_NUMBER:
+                # The hint is not signed. The record is, and shows who wrote it.
+                self._send(peer, m.Wanted((self._id,)))
+            else:
+                self._broadcast.on_version_hint(own, now)
         if self._anti_entropy.compare(peer, link, message) and not link.wanted:
             self._synced()
 
@@ -229,7 +234,9 @@ class Member(MeshParticipant):
         for signed in message.records:
             record = signed.record
             if record.node == self._id:
-                self._broadcast.on_own_record(signed, now)
+                self._own_record_came(signed, now)
+                if self._left:
+                    return
                 continue
             requested = record.node in link.wanted
             link.wanted.discard(record.node)
@@ -250,6 +257,23 @@ class Member(MeshParticipant):
             self._broadcast.push(tuple(news), everywhere=reports_changed, but=peer)
         if waiting and not link.wanted:
             self._synced()
+
+    def _own_record_came(self, signed: SignedRecord, now: float) -> None:
+        self._broadcast.on_own_record(signed, now)
+        if self._broadcast.duplicate is not None:
+            self._links.duplicate, self._view = self._broadcast.duplicate, None
+            if self._moved and not self._left:
+                self._step_back()
+
+    def _step_back(self) -> None:
+        """Another machine has this node's identity, and it belongs there: this node goes on alone."""
+        for peer, _ in self._links.items():
+            self._out.append(c.HangUp(peer, "another machine has the same identity", at_once=True))
+            self._links.down(peer)
+        self._joiner.stepped_back()
+        self._left = True
+        self._timers.clear()
+        self._view = None
 
     def _merged(self, signed: SignedRecord, before: SignedRecord | None) -> None:
         record = signed.record

@@ -41,7 +41,8 @@ class MeshConfig:
     request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's;
     `key_grace`: how long those of the previous mesh key count yet (seconds). `lease_refusal`: why it accepts no lease
     at all ("": it does). `rejoins`: it was in this mesh with others before, so that without an answer it is alone for
-    now, and nothing has failed.
+    now, and nothing has failed. `moved`: this home comes from another place; if another machine has the same identity,
+    this one steps back.
     """
 
     node: NodeId
@@ -59,6 +60,7 @@ class MeshConfig:
     rights: Right = NO_RIGHTS
     key_grace: float = 0.0
     rejoins: bool = False
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class MeshParticipant(ABC):
         self._statements = (
             None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
         )
-        self._joiner = Joiner(self._links, self._timers, rng, rejoins=config.rejoins and config.role is Role.NODE)
+        self._joiner = Joiner(self._links, self._timers, rng, self._out, rejoins=config.rejoins)
         self.away = AwayMembers()
         self._started = False
         self._left = False
@@ -116,12 +116,8 @@ class MeshParticipant(ABC):
     @property
     def phase(self) -> JoinPhase:
         """How far this participant is with joining its mesh."""
-        phase = self._joiner.phase
-        if self._left or not self._alone:
-            return phase
-        if phase is JoinPhase.JOINED or (phase is JoinPhase.FAILED and self._joiner.rejoins):
-            return JoinPhase.ALONE_FOR_NOW
-        return phase
+        alone = self._alone and not self._left and self._joiner.only_away
+        return JoinPhase.ALONE_FOR_NOW if alone else self._joiner.phase
 
     @property
     def joined(self) -> bool:
@@ -177,6 +173,7 @@ class MeshParticipant(ABC):
                 reader_views.clients(self._links) if self._role is Role.NODE else (),
                 self._joiner.reason,
                 self.away.view(),
+                self._links.duplicate,
             )
         return self._view
 
@@ -239,9 +236,9 @@ class MeshParticipant(ABC):
         """Take over another mesh id and tell the peers."""
 
     @property
+    @abstractmethod
     def _alone(self) -> bool:
-        """Whether no other node is known that may be alive, of a node of the mesh."""
-        return False
+        """Whether no other node is known that may be alive."""
 
     def _other_event(self, event: e.Event, now: float) -> None:  # noqa: B027
         """An event that does not concern links or the join."""
@@ -318,7 +315,7 @@ class MeshParticipant(ABC):
         self._node_up(event, now, first=first)
 
     def _link_down(self, peer: NodeId, now: float) -> None:
-        link = self._links.down(peer)
+        link = self._links.down(peer, broke_at=now)
         if link is not None:
             self._view = None
             self._link_lost(peer, link, now)
@@ -327,7 +324,7 @@ class MeshParticipant(ABC):
         self._links.failed(event.target, now, final=event.final, local=event.local)
         entry = self.entry(event.target.node) if event.target.node is not None else None
         reason = reader_views.named_reason(event, entry, self.away)
-        self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now)
+        self._joiner.failed(event.target, f"{reason} {event.advice}".rstrip(), event.final, now, event.invite_void)
         self._view = None
         node = event.target.node
         # A refusal is an answer: the peer is alive. A limit of this node says nothing about the peer.
@@ -525,6 +522,7 @@ class MeshParticipant(ABC):
             return
         for node in [entry.record.node for entry in self.entries()]:
             self._forget(node)
+        self.away.clear()
         for peer, _ in self._links.items():
             self._out.append(c.HangUp(peer, "this node was expelled", at_once=True))
             self._links.down(peer)

@@ -81,6 +81,8 @@ class JoinPhase(Enum):
     JOINED = "joined"
     ALONE_FOR_NOW = "alone for now"  # a member whose other members are all away; the retries go on
     FAILED = "failed"  # no answer within the deadline; the retries go on
+    REFUSED = "refused"  # the invite is used, revoked, expired or void: nothing is dialled
+    DUPLICATE = "duplicate"  # another machine has the same identity: nothing is dialled
     EXPELLED = "expelled"  # no member any more: nothing is dialled
 
 
@@ -107,7 +109,8 @@ class JoinAttempt:
 @dataclass(frozen=True, slots=True)
 class MeshView:
     """The mesh as this node sees it. `record`: its own (None for a client); `clients`: those that are linked to it;
-    `away`: members that were known and are not here now, the last seen first."""
+    `away`: members that were known and are not here now, the last seen first. `duplicate`: a record that another
+    machine wrote with this node's key."""
 
     node: NodeId
     mesh: MeshId
@@ -119,6 +122,7 @@ class MeshView:
     clients: tuple[ClientView, ...] = ()
     reason: str = ""
     away: tuple[AwayMember, ...] = ()
+    duplicate: NodeRecord | None = None
 
     @property
     def settling(self) -> bool:

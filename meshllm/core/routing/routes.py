@@ -20,11 +20,13 @@ from meshllm.util.format import rough_duration
 
 # After this many failed probes in a row, callers of a backend's models get an error instead of waiting.
 BACKEND_MAX_FAILURES = 4
-# How long a caller waits (seconds): while this node joins its mesh (which has a deadline of 20 s of its own), for a
-# host to be dialled (5 s), and for a requested model that a node may be loading.
-SETTLING_SECONDS = 30.0
+# How long a caller waits (seconds): while this node joins its mesh, in which a dial takes 5 s; for a host that may be
+# alive (a restart takes as long); and for a requested model that a node may be loading. Programs try again.
+SETTLING_SECONDS = 8.0
 LOOKING_SECONDS = 15.0
 WANTED_SECONDS = 3.0
+# What a caller of either waits for: first one, then the other is one wait.
+OTHER_MEMBERS = "other members"
 # For the other nodes of a split: longer than a restart of them takes until the model is served again (10 s).
 OTHER_NODES_SECONDS = 30.0
 # A model that a member served so lately (seconds) is not unknown: the member restarts, or sleeps. Programs end their
@@ -220,7 +222,9 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None, now: f
     if here is None or snapshot.stopping:
         return _elsewhere(snapshot, model, index, now) if here is None else _here(snapshot, here)
     found = _here(snapshot, here)
-    return (_wait_for_mesh(snapshot, model, index) or found) if found.availability is Availability.FAILED else found
+    return (
+        (_wait_for_mesh(snapshot, model, index, now) or found) if found.availability is Availability.FAILED else found
+    )
 
 
 def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, message: str = "") -> ModelRoute:
@@ -259,6 +263,8 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
 def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
     if next_step.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
         return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
+    if next_step.download_failed(here):
+        return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
     found = route_to((), here, next_step.progress_message(snapshot.engine, here))
     if here.server is not ServerPhase.NONE or here.split is None or here.split.lease is not None:
         return found
@@ -285,24 +291,22 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
     # A backend that was never asked may have the model; one that had it may recover soon.
     if any(b.failures == 0 for b in silent) or any(b.failures <= BACKEND_MAX_FAILURES for b in had):
         return ModelRoute((), Availability.COMING, "asking the backends")
-    if (waiting := _wait_for_mesh(snapshot, model, index)) is not None:
+    if (waiting := _wait_for_mesh(snapshot, model, index, now)) is not None:
         return waiting
     if had:
         message = f"The backend that serves {model} does not answer: {had[0].reason} Check that the backend runs."
         return ModelRoute((), Availability.FAILED, message)
-    last = index.last.get(model)
-    served = last is not None and now - last.seen <= SERVED_LATELY_SECONDS
+    last = _served_lately(model, index, now)
     if model in snapshot.wants or model in index.wanted:
         message = f"No node serves {model} yet. Start one: mesh-llm --model {model} --join INVITE"
-        if last is not None and served:
+        if last is not None:
             message = f"{_went_away(last, now)} It served {model}. Retry in a moment, or start another node with it."
         progress = f"waiting for a node that serves {model}"
         return ModelRoute((), Availability.COMING, progress, max_wait=WANTED_SECONDS, timeout_message=message)
-    if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.EXPELLED:
+    if snapshot.mesh is not None and snapshot.mesh.phase in (JoinPhase.EXPELLED, JoinPhase.DUPLICATE):
         return ModelRoute((), Availability.FAILED, f"{model} is not on this node: {snapshot.mesh.reason}")
-    if last is not None and served:
-        message = f"{model} is not served at the moment. {_went_away(last, now)} It served {model}. Retry in a moment."
-        return ModelRoute((), Availability.FAILED, message)
+    if last is not None:
+        return ModelRoute((), Availability.FAILED, _not_served_now(model, last, now))
     if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.FAILED:
         reason = snapshot.mesh.reason or "no bootstrap address answers"
         message = f"{model} is not on this node, and joining the mesh failed: {reason}"
@@ -310,7 +314,17 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
     return ModelRoute((), Availability.UNKNOWN)
 
 
-def _wait_for_mesh(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute | None:
+def _served_lately(model: str, index: MeshIndex, now: float) -> AwayMember | None:
+    """The member that is away and served `model` a moment ago."""
+    last = index.last.get(model)
+    return last if last is not None and now - last.seen <= SERVED_LATELY_SECONDS else None
+
+
+def _not_served_now(model: str, last: AwayMember, now: float) -> str:
+    return f"{model} is not served at the moment. {_went_away(last, now)} It served {model}. Retry in a moment."
+
+
+def _wait_for_mesh(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> ModelRoute | None:
     """A route to wait on while other nodes that may serve `model` are found; None if there are none to wait for."""
     mesh = snapshot.mesh
     if mesh is None or snapshot.stopping:
@@ -318,12 +332,27 @@ def _wait_for_mesh(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRou
     if mesh.settling:
         progress = f"joining the mesh: {_join_progress(mesh)}"
         message = f"{model} is not on this node, which has not joined its mesh yet ({_join_progress(mesh)}). Retry."
-        return ModelRoute((), Availability.COMING, progress, max_wait=SETTLING_SECONDS, timeout_message=message)
+        if (last := _served_lately(model, index, now)) is not None:
+            message = _not_served_now(model, last, now)
+        return ModelRoute(
+            (),
+            Availability.COMING,
+            progress,
+            max_wait=SETTLING_SECONDS,
+            timeout_message=message,
+            waits_for=OTHER_MEMBERS,
+        )
     if model in index.unverified:
         message = f"The node that serves {model} does not answer. Retry in a few seconds."
         progress = f"connecting to a host of {model}"
         return ModelRoute(
-            (), Availability.COMING, progress, max_wait=LOOKING_SECONDS, timeout_message=message, dial_hosts=True
+            (),
+            Availability.COMING,
+            progress,
+            max_wait=LOOKING_SECONDS,
+            timeout_message=message,
+            waits_for=OTHER_MEMBERS,
+            dial_hosts=True,
         )
     return None
 
@@ -361,7 +390,8 @@ def failure_message(snapshot: Snapshot, model: ModelState) -> str:
         away = snapshot.mesh.away[:MAX_NAMES]
         advice = f"Away now: {', '.join(member.label for member in away)}. {advice}"
     stop = "" if reason.endswith((".", "!", "?")) else "."
-    return f"{model.name} cannot be served: {reason}{stop} {advice}".rstrip()
+    what = "is not downloaded yet" if next_step.download_failed(model) else "cannot be served"
+    return f"{model.name} {what}: {reason}{stop} {advice}".rstrip()
 
 
 def purpose_message(model: str, purpose: Purpose) -> str:

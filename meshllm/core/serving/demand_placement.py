@@ -16,7 +16,7 @@ from meshllm.core.serving.placement import Need, PlacementView
 
 # How often a node decides. First once the table has come and most nodes in it are verified.
 PLACEMENT_SECONDS = 3.0
-# After a longer pause between two decisions, how long a need has been known is counted anew.
+# After a longer pause between two decisions, how long a need has been known is counted from the start.
 PAUSE_SECONDS = 4 * PLACEMENT_SECONDS
 AVOID_SECONDS = 600.0
 # A node that took a model stays with it for so long before it may move to another one.

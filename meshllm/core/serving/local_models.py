@@ -32,6 +32,7 @@ MEASURE_AGAIN_SECONDS = 60.0
 # A node in no mesh cannot split a model.
 NO_MESH = SplitState("it is too large for this node, which is in no mesh", refused=True)
 MORE_NODES = "Add a node with --join, or choose a smaller model, a smaller quantization or a smaller --ctx-size."
+RETRIED = "This node tries again by itself, at first after some seconds, later every 5 minutes."
 OTHER_NODES = "Add a node with --join, or leave out --split."
 
 
@@ -161,7 +162,8 @@ class LocalModels:
         match action:
             case ServingAction.FETCH:
                 file = move(FILE_TRANSITIONS, model.file, FilePhase.FETCHING)
-                self.models[name] = replace(model, file=file, progress=None, reason="", advice="")
+                # The cause of the last failure stays until bytes arrive: callers are refused with it.
+                self.models[name] = replace(model, file=file, progress=None)
                 return c.FetchModel(name)
             case ServingAction.PREPARE_ENGINE:
                 phase = move(ENGINE_TRANSITIONS, self.engine.phase, EnginePhase.PREPARING)
@@ -203,11 +205,12 @@ class LocalModels:
         else:
             split = replace(NO_MESH, disk_paging=model.measured.disk_paging and not model.force_split)
         refused = split.refused and not split.disk_paging
+        advice = OTHER_NODES if model.force_split and model.measured.fits_locally else MORE_NODES
         model = replace(
             model,
             split=split,
             reason=f"{split.reason}." if refused else "",
-            advice=(OTHER_NODES if model.force_split else MORE_NODES) if refused else "",
+            advice=advice if refused else "",
         )
         self.models[model.name] = model
         return model
@@ -259,6 +262,8 @@ class LocalModels:
         model = self.models.get(event.model)
         # A draft model is downloaded while the model is measured.
         if model is not None and (model.file is FilePhase.FETCHING or model.measuring):
+            if model.progress is not None and event.progress.done > model.progress.done:
+                model = replace(model, reason="", advice="")
             self.models[event.model] = replace(model, progress=event.progress)
 
     def _file_ready(self, event: e.FileReady, now: float) -> None:
@@ -282,7 +287,7 @@ class LocalModels:
             failures=failures,
             progress=None,
             reason=event.reason,
-            advice=event.advice,
+            advice=event.advice if event.final else f"{event.advice} {RETRIED}".lstrip(),
         )
 
     # -- memory
@@ -295,7 +300,7 @@ class LocalModels:
     def _measure_failed(self, event: e.MeasureFailed, now: float) -> None:
         model = self.models.get(event.model)
         if model is not None and model.measuring:
-            failures = model.failures + 1
+            failures = max(model.failures + 1, next_step.CRASH_LOOP_FAILURES if event.hopeless else 0)
             self.models[event.model] = replace(
                 model,
                 measuring=False,
@@ -351,7 +356,7 @@ class LocalModels:
         stable = model.serving_since is not None and now - model.serving_since >= next_step.STABLE_SECONDS
         failures = 1 if stable else model.failures + 1
         if event.hopeless:
-            # The free memory has changed since the model was measured. Other nodes may help at the next attempt.
+            # Perhaps the free memory has changed since the model was measured. Other nodes may help at the next start.
             failures, gone = max(failures, next_step.CRASH_LOOP_FAILURES), replace(gone, measured=None)
         self.models[event.model] = replace(
             gone,

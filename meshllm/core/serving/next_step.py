@@ -112,17 +112,24 @@ def phase(engine: EngineState, model: ModelState) -> ModelPhase:
         return ModelPhase.STOPPED if model.server is ServerPhase.NONE else ModelPhase.STOPPING
     if model.server is ServerPhase.SERVING:
         return ModelPhase.SERVING
-    if model.failures >= CRASH_LOOP_FAILURES or model.file is FilePhase.FAILED or engine.broken:
+    if model.file is FilePhase.FAILED or engine.broken:
+        return ModelPhase.FAILED
+    if model.file is FilePhase.FETCHING or download_failed(model):
+        return ModelPhase.FETCHING
+    if model.failures >= CRASH_LOOP_FAILURES:
         return ModelPhase.FAILED
     if model.split is not None and model.split.refused and not model.split.disk_paging:
         return ModelPhase.FAILED
     if model.server is ServerPhase.STARTING:
         return ModelPhase.RESTARTING if model.restarts else ModelPhase.LOADING
     if model.failures:
-        return ModelPhase.RESTARTING
-    if model.file is FilePhase.FETCHING:
-        return ModelPhase.FETCHING
+        return ModelPhase.RESTARTING if model.restarts else ModelPhase.LOADING
     return ModelPhase.WAITING
+
+
+def download_failed(model: ModelState) -> bool:
+    """Whether the file could not be downloaded at the last attempt, and nothing has arrived since then."""
+    return bool(model.failures and model.reason and model.file in (FilePhase.ABSENT, FilePhase.FETCHING))
 
 
 def progress_message(engine: EngineState, model: ModelState) -> str:

@@ -87,8 +87,7 @@ class SplitState:
         """What the split waits for, for users."""
         if self.lease is None:
             return self.reason
-        waiting = [m for m in self.members if _waited_for(m)]
-        workers = ", ".join(f"{m.name or short(m.node)} ({m.detail or m.phase.value})" for m in waiting)
+        workers = ", ".join(_waiting_text(member) for member in self.members if _waited_for(member))
         return f"waiting for {workers}" if workers else self.reason
 
 
@@ -357,6 +356,13 @@ def _with_forecast(split: SplitState, measured: MeasuredModel, known: Sequence[W
 
 def _waited_for(member: MemberState) -> bool:
     return member.phase in (LeasePhase.ASKED, LeasePhase.PREPARING)
+
+
+def _waiting_text(member: MemberState) -> str:
+    name = member.name or short(member.node)
+    return (
+        f"{name} to answer" if member.phase is LeasePhase.ASKED else f"{name} ({member.detail or member.phase.value})"
+    )
 
 
 def _reports(member: MemberState) -> bool:

@@ -58,14 +58,19 @@ class Source:
 
 
 def directory() -> Path:
-    """The `llama.cpp` folder of this checkout. Raises EngineUnavailable if it is missing."""
-    found = Path(__file__).resolve().parents[3] / "llama.cpp"
-    if not (found / "pin.toml").is_file():
-        raise EngineUnavailable(
-            f"The folder llama.cpp of the checkout is missing: {found}.",
-            advice="Run mesh-llm from a complete checkout (scripts/mesh-llm).",
-        )
-    return found
+    """The folder with the pin and the patches: `llama.cpp` of this checkout, or its copy in an installed package.
+
+    Raises EngineUnavailable if both are missing.
+    """
+    here = Path(__file__).resolve()
+    packaged, checkout = here.parent / "source", here.parents[3] / "llama.cpp"
+    for found in (packaged, checkout):
+        if (found / "pin.toml").is_file():
+            return found
+    raise EngineUnavailable(
+        f"The files that pin the engine are missing: neither {packaged} nor {checkout} has a pin.toml.",
+        advice="Install mesh-llm again, or run it from a complete checkout (scripts/mesh-llm).",
+    )
 
 
 def read_source(folder: Path) -> Source:
@@ -135,5 +140,5 @@ def _read(path: Path, limit: int) -> str:
 def _damaged(what: str) -> EngineUnavailable:
     return EngineUnavailable(
         f"The description of the engine's source is invalid: {what}.",
-        advice="Restore the folder llama.cpp of the checkout (`git status llama.cpp`), see llama.cpp/README.md.",
+        advice="Install mesh-llm again; in a checkout, restore the folder llama.cpp (`git status llama.cpp`).",
     )

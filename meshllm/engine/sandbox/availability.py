@@ -58,7 +58,8 @@ def _ask() -> dict[str, Any]:
         plans["filter"] = {**plan, "filter": seccomp.program(Connect.DENIED).hex()}
         plans["broker"] = {**plan, "filter": seccomp.program(Connect.ASKED).hex(), "asks": True}
     command = [sys.executable, "-I", "-S", cage_probe.__file__, json.dumps(plans)]
-    done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, env={"PATH": os.defpath})
+    environment = {"PATH": os.defpath, **({"TMPDIR": os.environ["TMPDIR"]} if "TMPDIR" in os.environ else {})}
+    done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, env=environment)
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"it ended with {done.returncode}"]
         raise OSError(lines[-1][:300])

@@ -26,6 +26,8 @@ from .tensors import TensorSums, read_tensors
 POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = range(5)
 """`{architecture}.pooling_type` -> pooling of token embeddings."""
 
+# The engine keeps it in a C int. With 0 it loads the model, and aborts at the first request.
+MAX_CONTEXT_LENGTH: Final = 2**31 - 1
 _GUESSED: Final = 1024  # flag in the file type: guessed by the converter
 
 
@@ -165,6 +167,9 @@ def _header(metadata: Metadata, table: TensorSums) -> Header:
 
     if (pooling := number("pooling_type")) > POOLING_RANK:
         raise Damage(f"its pooling type {pooling} is unknown to this engine")
+    key = f"{architecture}.context_length"
+    if key in metadata.values and not 0 < number("context_length") <= MAX_CONTEXT_LENGTH:
+        raise Damage(f"its context length ({key}) is {number('context_length')}")
     shape = shape_of(metadata, table)
     heads = number("attention.head_count")
     even = shape.width // heads if heads else 0

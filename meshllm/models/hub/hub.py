@@ -151,7 +151,7 @@ class _FileDownload:
             self._location = await self._hub.locate(self._source, self._file, within=self._settings.decide_within)
         except RetryLater as reason:
             if not reason.answered:
-                raise DownloadFailed(f"The hub cannot be reached: {reason}.") from None
+                raise DownloadFailed(f"{self._hub.endpoint} cannot be reached: {reason}.") from None
             self._wait(reason.after)
 
     async def connection(self) -> None:

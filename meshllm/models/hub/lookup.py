@@ -95,7 +95,7 @@ async def look_up(reference: HubReference, hub: Hub) -> Manifest:
             listing = await _listing(reference, hub, within)
         except RetryLater as reason:
             if not reason.answered and not failures:
-                raise DownloadFailed(f"The hub cannot be reached: {reason}.", advice=_WITHOUT_THE_HUB) from None
+                raise DownloadFailed(f"{hub.endpoint} cannot be reached: {reason}.", advice=_WITHOUT_THE_HUB) from None
             failures += 1
             if failures >= settings.tries:
                 raise DownloadFailed(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 CONNECT_SECONDS: Final = 10.0
+MAX_CAUSES: Final = 10  # of an error, each the cause of the one before
 RECEIVE_BUFFER_BYTES = 0  # of a connection's socket; 0: as the system has it
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -285,6 +286,11 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def error_text(error: BaseException) -> str:
-    """The first line of an error, at most 200 characters."""
+    """The first line of an error, at most 200 characters; for a name without an address, what that means."""
+    cause: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if isinstance(cause, socket.gaierror):
+            return "its name cannot be resolved; this machine has no network, or no DNS server answers"
+        cause = cause and (cause.__cause__ or cause.__context__)
     text = (str(error) or type(error).__name__).strip().splitlines()[0]
     return text[:200].rstrip(".")

@@ -95,15 +95,22 @@ def from_path(path: Path, store: Store, catalog: Catalog | None = None) -> Local
 def _parts(path: Path, header: Header) -> tuple[Path, ...]:
     """The files of the model that `path` begins, in order."""
     part = part_of(path.name)
-    if header.parts == 1 or part is None:
+    if header.parts == 1:
         return (path,)
+    if part is None:
+        raise InvalidModelFile(
+            f"{path} is part {header.part + 1} of {header.parts} of a split model, and its name does not say so.",
+            advice=f"Give the parts their names back (NAME-00001-of-{header.parts:05d}.gguf and so on). "
+            "Parts that were joined with `cat` are no model: join the original ones with `llama-gguf-split --merge`.",
+        )
     if header.part != 0:
         raise InvalidModelFile(
             f"{path} is part {header.part + 1} of {header.parts}.", advice=f"Use {part.first} instead."
         )
     if header.parts > MAX_FILES or part.parts != header.parts or part.number != 1:
         raise InvalidModelFile(
-            f"{path} claims {header.parts} parts, which its name does not match.", advice="Download it again."
+            f"{path} claims {header.parts} parts, which its name does not match.",
+            advice="Give the parts the names that they were made with, or download them again.",
         )
     begin, _, end = part.first.rpartition("-00001-of-")
     files = tuple(path.with_name(f"{begin}-{number:05d}-of-{end}") for number in range(1, header.parts + 1))

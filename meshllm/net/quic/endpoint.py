@@ -100,7 +100,7 @@ class Endpoint:
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
-            raise port_taken(error, f"UDP port {port}", "--bind-port") from error
+            raise port_taken(error, "UDP", port, "--bind-port") from error
         self.port = int(self._socket.getsockname()[1])
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
         return self.port

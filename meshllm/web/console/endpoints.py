@@ -72,7 +72,8 @@ class MembersAnswer(_Body):
 
 
 class InviteFacts(_Body):
-    """An invite that was made here: `by` whom, and the `nodes` that used it."""
+    """An invite that was made here: `by` whom, and the `nodes` that used it. `state`: open, used, expired, revoked, or
+    void (the mesh has a new key)."""
 
     serial: str
     rights: list[str]
@@ -82,11 +83,11 @@ class InviteFacts(_Body):
     by: str
     label: str
     nodes: list[str]
-    revoked: bool
+    state: str
 
 
 class InvitesAnswer(_Body):
-    """The invites that were made here and have not expired."""
+    """The invites that were made here, also those that are good for nothing any more."""
 
     invites: list[InviteFacts]
 
@@ -195,7 +196,9 @@ INVITE: Final = ConsoleEndpoint(
 )
 KEY: Final = ConsoleEndpoint("POST", "/api/key", "The API key of --listen-all.", KeyAnswer, owner_only=True)
 MEMBERS: Final = ConsoleEndpoint("GET", "/api/members", "The members of the mesh.", MembersAnswer, owner_only=True)
-INVITES: Final = ConsoleEndpoint("GET", "/api/invites", "The open invites.", InvitesAnswer, owner_only=True)
+INVITES: Final = ConsoleEndpoint(
+    "GET", "/api/invites", "The invites that were made here, with their state.", InvitesAnswer, owner_only=True
+)
 REVOKE: Final = ConsoleEndpoint(
     "POST", "/api/invites/revoke", "Revokes an invite.", RevokeAnswer, RevokeRequest, owner_only=True
 )

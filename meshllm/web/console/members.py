@@ -29,7 +29,7 @@ class Members(Protocol):
         """All members."""
 
     def invites(self) -> list[dict[str, object]]:
-        """The open invites."""
+        """The invites that were made here, with their state."""
 
     def revoke(self, serial: str) -> str:
         """Revoke an invite; returns its serial."""

@@ -54,7 +54,8 @@ class ServedStatus(StatusModel):
 class PeerInfo(StatusModel):
     """Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
     first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
-    another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer."""
+    another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer. A peer
+    that is dead or has left serves, asks for and does nothing."""
 
     id: str
     name: str
@@ -137,7 +138,7 @@ def _join_attempt(attempt: JoinAttempt) -> JoinAttemptStatus:
 
 
 def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
-    record = peer.record
+    record, gone = peer.record, peer.status in (PeerStatus.DEAD, PeerStatus.LEFT)
     return PeerInfo(
         id=peer.node.hex(),
         name=record.name,
@@ -150,12 +151,12 @@ def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
         rtt=None if peer.rtt is None else round(peer.rtt, 6),
         transport=transport_kind(transport),
         addresses=[str(address) for address in record.addresses],
-        models=[served.name for served in record.serves],
-        wants=list(record.wants),
+        models=[] if gone else [served.name for served in record.serves],
+        wants=[] if gone else list(record.wants),
         memory=record.memory,
-        active=sum(load.active for load in peer.loads),
-        waiting=sum(load.waiting for load in peer.loads),
-        serves=_serves(peer),
+        active=0 if gone else sum(load.active for load in peer.loads),
+        waiting=0 if gone else sum(load.waiting for load in peer.loads),
+        serves=[] if gone else _serves(peer),
         on_disk=list(record.on_disk),
         aliases=dict(record.aliases),
     )

@@ -95,7 +95,7 @@ class Console:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
                     continue  # no IPv6 here
                 await self.close()
-                raise port_taken(error, f"{host} port {port}", "--console") from error
+                raise port_taken(error, host, port, "--console") from error
             self._servers.append(server)
             port = server.sockets[0].getsockname()[1]
         self._policy = replace(self._policy, page_port=port)

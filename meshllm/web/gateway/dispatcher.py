@@ -279,7 +279,8 @@ class RequestDispatcher:
         failed = outcome is Outcome.FAILED or outcome is Outcome.LOST
         if self._write_line(trace, LineKind.FAILED if failed else LineKind.ANSWERED) and failed:
             fields = {"request_id": trace.request_id}
-            log.warning("%s %s %s: %s", trace.path, model, outcome.value, trace.error, extra={"fields": fields})
+            what = f"a request for {trace.model} ({trace.path}) {'failed' if outcome is Outcome.FAILED else 'was lost'}"
+            log.warning("%s: %s", what, trace.error, extra={"fields": fields})
 
     def _write_line(self, trace: RequestTrace, kind: LineKind) -> bool:
         """Write the access line, unless there are too many; afterwards, because the response is yet to be written."""

@@ -7,6 +7,7 @@ Every error is in the shape of the caller's API.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import errno
 from collections.abc import Callable, Mapping
@@ -91,6 +92,8 @@ class Gateway:
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._date = (0, b"")
+        self._ending: list[ConnectionSet[Connection]] = []
+        self._cut = 0
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
         self._counts = RequestCounts(self._loop, on_requests)
         self._dispatcher = RequestDispatcher(
@@ -114,7 +117,7 @@ class Gateway:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
                     continue  # this machine has no IPv6
                 await self.close()
-                raise port_taken(error, f"{host} port {port}", "--port") from error
+                raise port_taken(error, host, port, "--port") from error
             self._servers.append(server)
             port = server.sockets[0].getsockname()[1]
         return port
@@ -140,16 +143,19 @@ class Gateway:
         """The active and waiting requests of each engine here."""
         return self._table.loads()
 
-    async def close(self, grace: float = 0.0) -> None:
-        """Stop listening; give responses in progress `grace` seconds, then end them with errors."""
+    async def close(self, grace: float = 0.0, on_wait: Callable[[int], None] = lambda answers: None) -> int:
+        """Stop listening; give responses in progress `grace` seconds, then end them with errors.
+
+        `on_wait` is called with the number of responses in progress. Returns how many did not end in time.
+        """
         for server in self._servers:
             server.close()
-        sets: list[ConnectionSet[Connection]] = [self._connections, *self._peer_endpoints.shut()]
+        sets = self._ending = [self._connections, *self._peer_endpoints.shut()]
         for connection in [connection for each in sets for connection in each.live]:
             connection.retire()
+        on_wait(_busy(sets))
         await _emptied(sets, grace)
-        for connection in [connection for each in sets for connection in each.live]:
-            connection.stop()
+        self.cut_answers()
         await _emptied(sets, ERROR_GRACE_SECONDS if grace else 0.0)
         for connection in [connection for each in sets for connection in each.live]:
             connection.abort()
@@ -161,6 +167,13 @@ class Gateway:
         await self._owner.close()
         for server in self._servers:
             await server.wait_closed()
+        return self._cut
+
+    def cut_answers(self) -> None:
+        """End the responses in progress with errors, while `close` waits for them."""
+        self._cut += _busy(self._ending)
+        for connection in [connection for each in self._ending for connection in each.live]:
+            connection.stop()
 
     def target_queues(self) -> list[TargetQueue]:
         """The queues of all targets that have been used, for the status."""
@@ -247,6 +260,7 @@ class Gateway:
             connection.send(204, "text/plain", b"", cors + _preflight(request))
             return None
         if route is not None and route.api is not Api.MODELS and request.method == route.method:
+            request.body = request.body.removeprefix(codecs.BOM_UTF8)  # PowerShell and .NET write one
             return self._dispatcher.start(connection, request, api, route.path, trace, cors=cors)
         if request.method in ("GET", "HEAD"):
             self._get(connection, request, api, trace, cors)
@@ -286,6 +300,8 @@ class Gateway:
 
     def _not_found(self, connection: Connection, request: Request, api: Api, trace: RequestTrace, cors: str) -> None:
         message = f"Unknown path {request.path[:200]}. The API is at /v1 (see GET /v1/models)."
+        if request.path.startswith("/api/"):
+            message += " Ollama's API is not served: set the client to OpenAI's API."
         self._dispatcher.reject(connection, api, trace, 404, "not_found", message, cors, unrouted=True)
 
     def _wrong_method(
@@ -303,6 +319,11 @@ class Gateway:
             f"access-control-allow-origin: {origin}\r\n"
             f"access-control-expose-headers: {HOST_HEADER}, x-request-id\r\nvary: origin\r\n"
         )
+
+
+def _busy(sets: list[ConnectionSet[Connection]]) -> int:
+    """The number of responses in progress."""
+    return sum(connection.busy for each in sets for connection in each.live)
 
 
 async def _emptied(sets: list[ConnectionSet[Connection]], seconds: float) -> None:

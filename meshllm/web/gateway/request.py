@@ -243,10 +243,10 @@ class ProxiedRequest:
         target, now = self._release(Outcome.FAILED, reason), self._host.now()
         assert target is not None
         self._host.failed(target, self.model, now, whole=whole)
-        self._selection.avoid(target, now + AVOID_SECONDS, reason, whole=whole)
+        self._selection.avoid(target, now + AVOID_SECONDS, reason, whole=whole, silent_since=self._last_upstream)
         self._failures += 1
         if self._failures >= MAX_ATTEMPTS:
-            message = f"{self.model}: {self._failures} attempts failed, the last one at {target.label}: {reason}."
+            message = f"{self.model}: {self._failures} attempts failed, the last one at {target.name}: {reason}."
             self._fail(502, UPSTREAM_LOST, message, "retry-after: 5\r\n")
         else:
             self._start_over()
@@ -426,7 +426,7 @@ class ProxiedRequest:
             return
         self._release(Outcome.FAILED, reason)
         self._host.failed(target, self.model, self._host.now(), whole=False)
-        self._fail(502, UPSTREAM_LOST, f"The response of {target.label} for {self.model} was cut: {reason}.")
+        self._fail(502, UPSTREAM_LOST, f"The response of {target.name} for {self.model} was cut: {reason}.")
 
     def _connection_lost(self, reason: str) -> None:
         """The connection was lost after the first byte. Why an engine process ended is known a moment later."""
@@ -449,10 +449,12 @@ class ProxiedRequest:
                 self._host.engine_died(self._request.body, alone=self._target.lost_alone)
         else:
             worker_lost = False
+        peer = self._target if self.kind is TargetKind.PEER else None
+        who = peer.name if peer is not None else f"The server of {self.model}"
         message = (
             worker_loss_message(self.model, reason)
             if worker_lost
-            else f"The connection to the server of {self.model} was lost in the middle of the response: {reason}."
+            else f"{who} was lost in the middle of the response: {reason.rstrip('.')}. Send the request again."
         )
         self._end_stream(self._repair.fail(UPSTREAM_LOST, message), Outcome.LOST, reason)
 
@@ -569,7 +571,8 @@ class ProxiedRequest:
         """Act on a target that has taken too long."""
         kind, silent, repair = target.target.kind, now - self._last_upstream, self._repair
         connecting, complete = self.phase is RequestPhase.CONNECTING, repair is not None and repair.complete
-        match timeouts.overdue(kind, silent, connecting=connecting, complete=complete):
+        doubted = kind is TargetKind.PEER and silent > timeouts.SILENCE_SECONDS and target not in self._find()[1]
+        match timeouts.overdue(kind, silent, connecting=connecting, complete=complete, doubted=doubted):
             case Overdue.CLOSE:
                 self._end_stream(b"", Outcome.FAILED if repair is not None and repair.failed else Outcome.ANSWERED)
             case Overdue.CONNECT if self._has_other():

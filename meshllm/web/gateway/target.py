@@ -112,6 +112,11 @@ class TargetQueue:
         self._lost_with = 0
 
     @property
+    def name(self) -> str:
+        """The target for people: a peer by its name."""
+        return self.offer.name if self.target.kind is TargetKind.PEER and self.offer.name else self.label
+
+    @property
     def waiting(self) -> int:
         """Number of waiting requests."""
         return len(self._waiting)

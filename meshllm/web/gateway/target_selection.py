@@ -74,6 +74,7 @@ class TargetSelection:
         self._several = False
         self._waits_for = ""
         self._waits_since = 0.0
+        self._silent_since = float("inf")  # when the host of the last attempt was heard last
 
     # -- what comes next
 
@@ -234,7 +235,7 @@ class TargetSelection:
     def _coming(self, route: ModelRoute, now: float) -> SelectionStep:
         waits_for = route.waits_for or route.timeout_message
         if waits_for != self._waits_for:
-            self._waits_for, self._waits_since = waits_for, now
+            self._waits_for, self._waits_since = waits_for, min(now, self._silent_since)
         if route.max_wait is not None and now - self._waits_since >= route.max_wait:
             return SelectionStep(
                 SelectionAction.FAIL,
@@ -255,9 +256,11 @@ class TargetSelection:
 
     # -- results of attempts
 
-    def avoid(self, queue: TargetQueue, until: float, reason: str, *, whole: bool) -> None:
-        """An attempt failed. `whole`: because the peer itself is down, which no conversation prefers any more."""
-        self._failure = f"{queue.label}: {reason}"
+    def avoid(self, queue: TargetQueue, until: float, reason: str, *, whole: bool, silent_since: float) -> None:
+        """An attempt failed. `whole`: because the peer itself is down, which no conversation prefers any more;
+        `silent_since`: when it was heard last, from which on the caller waits."""
+        self._silent_since = silent_since
+        self._failure = f"{queue.name}: {reason}"
         self._avoid[queue.target] = until
         if whole:
             self._affinity.forget_place(queue.target.place)

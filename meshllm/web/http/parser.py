@@ -6,8 +6,10 @@ a bound raises `RequestRejected`, after which the parser reads nothing more. No 
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import httptools
@@ -27,6 +29,8 @@ FRAMING_PER_BYTE = 16
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
 # A request that repeats one of these is ambiguous (request smuggling).
 SINGLE_HEADERS = (b"host", b"content-type", b"origin", b"authorization", b"x-api-key")
+# Expanded at once: the bounds are checked after each piece.
+GUNZIP_BYTES = 1 << 20
 
 
 class RequestRejected(Exception):
@@ -41,6 +45,33 @@ class RequestRejected(Exception):
         self.message = message
         self.code = code
         self.refused = refused
+
+
+class Gunzip:
+    """Expands a gzip body while it arrives."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._begun = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether data has come, but not its end."""
+        return self._begun and not self._inner.eof
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """More of the body, in pieces of at most `GUNZIP_BYTES`. Raises RequestRejected for data that is not gzip."""
+        self._begun = True
+        while data:
+            if self._inner.eof:
+                raise RequestRejected(400, "The body goes on after the end of its gzip data.")
+            try:
+                piece = self._inner.decompress(data, GUNZIP_BYTES)
+            except zlib.error:
+                raise RequestRejected(400, "The body is not gzip, as its content-encoding says.") from None
+            data = self._inner.unused_data if self._inner.eof else self._inner.unconsumed_tail
+            if piece:
+                yield piece
 
 
 @dataclass(slots=True)
@@ -114,6 +145,7 @@ class RequestReader:
     def _reset(self) -> None:
         self._url = b""
         self._version = ""
+        self._gunzip: Gunzip | None = None
         self._headers: dict[bytes, bytes] = {}
         # Not a list of pieces: a body in chunks of two bytes would take some twenty times its size.
         self._body: bytes | bytearray = b""
@@ -128,7 +160,11 @@ class RequestReader:
     @property
     def path(self) -> str:
         """The path of the request being read, as far as it has come."""
-        return self._url.partition(b"?")[0].decode("latin-1")
+        url = self._url
+        if url[:7].lower() == b"http://":  # absolute-form, which servers must accept (RFC 9112, 3.2.2)
+            _, slash, rest = url[7:].partition(b"/")
+            url = slash + rest if slash else b"/"
+        return url.partition(b"?")[0].decode("latin-1")
 
     @property
     def headers(self) -> dict[bytes, bytes]:
@@ -234,20 +270,36 @@ class RequestReader:
         self._version = self._parser.get_http_version()
         if self._version not in ("1.1", "1.0"):
             raise RequestRejected(505, "HTTP version not supported: use HTTP/1.1 or HTTP/1.0.")
+        if self._url[:7].lower() == b"http://":
+            # Its authority stands in place of the Host header, for the judge as well.
+            self._headers[b"host"] = re.split(rb"[/?#]", self._url[7:], maxsplit=1)[0]
         self._verdict, self._budget = self._judge(self)
         length = self._headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             raise RequestRejected(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.")
-        if self._headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
+        coding = self._headers.get(b"content-encoding", b"identity").lower()
+        if coding in (b"gzip", b"x-gzip"):
+            self._gunzip = Gunzip()
+        elif coding not in (b"identity", b""):
             raise RequestRejected(
-                415, "Compressed request bodies (content-encoding) are not supported: send plain JSON."
+                415,
+                f"Bodies with the content-encoding {coding[:40].decode('latin-1')!r} are not supported: "
+                "use gzip or none.",
             )
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             self.expects = self._version == "1.1"
 
     def on_body(self, body: bytes) -> None:
-        self._body_bytes += len(body)
         self._framing_bytes = 0
+        if self._gunzip is None:
+            self._take(body)
+            return
+        for piece in self._gunzip.pieces(body):
+            self._take(piece)
+
+    def _take(self, body: bytes) -> None:
+        """Add a part of the body, as the application gets it."""
+        self._body_bytes += len(body)
         self._budget.add(len(body))
         if self._body_bytes > MAX_BODY_BYTES:
             raise RequestRejected(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.")
@@ -266,6 +318,8 @@ class RequestReader:
             # llhttp skipped the body, as if it were the other protocol's; Java's HTTP client sends such requests.
             self._without_upgrade = self._head_without_upgrade()
             return
+        if self._gunzip is not None and self._gunzip.cut:
+            raise RequestRejected(400, "The body is not complete: its gzip data ends too early.")
         if len(self.queue) >= MAX_PIPELINED:
             raise RequestRejected(0, "too many pipelined requests")
         self.queue.append(

@@ -328,6 +328,11 @@ class Connection(asyncio.Protocol):
             # Not from here: the request that just finished is still on the stack.
             self._loop.call_soon(self._resume)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a response is in progress."""
+        return self._busy
+
     def retire(self) -> None:
         """Close as soon as the response in progress, if any, is complete."""
         self._keep_alive = False

@@ -6,7 +6,7 @@ which its own template code drives grammars and parsers, are refused: hostile va
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from meshllm.wire.api.prepared import Draft
@@ -98,6 +98,13 @@ def keep_bounds(draft: Draft) -> None:
         rule = _RULES.get(field)
         if rule is not None and value is not None:
             rule(draft, field, value)
+
+
+def refuse_choices(body: Mapping[str, Any]) -> None:
+    """Refuse several choices in an API whose answers have one: the engine would answer with a list of answers."""
+    for field in ("n", "n_cmpl"):
+        if body.get(field) not in (None, 1):
+            raise unsupported(field, f"'{field}' is not supported in this API: an answer is one message.")
 
 
 def _number(_draft: Draft, field: str, value: object) -> None:

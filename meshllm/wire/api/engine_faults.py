@@ -38,6 +38,12 @@ _KNOWN: tuple[tuple[str, str, str, str], ...] = (
         "repeated parts that can stand for the same text.",
     ),
     (
+        "Unexpected empty grammar stack",
+        "grammar",
+        "invalid_parameter",
+        "The grammar or schema has a part that no text fits: the answer cannot go on. Correct it, or remove that part.",
+    ),
+    (
         "Failed to initialize samplers",
         "grammar",
         "invalid_parameter",

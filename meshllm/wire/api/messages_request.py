@@ -8,7 +8,7 @@ from typing import Any
 
 from meshllm.wire.api.chat_calls import ChatCalls
 from meshllm.wire.api.chat_to_messages import ChatToMessages, PrefillCut
-from meshllm.wire.api.engine_bounds import keep_bounds
+from meshllm.wire.api.engine_bounds import keep_bounds, refuse_choices
 from meshllm.wire.api.messages_blocks import kept_conversation, kept_system
 from meshllm.wire.api.messages_to_chat import chat_body, chat_tool
 from meshllm.wire.api.offered_tools import messages_tools
@@ -40,7 +40,11 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
     for field, reason in _UNSUPPORTED.items():
         if field in body and body.get(field):
             raise unsupported(field, f"'{field}' is not supported. {reason}")
+    if not counts and body.get("max_tokens") is None:
+        # Without it the engine writes until the context is full.
+        raise invalid("max_tokens", "'max_tokens' is missing: this API requires the most tokens of the answer.")
     keep_bounds(draft)
+    refuse_choices(body)
     draft.replace("system", kept_system(body.get("system")))
     draft.replace("messages", kept_conversation(body.get("messages")))
     _keep_thinking(draft)

@@ -114,6 +114,7 @@ class MessagesRepair(EventRepair):
             **{key: item for key, item in given.items() if item is not None},
             "content": [],
         }
+        full["id"] = _message_id(full["id"], self._ident)
         usage = full.get("usage")
         usage = dict(usage) if isinstance(usage, dict) else {}
         for key in _INPUT_COUNTS:
@@ -253,6 +254,11 @@ def _send(full: Mapping[str, Any], value: Mapping[str, Any] | None, event: SseEv
     return encode_event(full, kind)
 
 
+def _message_id(given: object, ident: str) -> object:
+    """The id of a message; the engine gives that of a chat completion."""
+    return f"msg_{ident}" if given is None or str(given).startswith("chatcmpl-") else given
+
+
 def repair_message(body: Mapping[str, Any], *, model: str, ident: str) -> dict[str, Any]:
     """A whole `/v1/messages` reply with all fields that Anthropic's types require; existing fields stay."""
     full: dict[str, Any] = {
@@ -266,6 +272,7 @@ def repair_message(body: Mapping[str, Any], *, model: str, ident: str) -> dict[s
         "usage": {},
         **body,
     }
+    full["id"] = _message_id(full["id"], ident)
     usage = full["usage"] if isinstance(full["usage"], dict) else {}
     full["usage"] = {**dict.fromkeys(_INPUT_COUNTS, 0), "output_tokens": 0, **usage}
     if isinstance(full["content"], list):

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 _ECHOED = ("instructions", "max_output_tokens", "previous_response_id", "reasoning", "temperature", "top_p", "user")
+# Tools that are offered to the model; built-in ones of a service are left out of the request, and so of the answer.
+_OFFERED = ("function", "custom", "namespace")
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_SUMMARIES = ("auto", "concise", "detailed")
 _DEFAULTS: dict[str, Any] = {
     "metadata": {},
     "parallel_tool_calls": True,
@@ -33,11 +37,51 @@ def new_response(request: Mapping[str, Any], *, model: str, ident: str, created:
         "usage": None,
     }
     for key in _ECHOED:
-        response[key] = request.get(key)
+        response[key] = _echoed(key, request.get(key))
     for key, default in _DEFAULTS.items():
-        given = request.get(key)
+        given = _echoed(key, request.get(key))
         response[key] = default if given is None else given
     return response
+
+
+def _echoed(key: str, given: Any) -> Any:
+    """A parameter of the request as its answer repeats it: what is not of the documented type is left out."""
+    match key:
+        case "previous_response_id" | "user":
+            return given if isinstance(given, str) else None
+        case "truncation":
+            return given if given in ("auto", "disabled") else None
+        case "metadata":
+            pairs = given.items() if isinstance(given, dict) else ()
+            return {name: value for name, value in pairs if isinstance(value, str)}
+        case "reasoning" if isinstance(given, dict):
+            return _only(given, effort=_EFFORTS, summary=_SUMMARIES, generate_summary=_SUMMARIES)
+        case "text" if isinstance(given, dict):
+            return {**_only(given, verbosity=("low", "medium", "high")), "format": _echoed_format(given.get("format"))}
+        case "tools" if isinstance(given, list):
+            return [tool for tool in given if isinstance(tool, dict) and tool.get("type") in _OFFERED]
+        case "tool_choice" if isinstance(given, dict):
+            return _echoed_choice(given)
+    return given
+
+
+def _only(given: dict[str, Any], **words: tuple[str, ...]) -> dict[str, Any]:
+    """`given` without the fields of `words` whose value is none of their words."""
+    return {key: value for key, value in given.items() if key not in words or value is None or value in words[key]}
+
+
+def _echoed_format(given: Any) -> Any:
+    if not isinstance(given, dict) or given.get("type") != "json_schema":
+        return given if isinstance(given, dict) else {"type": "text"}
+    inner = given.get("json_schema")
+    return {"name": "answer", **(inner if isinstance(inner, dict) else given), "type": "json_schema"}
+
+
+def _echoed_choice(given: dict[str, Any]) -> dict[str, Any]:
+    kind = given.get("type")
+    if kind == "allowed_tools":
+        return {"mode": "auto", **given}
+    return given if kind in ("function", "custom") else {"type": "function", "name": str(kind)}
 
 
 def filled(base: Mapping[str, Any], given: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from meshllm.wire.api.engine_bounds import keep_bounds
+from meshllm.wire.api.engine_bounds import keep_bounds, refuse_choices
 from meshllm.wire.api.offered_tools import NO_TOOLS, OfferedTools, responses_tools
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
@@ -37,6 +37,7 @@ def prepare_responses(body: Mapping[str, Any]) -> Prepared:
     draft = Draft(body)
     _check_fields(body)
     keep_bounds(draft)
+    refuse_choices(body)
     offered = responses_tools(body["tools"]) if body.get("tools") is not None else NO_TOOLS
     _keep_input(draft, offered)
     enveloped = _keep_calls(draft, offered)

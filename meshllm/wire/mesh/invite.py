@@ -13,7 +13,7 @@ import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass, field
 
-from meshllm.core.membership.certificates import ALL_RIGHTS, Right
+from meshllm.core.membership.certificates import ALL_RIGHTS, SERIAL_BYTES, Right
 from meshllm.core.records import MESH_ID_BYTES, BootstrapAddress, MeshId, NodeId, PeerAddress
 from meshllm.errors import BadInvite, BadMessage
 from meshllm.wire.mesh.fields import MAX_PORT, exactly, pack_host, unpack_host
@@ -22,6 +22,7 @@ VERSION = 2
 PREFIX = f"mesh{VERSION}-"
 KEY_BYTES = 16
 PIN_BYTES = 16
+MARK_BYTES = 4
 MAX_WAYS = 3
 # Addresses of each node in the token: few, so that it is short enough to paste.
 MAX_ADDRESSES = 4
@@ -36,7 +37,9 @@ ONCE_BIT, MAKER_BIT = 0x01, 0x02
 COUNT_MASK, ONE_PORT_BIT = 0x0F, 0x10
 
 # Characters that a chat or an editor adds around a pasted token.
-DECORATION = "\"'`<>"
+DECORATION = "\"'`<>()[]\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb.,;:!?=*"
+# The command that a page or a terminal shows, copied with the invite behind it.
+COMMAND = re.compile(r"[\w./$~-]*mesh-llm--join=?")
 BLANKS = re.compile(r"[\s\u200b\u2060\ufeff]+")
 SHAPE = re.compile(r"mesh([0-9]{1,4})-([A-Za-z0-9_-]*)")
 FRESH = "Ask for a fresh one: 'mesh-llm invite' prints it on a node of the mesh."
@@ -45,8 +48,8 @@ FRESH = "Ask for a fresh one: 'mesh-llm invite' prints it on a node of the mesh.
 @dataclass(frozen=True, slots=True)
 class InviteTerms:
     """What an invite is good for: until `expires` (unix seconds) it gives a certificate with `rights` for
-    `member_lifetime` seconds. `serial`: 8 random bytes; `once`: it admits one node, at its maker only; `maker_only`: it
-    admits at its maker only.
+    `member_lifetime` seconds. `serial`: see `new_serial`; `once`: it admits one node, at its maker only;
+    `maker_only`: it admits at its maker only.
     """
 
     serial: bytes
@@ -69,6 +72,17 @@ class Invite:
     key: bytes = field(repr=False)
     terms: InviteTerms
     ways: tuple[BootstrapAddress, ...]
+
+
+def new_serial(random: bytes, maker: NodeId) -> bytes:
+    """The serial of a new invite: 4 random bytes, then the first 4 of its maker's id, by which any member that admits
+    a node knows who invited it. The serial is part of the terms, so only a holder of the mesh key can choose it."""
+    return random[: SERIAL_BYTES - MARK_BYTES] + maker[:MARK_BYTES]
+
+
+def made_by(serial: bytes, node: NodeId) -> bool:
+    """Whether the serial says that `node` made the invite."""
+    return serial[-MARK_BYTES:] == node[:MARK_BYTES]
 
 
 def invite_key(private: bytes, terms: InviteTerms, maker: NodeId) -> bytes:
@@ -136,7 +150,8 @@ def decode(text: str) -> Invite:
     """Decode a token, tolerating what pasting adds; an expired one as well. Raises BadInvite."""
     if len(text) > MAX_CHARACTERS:
         raise BadInvite(f"This is not an invite: it is longer than {MAX_CHARACTERS} characters.", advice=FRESH)
-    found = SHAPE.fullmatch(BLANKS.sub("", text).strip(DECORATION))
+    bare = COMMAND.sub("", BLANKS.sub("", text).lstrip(DECORATION), count=1)
+    found = SHAPE.fullmatch(bare.strip(DECORATION))
     if found is None:
         raise BadInvite(
             f"This is not an invite: an invite begins with {PREFIX!r} and has only letters, digits, '-' and '_'.",

@@ -48,12 +48,13 @@ def test_node_is_alone_for_now_while_all_others_are_away() -> None:
     mesh.until(lambda: mesh.view(0).phase is JoinPhase.JOINED)
 
 
+@pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("rejoins", [True, False])
-def test_restarted_node_without_an_answer_is_alone_and_a_new_one_has_failed(rejoins: bool) -> None:
+def test_restarted_node_without_an_answer_is_alone_and_a_new_one_has_failed(rejoins: bool, role: Role) -> None:
     mesh = SmallMesh()
     mesh.rejoins.update({0} if rejoins else ())
     mesh.saved[0] = (mesh.way(1),)
-    mesh.start(0)
+    mesh.start(0, role=role)
     mesh.tell(0, e.MembersRemembered((AwayMember(node_id(1), "cellar", ("m",), mesh.now - 7200.0),)))
     took = mesh.until(lambda: not mesh.view(0).settling)
     assert mesh.view(0).phase is (JoinPhase.ALONE_FOR_NOW if rejoins else JoinPhase.FAILED)
@@ -62,6 +63,42 @@ def test_restarted_node_without_an_answer_is_alone_and_a_new_one_has_failed(rejo
     mesh.start(1)
     mesh.until(lambda: mesh.view(0).phase is JoinPhase.JOINED, within=60.0)
     assert names(mesh, 0) == []
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_client_whose_nodes_all_went_is_alone_for_now_and_names_them(stops: bool) -> None:
+    mesh = SmallMesh()
+    mesh.start(0)
+    mesh.start(1, [mesh.way(0)])
+    mesh.start(9, [mesh.way(0)], role=Role.CLIENT)
+    mesh.serve(0, "m")
+    mesh.until(lambda: any(peer.record.serves for peer in mesh.view(9).peers) and len(mesh.view(9).peers) == 2)
+    for number in (0, 1):
+        if stops:
+            mesh.tell(number, e.StopWanted())
+        mesh.kill(number)
+    took = mesh.until(lambda: mesh.view(9).phase is JoinPhase.ALONE_FOR_NOW, within=60.0)
+    assert took < 30.0, "it does not wait for the deadline of a join"
+    assert sorted(names(mesh, 9)) == [("n0", ("m",)), ("n1", ())]
+    assert mesh.view(9).peers == ()
+    mesh.start(1, [mesh.way(0)])
+    mesh.until(lambda: mesh.view(9).phase is JoinPhase.JOINED, within=60.0)
+    assert names(mesh, 9) == [("n0", ("m",))]
+
+
+@pytest.mark.parametrize("role", Role)
+def test_expelled_participant_lists_no_member_whoever_is_here_or_away(role: Role) -> None:
+    mesh = SmallMesh()
+    mesh.start(0)
+    mesh.start(1, [mesh.way(0)])
+    mesh.start(2, [mesh.way(0)])
+    mesh.start(9, [mesh.way(0)], role=role)
+    mesh.until(lambda: len(mesh.view(9).peers) == 3)
+    mesh.kill(2)
+    mesh.until(lambda: [name for name, _ in names(mesh, 9)] == ["n2"])
+    mesh.tell(9, e.StatementsMade((mesh.mesh_key.expel(node_id(9)),)))
+    assert mesh.view(9).phase is JoinPhase.EXPELLED
+    assert (mesh.view(9).peers, mesh.view(9).away) == ((), ())
 
 
 def test_failed_dial_names_the_peer() -> None:

@@ -23,8 +23,9 @@ WAY = BootstrapAddress(node_id(1)[:16], (address(1),))
 class Joining:
     """One participant that is told to join through node 1, and what it dials."""
 
-    def __init__(self, role: Role) -> None:
-        config = MeshConfig(node_id(0), MESH, role, 1, "n", "t", (1, 1), sign)
+    def __init__(self, role: Role, *, rejoins: bool = False) -> None:
+        config = MeshConfig(node_id(0), MESH, role, 1, "n", "t", (1, 1), sign, rejoins=rejoins)
+        self.refusals: list[str] = []
         self.core = NodeCore(config, random.Random(1))
         self.now = 0.0
         self.dialled: list[float] = []
@@ -35,6 +36,8 @@ class Joining:
         for command in self.core.handle(event, self.now):
             if isinstance(command, c.DialPeer):
                 self.dialled.append(self.now)
+            if isinstance(command, c.InviteRefused):
+                self.refusals.append(command.reason)
 
     def run(self, seconds: float) -> None:
         """Only time passes."""
@@ -91,3 +94,42 @@ def test_link_that_breaks_before_the_table_has_come_leaves_a_deadline(role: Role
     assert joining.phase is JoinPhase.DIALLING
     joining.run(JOIN_SECONDS + 1)
     assert joining.phase is JoinPhase.FAILED
+
+
+OTHER = BootstrapAddress(node_id(2)[:16], (address(2),))
+
+
+def void(joining: Joining, way: BootstrapAddress) -> None:
+    """The node at `way` refuses the invite for good."""
+    joining.tell(e.DialFailed(way, "The invite was revoked.", "Ask for a fresh one.", final=True, invite_void=True))
+
+
+@pytest.mark.parametrize("role", Role)
+def test_invite_that_every_member_refuses_ends_the_join_and_says_why(role: Role) -> None:
+    joining = Joining(role)
+    void(joining, WAY)
+    assert joining.phase is JoinPhase.REFUSED
+    assert joining.refusals == ["The invite was revoked. Ask for a fresh one."]
+    joining.run(2 * REFUSED_RETRY_SECONDS)
+    assert (len(joining.dialled), joining.phase) == (1, JoinPhase.REFUSED), "it does not dial again"
+
+
+@pytest.mark.parametrize("answers", ["later", "never"])
+def test_invite_that_one_member_refuses_is_shown_to_the_others_until_the_deadline(answers: str) -> None:
+    joining = Joining(Role.NODE)
+    joining.tell(e.JoinWanted((OTHER,)))
+    void(joining, WAY)
+    joining.tell(e.DialFailed(OTHER, "no answer"))
+    assert joining.phase is JoinPhase.DIALLING
+    if answers == "later":
+        joining.link(up=True)
+    joining.run(JOIN_SECONDS + 1)
+    assert joining.phase is (JoinPhase.JOINED if answers == "later" else JoinPhase.REFUSED)
+    assert len(joining.refusals) == (answers == "never")
+
+
+def test_member_that_is_refused_is_not_alone_for_now() -> None:
+    joining = Joining(Role.NODE, rejoins=True)
+    joining.tell(e.DialFailed(WAY, "The membership certificate has expired.", final=True))
+    assert joining.phase is JoinPhase.FAILED
+    assert joining.refusals == [], "that is no refusal of an invite"

@@ -107,6 +107,8 @@ def test_route_without_targets_says_why() -> None:
     joining = routes.route(snapshot(phase=JoinPhase.SYNCING), "m")
     assert (joining.availability, joining.max_wait) == (Availability.COMING, routes.SETTLING_SECONDS)
     assert "joining the mesh" in joining.message
+    looking = routes.route(snapshot(peer(1, "m", status=PeerStatus.SUSPECT)), "m")
+    assert looking.waits_for == joining.waits_for != "", "one wait, not one after the other"
     for known in (snapshot(wants=("m",)), snapshot(peer(1, wants=("m",)))):
         wanted = routes.route(known, "m")
         assert (wanted.availability, wanted.max_wait) == (Availability.COMING, routes.WANTED_SECONDS)

@@ -10,6 +10,7 @@ from meshllm.core.memory.speculation import DraftCounts, DraftSource, Speculatio
 from meshllm.core.snapshot import Purpose
 from meshllm.engine.processes.llama_server import (
     PRICE_VARIABLE,
+    PROCESSOR_BATCH,
     Projector,
     ServerPlan,
     arguments,
@@ -22,8 +23,13 @@ def served(**more: object) -> ServerPlan:
     return ServerPlan("m", Path("/m.gguf"), context_length=512, slots=4, **more)  # type: ignore[arg-type]
 
 
-def line(**more: object) -> str:
+def whole_line(**more: object) -> str:
     return " ".join(arguments(Path("/llama-server"), served(**more), Path("/s.sock")))
+
+
+def line(**more: object) -> str:
+    """Without the batches of a processor."""
+    return whole_line(**more).replace(f" --batch-size {PROCESSOR_BATCH}", "")
 
 
 def line_end(size: int) -> str:
@@ -35,6 +41,16 @@ def test_arguments_of_a_chat_model() -> None:
     assert "--ctx-size 2048 --parallel 4" in told
     for option in ("--embeddings", "--reranking", "--pooling", "--batch-size", "--ubatch-size"):
         assert option not in told
+
+
+def test_only_a_processor_computes_prompts_in_small_batches() -> None:
+    """Streams beside a long prompt stand still for a whole batch."""
+    processor: list[dict[str, object]] = [{}, {"devices": ()}]
+    for plan in processor:
+        assert f"--batch-size {PROCESSOR_BATCH}" in whole_line(**plan)
+    others: list[dict[str, object]] = [{"devices": ("CUDA0",)}, {"workers": (Path("/w"),)}, {"purpose": Purpose.EMBED}]
+    for plan in [*others, {"projector": Projector(Path("/p.gguf"))}]:
+        assert "--batch-size" not in whole_line(**plan)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +143,7 @@ BAD_JSON = {
     "NUL": b'{"model": "m\x00"}',
     "not UTF-8": b'{"model": "\xff"}',
     "UTF-16": '{"model": "m"}'.encode("utf-16"),
-    "a mark before it": b'\xef\xbb\xbf{"model": "m"}',
+    "two marks before it": b'\xef\xbb\xbf\xef\xbb\xbf{"model": "m"}',
     "two": b'{"model": "m"}{"model": "m"}',
     "a comment": b'{"model": "m" /* */}',
 }
@@ -156,6 +157,14 @@ async def test_body_that_is_not_json_is_400(table: Bench, body: bytes) -> None:
         assert response.status == 400
         shaped(path, response, "invalid_json")
     assert not engine.calls
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_byte_order_mark_before_the_body_is_skipped(table: Bench, path: str) -> None:
+    engine = await table.serve()
+    body = ask(path).partition(b"\r\n\r\n")[2]
+    assert (await table.call(request("POST", path, codecs.BOM_UTF8 + body))).status == 200
+    assert not engine.calls[0].body.startswith(codecs.BOM_UTF8)
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
@@ -193,6 +202,13 @@ async def test_unknown_path_is_404(table: Bench, method: str) -> None:
         assert response.status == 404
         shaped(path, response, "not_found")
     assert (await table.call(request(method, "*"), method)).status in (400, 404)
+
+
+async def test_ollamas_paths_are_404_with_advice(table: Bench) -> None:
+    for method, path in (("GET", "/api/tags"), ("GET", "/api/version"), ("POST", "/api/chat"), ("POST", "/api/show")):
+        response = await table.call(request(method, path, {}))
+        assert response.status == 404
+        assert "OpenAI" in shaped(path, response, "not_found")
 
 
 async def test_models_list_is_parsed_by_both_sdks(table: Bench) -> None:
@@ -355,7 +371,7 @@ async def test_api_needs_a_key_from_remote_callers(folder: Path) -> None:
     policy = AccessPolicy(key="sésame", allowed_origins=frozenset({"https://app.example"}))
     async with bench(folder, policy) as table:
         await table.serve()
-        body = json.dumps({"model": "m"}).encode()
+        body = json.dumps({"model": "m", "max_tokens": 1}).encode()
         key = "sésame".encode().decode("latin-1")
 
         async def call(headers: dict[str, str], host: str = "box.lan:9337", path: str = "/v1/messages") -> Response:

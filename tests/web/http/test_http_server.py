@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 from pathlib import Path
@@ -334,10 +335,71 @@ async def test_body_size_is_bounded(table: Bench) -> None:
     caller.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
     caller.send(b"1;" + b"x" * 30_000)
     await refused(caller, 413)
-    caller = await table.caller()
-    caller.send(request("POST", "/v1/messages", b"{}", {"Content-Encoding": "gzip"}))
-    await refused(caller, 415)
     await table.idle()
+
+
+async def test_gzip_bodies_are_expanded(table: Bench) -> None:
+    async def echo(call: Call) -> None:
+        call.answer(call.json)
+
+    await table.serve(echo)
+    caller = await table.caller()
+    for coding in ("gzip", "X-Gzip"):
+        whole = ask(text="a" * 5000)
+        body = gzip.compress(whole.partition(b"\r\n\r\n")[2])
+        caller.send(request("POST", "/v1/chat/completions", body, {"Content-Encoding": coding}))
+        assert (await caller.response()).json["text"] == "a" * 5000
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\n"
+    caller.send(head + b"Transfer-Encoding: chunked\r\n\r\n")
+    for at in range(0, len(body), 10):
+        caller.send(b"%x\r\n%b\r\n" % (len(body[at : at + 10]), body[at : at + 10]))
+    caller.send(b"0\r\n\r\n" + ask(number=2))
+    assert (await caller.response()).json["text"] == "a" * 5000
+    assert (await caller.response()).json["number"] == 2
+    await caller.close()
+    await table.idle()
+
+
+@pytest.mark.usefixtures("small")
+async def test_expanded_bodies_are_bounded_and_whole(table: Bench) -> None:
+    fitting, large = gzip.compress(b" " * 9000), gzip.compress(b" " * 10_001)
+    for coding, body, status in (
+        ("gzip", large, 413),
+        ("gzip", b"{}", 400),
+        ("gzip", fitting[:-1], 400),
+        ("gzip", fitting[:5], 400),
+        ("gzip", fitting + b"x", 400),
+        ("zstd", b"{}", 415),
+        ("gzip, gzip", fitting, 415),
+    ):
+        caller = await table.caller()
+        caller.send(request("POST", "/v1/messages", body, {"Content-Encoding": coding}))
+        assert "gzip" in await refused(caller, status) or status == 413
+    callers = [await table.caller() for _ in range(3)]
+    for caller in callers[:2]:  # never complete, but their memory counts
+        caller.send(request("POST", "/v1/messages", gzip.compress(b" " * 9900), {"Content-Encoding": "gzip"})[:-8])
+    await table.gateway.watch.until(lambda: table.gateway.live == 3)
+    callers[2].send(request("POST", "/v1/messages", fitting, {"Content-Encoding": "gzip"}))
+    await refused(callers[2], 503)
+    for caller in callers[:2]:
+        await caller.close()
+    await table.idle()
+
+
+async def test_absolute_targets_are_judged_by_their_host(table: Bench) -> None:
+    await table.serve()
+    caller = await table.caller()
+    for url in ("http://localhost:9337/v1/models", "HTTP://127.0.0.1/v1/models?a=/b", "http://[::1]:1/v1//models"):
+        caller.send(request("GET", url))
+        assert (await caller.response()).json["object"] == "list"
+    for url, status in (("http://localhost", 200), ("http://localhost/a", 404), ("ftp://localhost/v1/models", 404)):
+        caller.send(request("GET", url))
+        assert (await caller.response()).status == status
+    # Whatever the Host header says.
+    for url in ("http://example.com/v1/models", "http://localhost@example.com/v1/models", "http:///v1/models"):
+        caller.send(request("GET", url))
+        assert (await caller.response()).status == 403
+    await caller.close()
 
 
 async def test_rejected_caller_that_still_sends_can_read_the_error(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from asking import prepare
 
 from meshllm.wire.api import engine_bounds as bounds
-from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
@@ -100,4 +100,7 @@ def test_values_without_meaning_are_refused_by_name(api: Api, field: str, value:
 @APIS
 @pytest.mark.parametrize("field", ["max_tokens", "temperature", "stop", "logit_bias", "samplers", "grammar_triggers"])
 def test_null_is_not_there(api: Api, field: str) -> None:
-    assert kept(api, field, None) is None
+    required = api is Api.MESSAGES and field == "max_tokens"
+    found = kept(api, field, None)
+    assert found.param == field if isinstance(found, Refusal) else found is None
+    assert isinstance(found, Refusal) is required

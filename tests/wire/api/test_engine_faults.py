@@ -18,6 +18,7 @@ TEMPLATE = "\nWhile executing CallExpression at line 3 in source:\n...\nError: J
     [
         (500, "Failed to parse messages: Missing 'role' in message: {}", "messages"),
         (500, "Failed to parse tools: [json.exception.out_of_range.403] key 'name' not found; tools = []", "tools"),
+        (500, "got exception: Unexpected empty grammar stack after accepting piece: a (6)", "grammar"),
         (500, "audio input is not supported - hint: if this is unexpected, you may need the mmproj", "messages"),
         (500, "Invalid base64 value", "messages"),
         (500, "Unknown reasoning format: x", "reasoning_format"),

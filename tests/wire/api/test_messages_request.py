@@ -6,9 +6,10 @@ import base64
 from typing import Any
 
 import pytest
+from asking import prepare
 
+from meshllm.wire.api import engine_request
 from meshllm.wire.api.chat_to_messages import ChatToMessages, PrefillCut
-from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.messages_request import CHAT_PATH
 from meshllm.wire.api.prepared import UNCHANGED, Prepared
 from meshllm.wire.api.refusal import Refusal
@@ -26,6 +27,14 @@ def blocks(api: Api, *given: Any) -> Any:
     if isinstance(found, Refusal):
         return found.param
     return found.body["messages"][0]["content"] if found.body is not None else list(given)
+
+
+@pytest.mark.parametrize("missing", [{}, {"max_tokens": None}])
+def test_the_length_of_the_answer_is_required_but_for_a_count(missing: dict[str, Any]) -> None:
+    found = engine_request.prepare(Api.MESSAGES, {"messages": [ASKED], **missing})
+    assert isinstance(found, Refusal)
+    assert (found.status, found.param) == (400, "max_tokens")
+    assert not isinstance(engine_request.prepare(Api.COUNT_TOKENS, {"messages": [ASKED], **missing}), Refusal)
 
 
 def document(**source: Any) -> dict[str, Any]:
@@ -123,6 +132,7 @@ def test_the_billing_header_is_left_out(api: Api, system: Any, kept: Any) -> Non
         ({"system": [{"type": "image"}]}, "system[0]"),
         ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
+        ({"n": 4}, "n"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
         ({"thinking": {"type": "deep"}}, "thinking.type"),

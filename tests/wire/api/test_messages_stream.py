@@ -179,7 +179,14 @@ def test_messages_repair_orders_any_events_for_any_cut(parts: list[bytes], place
     check_messages(read(whole))
 
 
+def test_messages_repair_gives_a_message_the_id_of_one() -> None:
+    repair = stream_repair(Api.MESSAGES, model="m", ident="q", created=0, request={})
+    assert good(repair.feed(BEGIN + ending()))[0][1]["message"]["id"] == "msg_q"
+
+
 def test_repair_message_fills_in_missing_fields() -> None:
+    engines = repair_response(Api.MESSAGES, {"id": "chatcmpl-7"}, model="m", ident="q", created=0, request={})
+    assert engines["id"] == "msg_q"
     body = {"id": "x", "content": [{"type": "tool_use", "id": "a", "name": "f"}], "usage": {"input_tokens": 4}}
     full = repair_response(Api.MESSAGES, body, model="m", ident="q", created=0, request={})
     assert full["id"] == "x"

@@ -135,6 +135,8 @@ def test_faults_of_items_are_named(item: Any, param: str) -> None:
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"include": ["message.output_text.logprobs"]}, "include[0]"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"n": 2}, "n"),
+        ({"n_cmpl": 3}, "n_cmpl"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"instructions": 7}, "instructions"),
@@ -154,6 +156,7 @@ def test_faults_of_fields_are_named(fields: dict[str, Any], param: str) -> None:
         {"include": ["reasoning.encrypted_content"], "store": False, "truncation": "auto"},
         {"reasoning": {"effort": "high", "summary": "auto"}, "text": {"verbosity": "low"}, "prompt_cache_key": "x"},
         {"instructions": None, "tools": None, "text": None},
+        {"n": 1, "n_cmpl": None},
     ],
 )
 def test_what_agents_send_is_kept(fields: dict[str, Any]) -> None:

@@ -231,6 +231,34 @@ def test_responses_repair_orders_any_events_for_any_cut(parts: list[bytes], plac
     check_responses(read(whole))
 
 
+@pytest.mark.parametrize(
+    ("field", "given_value", "shown"),
+    [
+        ("user", True, None),
+        ("user", "u", "u"),
+        ("previous_response_id", {}, None),
+        ("metadata", {"a": "b", "c": 1}, {"a": "b"}),
+        ("metadata", "x", {}),
+        ("truncation", 3, "disabled"),
+        ("reasoning", {"effort": "enormous", "summary": "auto"}, {"summary": "auto"}),
+        ("text", {"verbosity": "x"}, {"format": {"type": "text"}}),
+        (
+            "text",
+            {"format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}},
+            {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+        ),
+        ("tools", [{"type": "mcp"}, {"type": "custom", "name": "f"}], [{"type": "custom", "name": "f"}]),
+        ("tool_choice", {"type": "f"}, {"type": "function", "name": "f"}),
+        ("tool_choice", {"type": "allowed_tools", "tools": []}, {"type": "allowed_tools", "tools": [], "mode": "auto"}),
+    ],
+)
+def test_a_parameter_is_repeated_in_its_documented_type_or_not_at_all(field: str, given_value: Any, shown: Any) -> None:
+    request = {**REQUEST, field: given_value}
+    full = repair_response(Api.RESPONSES, {"output": []}, model="m", ident="q", created=1, request=request)
+    Response.model_validate(full)
+    assert full[field] == shown
+
+
 def test_repair_body_fills_in_missing_fields() -> None:
     body = {
         "id": "resp_1",

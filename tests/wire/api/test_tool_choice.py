@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from asking import prepare
 
-from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.messages_request import CHAT_PATH
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal

@@ -90,7 +90,28 @@ def test_encode_refuses_an_invite_without_nodes(invite: Invite) -> None:
 
 @pytest.mark.parametrize(
     "paste",
-    ["  {}\n", "{}\r\n", '"{}"', "`{}`", "<{}>", "\ufeff{}", "'{}'\n"],
+    [
+        "  {}\n",
+        "{}\r\n",
+        '"{}"',
+        "`{}`",
+        "<{}>",
+        "\ufeff{}",
+        "'{}'\n",
+        "\u201c{}\u201d",
+        "\u2018{}\u2019",
+        "\u201e{}\u201c",
+        "\u00ab{}\u00bb",
+        "{}.",
+        "{},",
+        "({}).",
+        "**{}**",
+        "{}==",
+        "mesh-llm --join {}",
+        "  mesh-llm --join={}\n",
+        "$ scripts/mesh-llm --join '{}'.",
+        "/usr/local/bin/mesh-llm --join {}",
+    ],
 )
 def test_decode_tolerates_pasted_decoration(paste: str) -> None:
     assert decode(paste.format(encode(INVITE))) == INVITE
@@ -102,6 +123,12 @@ def test_decode_tolerates_line_breaks(places: list[int], blank: str) -> None:
     for place in sorted(places, reverse=True):
         text = text[:place] + blank + text[place:]
     assert decode(text) == INVITE
+
+
+@pytest.mark.parametrize("text", ["x{}", "mesh-llm --join {} --port 1", "mesh-llm --join", "rm {}", "{} {}", "."])
+def test_decode_refuses_what_is_more_than_decoration(text: str) -> None:
+    with pytest.raises(BadInvite):
+        decode(text.replace("{}", encode(INVITE)))
 
 
 def test_decode_refuses_truncation_anywhere() -> None:

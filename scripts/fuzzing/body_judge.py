@@ -1,0 +1,271 @@
+"""Whether an answer of the gateway is of its API's documented shape: judged by the models of the official SDKs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from scripts.fuzzing import body_grammar as paths
+
+_STREAMS = frozenset((paths.CHAT, paths.COMPLETIONS, paths.RESPONSES, paths.MESSAGES))
+_ANTHROPIC = frozenset((paths.MESSAGES, paths.COUNT))
+_FINAL = frozenset(("response.completed", "response.incomplete", "response.failed", "error"))
+_BUSY = (429, 503)
+# What an engine says and a caller must not see: the text of an exception.
+_RAW = re.compile(r"\[json\.exception|std::|Traceback|terminate called|GGML_ASSERT|/llama\.cpp/")
+_VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+_MAX_WORDS = 48
+
+
+class Wrong(Exception):
+    """An answer that is not of its API's shape; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer; `headers` have lower-case names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def kind_of_answer(path: str, answer: Answer, *, streams: bool) -> tuple[str, ...]:
+    """What tells this answer from others: API, status, code, parameter, features. Raises Wrong."""
+    if answer.status != 200:
+        return _error(path, answer)
+    kind = answer.headers.get("content-type", "").partition(";")[0]
+    if streams and path in _STREAMS:
+        if kind != "text/event-stream":
+            raise Wrong(f"a stream was asked for, but the content type is {kind}")
+        return (path, "200", "stream", *_events(path, answer.body))
+    if kind != "application/json":
+        raise Wrong(f"the content type is {kind}")
+    value = _json(answer.body)
+    _valid(_whole(path), value)
+    return (path, "200", *_features(path, value))
+
+
+def _json(data: bytes | str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise Wrong(f"no JSON: {error}") from None
+
+
+def _error(path: str, answer: Answer) -> tuple[str, ...]:
+    if answer.status in _BUSY and not answer.headers.get("retry-after"):
+        raise Wrong(f"status {answer.status} without Retry-After")
+    value = _json(answer.body)
+    error = _error_object(path, value)
+    if not 400 <= answer.status < 500 and answer.status not in _BUSY:
+        raise Wrong(f"status {answer.status}: {error['message']}")
+    return (path, str(answer.status), *_words(error))
+
+
+def _words(error: Mapping[str, Any]) -> tuple[str, ...]:
+    param = re.sub(r"\d+", "0", str(error.get("param")))
+    return str(error.get("code")), param[:_MAX_WORDS], _VARIABLE.sub("?", error["message"])[:_MAX_WORDS]
+
+
+def _error_object(path: str, value: Any) -> dict[str, Any]:
+    """The error in a whole answer, or in an event of a stream."""
+    error = value.get("error") if isinstance(value, dict) else None
+    if path in _ANTHROPIC and isinstance(value, dict) and value.get("type") != "error":
+        raise Wrong("an error of this API has the type 'error'")
+    if not isinstance(error, dict):
+        raise Wrong("no error object")
+    _check_error(error)
+    if path not in _ANTHROPIC and not {"param", "code"} <= error.keys():
+        raise Wrong("an error without 'param' and 'code'")
+    return error
+
+
+def _check_error(error: Mapping[str, Any]) -> None:
+    for key in ("message", "type"):
+        if not isinstance(error.get(key), str) or not error[key]:
+            raise Wrong(f"the error's {key} is no text")
+    for key in ("param", "code"):
+        if not isinstance(error.get(key), str | None):
+            raise Wrong(f"the error's {key} is no text")
+    if _RAW.search(error["message"]):
+        raise Wrong(f"the error shows an exception: {error['message'][:300]}")
+
+
+# -- streams
+
+
+def _events(path: str, body: bytes) -> tuple[str, ...]:
+    events: list[tuple[str, str]] = []
+    text = body.decode("utf-8")
+    if not text.endswith("\n\n"):
+        raise Wrong("the stream ends within an event")
+    for block in text.split("\n\n"):
+        name, data = "", []
+        for line in block.split("\n"):
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                data.append(line[6:])
+            elif line and not line.startswith(":"):
+                raise Wrong(f"a line that is none of an event stream: {line[:100]!r}")
+        if data:
+            events.append((name, "\n".join(data)))
+    if not events:
+        raise Wrong("a stream without events")
+    return _CHECKS[path](path, events)
+
+
+def _check_chunks(path: str, events: list[tuple[str, str]]) -> tuple[str, ...]:
+    """Chat and completions."""
+    if events[-1][1] != "[DONE]":
+        raise Wrong("the stream does not end with [DONE]")
+    reasons: set[str] = set()
+    features: set[str] = set()
+    for _, data in events[:-1]:
+        value = _json(data)
+        if isinstance(value, dict) and "error" in value:
+            return ("error", *_words(_error_object(path, value)))
+        if path == paths.COMPLETIONS:  # null before the end, which the SDK does not check in streams
+            for choice in value["choices"]:
+                reasons.add(str(choice["finish_reason"]))
+                choice["finish_reason"] = choice["finish_reason"] or "stop"
+        _valid(_chunk(path), value)
+        for choice in value["choices"]:
+            reasons.add(str(choice["finish_reason"]))
+            features |= {key for key, item in (choice.get("delta") or choice).items() if item}
+    if path == paths.CHAT and not reasons - {"None"}:
+        raise Wrong("no choice has a finish reason")
+    return *sorted(reasons), *sorted(features - {"index", "finish_reason"})
+
+
+def _check_response_events(path: str, events: list[tuple[str, str]]) -> tuple[str, ...]:
+    last = -1
+    kinds: dict[str, None] = {}
+    for name, data in events:
+        value = _json(data)
+        kind = value.get("type") if isinstance(value, dict) else None
+        if name != kind:
+            raise Wrong(f"the event {name!r} has the type {kind!r}")
+        if value.get("sequence_number") != last + 1:
+            raise Wrong(f"the number {value.get('sequence_number')} follows {last}")
+        last += 1
+        _valid(_chunk(path), value)
+        kinds[name] = None
+    final = events[-1][0]
+    if final not in _FINAL or sum(name in _FINAL for name, _ in events) != 1:
+        raise Wrong(f"the last event is {final}")
+    if final == "error":
+        error = _json(events[-1][1])
+        _check_error({"type": "error", **error})
+        return ("error", *_words(error))
+    if events[0][0] != "response.created":
+        raise Wrong(f"the first event is {events[0][0]}")
+    return tuple(sorted(kinds))
+
+
+def _check_message_events(path: str, events: list[tuple[str, str]]) -> tuple[str, ...]:
+    kinds: dict[str, None] = {}
+    opened = False
+    for index, (name, data) in enumerate(events):
+        value = _json(data)
+        kind = value.get("type") if isinstance(value, dict) else None
+        if name != kind:
+            raise Wrong(f"the event {name!r} has the type {kind!r}")
+        if kind == "error":
+            if index != len(events) - 1:
+                raise Wrong("events follow the error")
+            return ("error", *_words(_error_object(path, value)))
+        if kind == "ping":
+            continue
+        _valid(_chunk(path), value)
+        if (kind == "message_start") == opened:
+            raise Wrong(f"{kind} where message_start is " + ("open" if opened else "missing"))
+        opened = True
+        kinds[name] = None
+        if kind == "message_delta":
+            kinds[str(value["delta"]["stop_reason"])] = None
+        elif kind == "content_block_start":
+            kinds[value["content_block"]["type"]] = None
+    if events[-1][0] != "message_stop":
+        raise Wrong(f"the last event is {events[-1][0]}")
+    return tuple(sorted(kinds))
+
+
+_CHECKS: dict[str, Callable[[str, list[tuple[str, str]]], tuple[str, ...]]] = {
+    paths.CHAT: _check_chunks,
+    paths.COMPLETIONS: _check_chunks,
+    paths.RESPONSES: _check_response_events,
+    paths.MESSAGES: _check_message_events,
+}
+
+# -- the SDKs' models
+
+
+def _valid(adapter: TypeAdapter[Any], value: Any) -> None:
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Wrong(f"{where}: {first['msg']} (got {str(first['input'])[:120]!r})") from None
+
+
+@cache
+def _whole(path: str) -> TypeAdapter[Any]:
+    """The model of a whole answer."""
+    from anthropic.types import Message, MessageTokensCount
+    from openai.types import Completion, CreateEmbeddingResponse
+    from openai.types.chat import ChatCompletion
+    from openai.types.responses import Response
+    from openai.types.responses.input_token_count_response import InputTokenCountResponse
+
+    models: dict[str, Any] = {
+        paths.CHAT: ChatCompletion,
+        paths.COMPLETIONS: Completion,
+        paths.RESPONSES: Response,
+        paths.MESSAGES: Message,
+        paths.COUNT: MessageTokensCount,
+        paths.EMBEDDINGS: CreateEmbeddingResponse,
+        paths.CHAT_COUNT: InputTokenCountResponse,
+        paths.RESPONSES_COUNT: InputTokenCountResponse,
+        paths.RERANK: dict,
+    }
+    return TypeAdapter(models[path])
+
+
+@cache
+def _chunk(path: str) -> TypeAdapter[Any]:
+    """The model of an event of a stream."""
+    from anthropic.types import RawMessageStreamEvent
+    from openai.types import Completion
+    from openai.types.chat import ChatCompletionChunk
+    from openai.types.responses import ResponseStreamEvent
+
+    models: dict[str, Any] = {
+        paths.CHAT: ChatCompletionChunk,
+        paths.COMPLETIONS: Completion,
+        paths.RESPONSES: ResponseStreamEvent,
+        paths.MESSAGES: RawMessageStreamEvent,
+    }
+    return TypeAdapter(models[path])
+
+
+def _features(path: str, value: dict[str, Any]) -> tuple[str, ...]:
+    """What is special in a whole answer."""
+    if path == paths.RESPONSES:
+        kinds = {item["type"] for item in value["output"]}
+        return (value["status"], *sorted(kinds))
+    if path == paths.MESSAGES:
+        return (str(value["stop_reason"]), *sorted({block["type"] for block in value["content"]}))
+    found: set[str] = set()
+    for choice in value.get("choices", ()):
+        found.add(str(choice["finish_reason"]))
+        found |= {key for key, item in {**choice, **choice.get("message", {})}.items() if item}
+    return tuple(sorted(found - {"index", "finish_reason", "message", "role"}))
