@@ -36,9 +36,9 @@ class PressureWatch:
         below = {model for model in self.pressed & slots.keys() if pressure.get(model, 0.0) < RELIEVED_PART}
         self._below = _since(self._below, below, now)
         before = self.pressed
-        new = {model for model, since in self._above.items() if now - since >= PRESSED_SECONDS}
-        new |= {model for model, since in self._full.items() if now - since >= FULL_SECONDS}
-        kept = {model for model in before & slots.keys() if now - self._below.get(model, now) < RELIEVED_SECONDS}
+        new = {model for model, since in self._above.items() if now >= since + PRESSED_SECONDS}
+        new |= {model for model, since in self._full.items() if now >= since + FULL_SECONDS}
+        kept = {model for model in before & slots.keys() if now < self._below.get(model, now) + RELIEVED_SECONDS}
         self.pressed = frozenset(new | kept)
         return self.pressed != before
 

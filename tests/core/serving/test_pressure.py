@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from meshllm.core.records import ModelLoad
 from meshllm.core.serving.pressure import FULL_SECONDS, PRESSED_SECONDS, RELIEVED_SECONDS, PressureWatch
 
@@ -42,6 +45,15 @@ def test_pressure_ends_after_a_minute_with_free_slots() -> None:
     assert after(watch, 1, 0, 540.0)
     assert not after(watch, 1, 0, 540.0 + RELIEVED_SECONDS)
     assert watch.next_deadline(700.0) is None
+
+
+@given(st.floats(0.0, 1e7))
+def test_deadline_is_never_too_early(since: float) -> None:
+    watch = PressureWatch()
+    after(watch, 4, 1, since)
+    due = watch.next_deadline(since)
+    assert due is not None
+    assert after(watch, 4, 1, due)
 
 
 def test_model_that_is_not_served_any_more_is_not_pressed() -> None:
