@@ -82,6 +82,11 @@ export interface DownloadRequest {
 export const DRAFT_SOURCES = ['none', 'n-grams', 'draft'] as const
 export type DraftSource = (typeof DRAFT_SOURCES)[number]
 
+// The model that is no longer served, once its answers have ended.
+export interface DropAnswer {
+  model: string
+}
+
 export const ENGINE_PHASES = ['unknown', 'preparing', 'ready', 'failed'] as const
 export type EnginePhase = (typeof ENGINE_PHASES)[number]
 
@@ -192,6 +197,13 @@ export interface KeyAnswer {
 export const LEASE_PHASES = ['asked', 'preparing', 'ready', 'committed', 'ended'] as const
 export type LeasePhase = (typeof LEASE_PHASES)[number]
 
+// The model is being loaded, or is served already (`serves`). `snapshot`: of the status before.
+export interface LoadAnswer {
+  model: string
+  snapshot: number
+  serves: boolean
+}
+
 // Active and waiting requests of a target. `target` is the model's name for an engine, the URL for a backend, the
 // node id for a peer; `model` is empty for a backend. `tokens_per_second` is the speed of the last answer.
 export interface LoadStatus {
@@ -261,11 +273,17 @@ export interface MeshStatus {
 export const MODALITIES = ['text', 'image'] as const
 export type Modality = (typeof MODALITIES)[number]
 
-export const MODEL_PHASES = ['waiting', 'fetching', 'loading', 'serving', 'restarting', 'failed', 'stopping', 'stopped'] as const
+export const MODEL_PHASES = ['waiting', 'fetching', 'loading', 'serving', 'restarting', 'failed', 'stopping', 'stopped', 'available'] as const
 export type ModelPhase = (typeof MODEL_PHASES)[number]
 
+// A model, as `--model` takes it.
+export interface ModelRequest {
+  model: string
+}
+
 // A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
-// been read.
+// been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
+// processes one.
 export interface ModelStatus {
   name: string
   purpose: Purpose | null
@@ -277,6 +295,8 @@ export interface ModelStatus {
   reason: string
   advice: string
   input_modalities: Modality[] | null
+  loaded: boolean
+  idle_seconds: number | null
 }
 
 // This node has a new key, and starts again as `node`.
@@ -287,7 +307,8 @@ export interface NodeKeyAnswer {
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
 // `notices`: what the owner should know or do.
 // `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
-// are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner.
+// are URLs of this console for other machines. `start` is null for callers that are not the owner. `read_only`:
+// redacted: the caller is not the owner.
 export interface NodeStatus {
   name: string
   version: string
@@ -310,6 +331,7 @@ export interface NodeStatus {
   sandbox: SandboxStatus | null
   worker_lease: WorkerLeaseStatus | null
   lan_urls: string[]
+  start: StartStatus | null
   read_only: boolean
 }
 
@@ -472,6 +494,14 @@ export interface SplitStatus {
   measured: number | null
   considered: ForecastStatus[]
   shares: WorkerShareStatus[]
+}
+
+// How the owner started this node, as shell texts that run as they stand. `program` runs mesh-llm here, `command`
+// starts this node again, without invites; `elsewhere` runs mesh-llm on a machine that was set up in the same way.
+export interface StartStatus {
+  program: string
+  command: string
+  elsewhere: string
 }
 
 export const TARGET_KINDS = ['engine', 'backend', 'peer'] as const

@@ -4,6 +4,7 @@
 // server with the same address in another network.
 
 import { signal } from '@preact/signals'
+import type { ErrorAnswer, KeyAnswer } from './api'
 import { token, TOKEN_HEADER } from './token'
 
 const NAME = 'key'
@@ -33,6 +34,25 @@ export function headers(): Record<string, string> {
 // The headers of every request to the console: the key, and the token of the run.
 export function consoleHeaders(): Record<string, string> {
   return token.value === '' ? headers() : { ...headers(), [TOKEN_HEADER]: token.value }
+}
+
+// The node's API key. Only the owner's page gets it. Throws an Error with a message for the user.
+export async function fetchKey(): Promise<string> {
+  const answer = await fetch('/api/key', { method: 'POST', headers: consoleHeaders() })
+  if (!answer.ok) throw new Error(((await answer.json()) as ErrorAnswer).error.message)
+  return ((await answer.json()) as KeyAnswer).key
+}
+
+// Takes the node's key for this tab. Returns whether there is one that this tab did not have.
+export async function takeOwnKey(): Promise<boolean> {
+  try {
+    const found = await fetchKey()
+    if (found === key.value) return false
+    setKey(found)
+    return true
+  } catch {
+    return false
+  }
 }
 
 // The page's address with the key in it, for another device.

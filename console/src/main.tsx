@@ -6,6 +6,7 @@ import './style/base.css'
 import './style/parts.css'
 import './style/picture.css'
 import './style/views.css'
+import { signal } from '@preact/signals'
 import { render, type JSX } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
 import { Icon, type IconName } from './parts/icons'
@@ -67,6 +68,7 @@ function Frame(): JSX.Element {
       <main id="main" class={view} tabIndex={-1} ref={main}>
         {connection.value === 'lost' && <ConnectionLost />}
         {connection.value === 'live' && access.value === 'visitor' && <WithoutToken />}
+        {connection.value === 'live' && <Notices />}
         {connection.value === 'locked' ? (
           <KeyPrompt />
         ) : status.value === null ? (
@@ -115,7 +117,9 @@ function NodeSummary(): JSX.Element {
             {known.name}
           </dd>
           <dt class="unseen">Mesh</dt>
-          <dd>{known.mesh === null ? 'no mesh' : `${counted(alive, 'node')}`}</dd>
+          <dd>
+            {connection.value === 'lost' ? 'does not answer' : known.mesh === null ? 'no mesh' : counted(alive, 'node')}
+          </dd>
           <dt class="unseen">Version</dt>
           <dd>version {known.version}</dd>
           {known.read_only && <dd>read-only</dd>}
@@ -132,8 +136,41 @@ function NodeSummary(): JSX.Element {
 function ConnectionLost(): JSX.Element {
   return (
     <p class="notice worrying" role="alert">
-      <Icon name="warning" /> The node does not respond. The page shows its last status and is reconnecting.
+      <Icon name="warning" /> {status.value?.name ?? 'The node'} does not answer. The page shows what was known last,
+      and tries again.
     </p>
+  )
+}
+
+// What the owner should know or do, as the daemon says, until it is hidden in this tab.
+const hidden = signal<ReadonlySet<string>>(new Set())
+
+function Notices(): JSX.Element {
+  const known = status.value
+  const shown = (known?.notices ?? []).filter((text) => !hidden.value.has(text))
+  return (
+    <>
+      {known?.stopping === true && (
+        <p class="notice worrying" role="alert">
+          <Icon name="warning" /> {known.name} is stopping. It finishes the answers that it has begun, for a few
+          seconds.
+        </p>
+      )}
+      {shown.map((text) => (
+        <p class="notice worrying" role="status" key={text}>
+          <Icon name="warning" /> {text}{' '}
+          <button
+            type="button"
+            class="button small"
+            onClick={() => {
+              hidden.value = new Set(hidden.value).add(text)
+            }}
+          >
+            Hide
+          </button>
+        </p>
+      ))}
+    </>
   )
 }
 

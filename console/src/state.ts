@@ -5,7 +5,7 @@ import type { NodeStatus } from './api'
 import { Events } from './events'
 import { consoleHeaders, key, setKey, takeKeyFromAddress } from './key'
 import { modelsOf } from './mesh/models'
-import { nodesOf, type MeshNode } from './mesh/nodes'
+import { lastKnown, nodesOf, type MeshNode } from './mesh/nodes'
 import { pipelinesOf, type Pipeline } from './mesh/splits'
 import { keepUnchanged } from './structural-sharing'
 import { isLoopback, takeTokenFromAddress } from './token'
@@ -23,8 +23,11 @@ export const status = signal<NodeStatus | null>(null)
 export const connection = signal<ConnectionState>('connecting')
 export const keyRejected = signal(false) // the daemon has refused a key
 
-export const nodes = signal<MeshNode[]>([])
-export const pipelines = signal<Pipeline[]>([])
+const reported = signal<MeshNode[]>([])
+const reportedPipelines = signal<Pipeline[]>([])
+// While the daemon does not answer, what was known last, marked as such.
+export const nodes = computed(() => (connection.value === 'lost' ? lastKnown(reported.value) : reported.value))
+export const pipelines = computed(() => (connection.value === 'lost' ? [] : reportedPipelines.value))
 export const models = computed(() => (status.value === null ? [] : modelsOf(status.value, nodes.value)))
 // The API's URL, with the page's protocol: a TLS proxy in front of the page serves the API as well.
 export const api = computed(() => (status.value?.api ?? '').replace(/^http:/, location.protocol))
@@ -56,8 +59,8 @@ function apply(): void {
   const next = keepUnchanged<NodeStatus>(status.value ?? undefined, JSON.parse(pending) as NodeStatus)
   pending = null
   if (connection.value === 'locked') return
-  nodes.value = keepUnchanged(nodes.value, nodesOf(next, Date.now() / 1000, nodes.value))
-  pipelines.value = keepUnchanged(pipelines.value, pipelinesOf(next))
+  reported.value = keepUnchanged(reported.value, nodesOf(next, Date.now() / 1000, reported.value))
+  reportedPipelines.value = keepUnchanged(reportedPipelines.value, pipelinesOf(next))
   status.value = next
   connection.value = 'live'
 }
@@ -122,8 +125,8 @@ export function lock({ forgotten = false } = {}): void {
   keyRejected.value = key.value !== '' && !forgotten
   setKey('')
   status.value = null
-  nodes.value = []
-  pipelines.value = []
+  reported.value = []
+  reportedPipelines.value = []
   connection.value = 'locked'
 }
 

@@ -55,6 +55,7 @@ export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): 
     splits: [],
     worker_lease: null,
     lan_urls: [],
+    start: null,
     read_only: false,
     mesh: {
       node: 'me',

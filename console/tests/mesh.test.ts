@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import type { PeerStatus } from '../src/api'
 import { layout } from '../src/mesh/layout'
 import { chatModels, modelsOf, explanation } from '../src/mesh/models'
-import { isForeign, nodesOf, type MeshNode } from '../src/mesh/nodes'
+import { isForeign, lastKnown, loadText, nodesOf, type MeshNode } from '../src/mesh/nodes'
 import { model, node, peer, serves, status } from './fixtures'
 
 describe('isForeign', () => {
@@ -61,6 +61,28 @@ describe('nodesOf', () => {
   })
 })
 
+describe('nodes that are not there', () => {
+  it('serve nothing and work on nothing if they are dead or have left', () => {
+    const busy = { serves: [serves('m')], active: 1, waiting: 2 }
+    const found = nodesOf(status([peer('a', { ...busy, status: 'dead' }), peer('b', { ...busy, status: 'left' })]), 1)
+    expect(found.slice(1).map((one) => [one.models, one.role, loadText(one)])).toEqual([
+      [[], 'standby', ''],
+      [[], 'standby', ''],
+    ])
+  })
+
+  it('are marked as last known while this node does not answer', () => {
+    const before = nodesOf(status([peer('a', { serves: [serves('m')] }), peer('b', { status: 'dead' })]), 1)
+    expect(loadText(before[1]!)).toBe('1 of 4 slots busy')
+    const after = lastKnown(before)
+    expect(after.map((one) => [one.status, one.models.length, loadText(one)])).toEqual([
+      ['suspect', 0, ''],
+      ['unverified', 1, '0 of 4 slots busy'],
+      ['dead', 0, ''],
+    ])
+  })
+})
+
 describe('modelsOf', () => {
   const of = (made: ReturnType<typeof status>): ReturnType<typeof modelsOf> => modelsOf(made, nodesOf(made, 1))
 
@@ -95,7 +117,7 @@ describe('modelsOf', () => {
       'Requested by node c, but no known node has the file.',
       'Requested by node c. node c has the file and may serve it.',
       'Reported to be served by node s, which this node cannot reach.',
-      'On the disk of node c, not requested. Serve it with --model d.',
+      'On the disk of node c, not loaded. To serve it, start that node with --model d.',
     ])
   })
 
@@ -107,7 +129,7 @@ describe('modelsOf', () => {
       ['known', ['node a', 'node b'], ['known.Q4']],
       ['other', ['node c'], []],
     ])
-    expect(explanation(idle[0]!)).toContain('Serve it with --model known.')
+    expect(explanation(idle[0]!)).toContain('start that node with --model known.')
 
     // By whichever name it is served, or only wanted, that line has the file of all.
     for (const more of [{ serves: [serves('known.Q4')] }, { wants: ['known.Q4'] }]) {

@@ -29,6 +29,9 @@ BROKEN_PIPE_STATUS = 141
 app = Commands(
     lazy={
         "invite": LazyCommand("meshllm.cli.invite", "invite", asks_node=True),
+        "load": LazyCommand("meshllm.cli.owner_models", "load", asks_node=True),
+        "drop": LazyCommand("meshllm.cli.owner_models", "drop", asks_node=True),
+        "ps": LazyCommand("meshllm.cli.engines", "ps", asks_node=True),
         "members": LazyCommand("meshllm.cli.members", "members", asks_node=True),
         "expel": LazyCommand("meshllm.cli.members", "expel", asks_node=True),
         "rotate-key": LazyCommand("meshllm.cli.members", "rotate_key", asks_node=True),
@@ -118,6 +121,8 @@ def _version(wanted: bool) -> None:
 def serve(
     context: typer.Context,
     model: options.Model = None,
+    serve_all: options.ServeAll = False,
+    idle_unload: options.IdleUnload = None,
     backend: options.BackendUrl = None,
     ctx_size: options.CtxSize = None,
     chat_template: options.ChatTemplate = None,
@@ -157,6 +162,7 @@ def serve(
         return
     from meshllm.cli import join as join_option
     from meshllm.cli import origin_host_args, start
+    from meshllm.cli.start_command import start_command
     from meshllm.daemon.settings import Settings
 
     def is_member(invite: Invite, now: float) -> bool:
@@ -196,7 +202,10 @@ def serve(
         sandbox=not no_sandbox,
         worker=worker,
         lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
+        serve_all=serve_all,
+        idle_unload=None if idle_unload is None else idle_unload * 60,
         chat_template=None if chat_template is None else chat_template.expanduser().absolute(),
+        command=start_command(sys.argv, os.environ),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

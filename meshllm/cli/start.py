@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from meshllm.cli.view import JsonViewer, LineViewer
     from meshllm.daemon.log_file import LogFile
-    from meshllm.daemon.settings import Backend, Settings
+    from meshllm.daemon.settings import Backend, Settings, StartCommand
 
 # As for the template in a model file.
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -86,6 +86,8 @@ def check(settings: Settings) -> None:
                 raise UsageError(f"--draft and {option} exclude each other.", advice="Remove one of them.")
         if not settings.models:
             raise UsageError("--draft needs a --model.", advice="Add --model NAME.")
+    if settings.serve_all and not settings.models:
+        raise UsageError("--serve-all needs a --model.", advice="Add --model NAME.")
     if settings.split and not settings.models:
         raise UsageError("--split needs a --model.", advice="Add --model NAME.")
     if settings.chat_template is not None:
@@ -130,7 +132,7 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
     except OSError as error:
         raise unusable_file(error) from error
     idle = not (settings.models or settings.backends or settings.invites or settings.client)
-    viewer, handler = _output(json, idle=idle, verbose=verbose)
+    viewer, handler = _output(json, settings.command, idle=idle, verbose=verbose)
     log_file = LogFile(RotatingFile(log_path(settings.home)), json=json)
     _set_up_logging(handler, log_file, verbose=verbose, json=json)
     try:
@@ -155,7 +157,9 @@ def run(settings: Settings, *, json: bool, verbose: bool) -> None:
         _close_output()
 
 
-def _output(json: bool, *, idle: bool, verbose: bool) -> tuple[LineViewer | JsonViewer, logging.Handler]:
+def _output(
+    json: bool, command: StartCommand, *, idle: bool, verbose: bool
+) -> tuple[LineViewer | JsonViewer, logging.Handler]:
     """What shows changes on standard output, and the handler that shows log records there or on standard error."""
     import logging
 
@@ -172,10 +176,10 @@ def _output(json: bool, *, idle: bool, verbose: bool) -> tuple[LineViewer | Json
         console = Console(soft_wrap=True)
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
         handler.setFormatter(TerminalFormatter("%(message)s", fields=verbose))
-        return view.LiveViewer(console, idle=idle), handler
+        return view.LiveViewer(console, command, idle=idle), handler
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", fields=verbose))
-    return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle), handler
+    return view.LineViewer(view.PlainConsole(sys.stdout), command, idle=idle), handler
 
 
 def _set_up_logging(terminal: logging.Handler, log_file: LogFile, *, verbose: bool, json: bool) -> None:

@@ -24,7 +24,27 @@ Model = Annotated[
     typer.Option(
         metavar="NAME",
         help="Model to serve: a name from 'mesh-llm download', org/repo or org/repo:QUANT on Hugging Face, or the path "
-        "of a GGUF file. Repeatable: the first model runs on this node, the others are requested from the mesh.",
+        "of a GGUF file. Repeatable: the first model runs on this node; each other one, too, if it fits beside it and "
+        "no other node serves it within 10 s.",
+        rich_help_panel=SERVE,
+    ),
+]
+ServeAll = Annotated[
+    bool,
+    typer.Option(
+        "--serve-all",
+        help="Serve all models of --model on this node, without asking other nodes first.",
+        rich_help_panel=SERVE,
+    ),
+]
+IdleUnload = Annotated[
+    float | None,
+    typer.Option(
+        min=0.05,
+        max=1e6,
+        metavar="MINUTES",
+        help="Free the memory of a model that has been idle for so long; the next request loads it again. "
+        "Default: never.",
         rich_help_panel=SERVE,
     ),
 ]

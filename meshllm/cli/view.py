@@ -16,6 +16,7 @@ from meshllm.cli.split_text import waiting, worker_news
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.log_format import json_fields, utc_text
+from meshllm.daemon.settings import StartCommand
 from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.util.format import counted, gigabytes, printable, printable_json, printable_message
 from meshllm.util.progress import Progress
@@ -45,6 +46,7 @@ start it with one of these:
                                              `mesh-llm download`)
   mesh-llm --model ./model.gguf              a model file
   mesh-llm --backend http://localhost:8000   the models of another server"""
+PLAIN = StartCommand()
 STYLES = {
     NoticeTone.GOOD: "green",
     NoticeTone.PLAIN: "dim",
@@ -108,9 +110,10 @@ class PlainConsole:
 class LineViewer(Viewer):
     """Writes a line for each change of a model, a backend or the mesh, and for each tenth of a progress."""
 
-    def __init__(self, console: Console | PlainConsole, *, idle: bool = False) -> None:
+    def __init__(self, console: Console | PlainConsole, command: StartCommand = PLAIN, *, idle: bool = False) -> None:
         """`idle`: no model or backend was given, so show how to give one. Secrets are shown on a terminal only."""
         self.console = console
+        self._command = command
         self._shows_secrets = console.is_terminal
         self._idle = idle
         self._shown: dict[str, str] = {}
@@ -128,7 +131,8 @@ class LineViewer(Viewer):
     def models_hint(self, *, rejoins: bool) -> None:
         """Show how to serve a model, if none was given."""
         if self._idle:
-            self.console.print(IDLE_REJOINS if rejoins else IDLE, highlight=False, markup=False)
+            text = (IDLE_REJOINS if rejoins else IDLE).replace("  mesh-llm ", f"  {self._command.program} ")
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _show_lan_urls(self, listening: Listening) -> None:
         """Show the URLs for other machines, and where the key for them is kept."""
@@ -150,8 +154,12 @@ class LineViewer(Viewer):
             self.console.print("To add another machine to this mesh, see 'mesh-llm invite'.", highlight=False)
             return
         self.console.print("To add another machine to this mesh, run there:", highlight=False)
-        self.console.print(f"\n  mesh-llm --join {token}\n", highlight=False, markup=False, soft_wrap=True)
-        self.console.print("If it has other users: mesh-llm --join - and paste the invite.", highlight=False)
+        self.console.print(
+            f"\n  {self._command.elsewhere} --join {token}\n", highlight=False, markup=False, soft_wrap=True
+        )
+        self.console.print(
+            f"If it has other users: {self._command.elsewhere} --join - and paste the invite.", highlight=False
+        )
 
     def no_mesh(self, reason: str) -> None:
         """Show why this node runs without a mesh."""
@@ -225,8 +233,8 @@ class LineViewer(Viewer):
 class LiveViewer(LineViewer):
     """The same lines, and below them a bar for each progress."""
 
-    def __init__(self, console: Console, *, idle: bool = False) -> None:
-        super().__init__(console, idle=idle)
+    def __init__(self, console: Console, command: StartCommand = PLAIN, *, idle: bool = False) -> None:
+        super().__init__(console, command, idle=idle)
         self._terminal = console
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}

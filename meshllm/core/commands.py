@@ -35,11 +35,13 @@ class FetchModel(Command):
 class MeasureModel(Command):
     """Measure the memory that the model needs here, by the engine. Answered by ModelMeasured or MeasureFailed.
 
-    `split`: the model will be split, so measure it by layer, too.
+    `split`: the model will be split, so measure it by layer, too. `beside`: further models that this node is to serve:
+    memory is kept for them, if the model fits in the rest.
     """
 
     model: str
     split: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,28 @@ class StartServer(Command):
 
 @dataclass(frozen=True, slots=True)
 class StopServer(Command):
-    """Stop that engine process; `at_once`: without time to finish its answers. Answered by ServerGone."""
+    """Stop that engine process; `at_once`: without time to finish its answers; `drain`: only when they have ended.
+    Answered by ServerGone."""
 
     model: str
     generation: int
     at_once: bool = False
+    drain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetModel(Command):
+    """The owner dropped the model and it has no engine process: stop its download and its measurement, and forget what
+    was planned for it. Nothing answers."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDropped(Command):
+    """Keep over a restart which models the owner dropped, and until when (on the core's clock). Nothing answers."""
+
+    dropped: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from meshllm.core.membership.certificates import Certificate, SignedCertificate
 from meshllm.core.membership.messages import AskInvite, Message, ReplaceKey
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, Role
-from meshllm.core.snapshot import ModelFacts, ServerFacts
+from meshllm.core.snapshot import ModelFacts, ModelOrigin, ServerFacts
 from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,15 +23,32 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ModelWanted(Event):
-    """This node must serve a model; `split`: as a split even if it fits on this node."""
+    """This node must serve a model; `split`: as a split even if it fits on this node; `origin`: on whose word."""
 
     model: str
     split: bool = False
+    origin: ModelOrigin = ModelOrigin.STARTED
 
 
 @dataclass(frozen=True, slots=True)
 class MeshModelRequested(Event):
-    """A model is requested that another node of the mesh must serve."""
+    """A model is requested that another node of the mesh may serve; if none does, this node serves it beside its first
+    model, if it fits."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWanted(Event):
+    """The owner wants this node to serve a model, or to try again at once."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropWanted(Event):
+    """The owner wants this node to stop serving a model, once its answers have ended, and not to take it again for the
+    mesh for a day."""
 
     model: str
 
@@ -251,7 +268,8 @@ class SpeedMeasured(Event):
 
 @dataclass(frozen=True, slots=True)
 class ModelRequested(Event):
-    """A caller requests a model that no live peer serves: dial the unverified peers that serve it."""
+    """A caller requests a model that no live peer serves: load it if it is unloaded here, and dial the unverified peers
+    that serve it."""
 
     model: str
 

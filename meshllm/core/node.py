@@ -8,6 +8,7 @@ that may never come: one that is requested and not served is decided on again af
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from meshllm.core import commands as c
@@ -19,7 +20,7 @@ from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.links import Rng
 from meshllm.core.membership.member import Member, MeshConfig
 from meshllm.core.membership.participant import MeshParticipant
-from meshllm.core.membership.views import PeerStatus
+from meshllm.core.membership.views import JoinPhase, PeerStatus
 from meshllm.core.memory.observation import MachineFacts
 from meshllm.core.quantise import quantise
 from meshllm.core.records import (
@@ -40,9 +41,9 @@ from meshllm.core.records import (
 from meshllm.core.serving import next_step
 from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
 from meshllm.core.serving.local_models import LocalModels
-from meshllm.core.serving.placement import MIB, PlacementView
+from meshllm.core.serving.placement import MIB, PlacementView, may_be_taken
 from meshllm.core.serving.pressure import PressureWatch
-from meshllm.core.snapshot import BackendState, FilePhase, ModelPhase, ModelState, ServerPhase, Snapshot
+from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.lease import LeaseMessage
 from meshllm.util.backoff import backoff
@@ -51,6 +52,16 @@ from meshllm.util.backoff import backoff
 BACKEND_PROBE_SECONDS = 10.0
 BACKEND_RETRY_BASE_SECONDS = 0.5
 BACKEND_RETRY_CAP_SECONDS = 15.0
+# A further `--model` runs here if no other node serves it after this time. A standby that has it on its disk gets
+# longer, to load it; a node that has not joined its mesh waits for that, but not for ever.
+BESIDE_SECONDS = 10.0
+TAKEN_SECONDS = 120.0
+JOIN_SECONDS = 30.0
+BESIDE_CHECK_SECONDS = 2.0
+# A model that the owner dropped is not served for the mesh's request for this time.
+DROPPED_SECONDS = 86_400.0
+# Why a model is stopped that was served for the mesh's demand.
+RELEASED = "other nodes serve it"
 # Why a node whose own certificate does not let it work takes no lease.
 NO_WORK = "its membership does not let it work for splits"
 
@@ -58,10 +69,20 @@ NO_WORK = "its membership does not let it work for splits"
 class NodeCore:
     """The state of one node and its decisions."""
 
-    def __init__(self, config: MeshConfig | None = None, rng: Rng | None = None) -> None:
-        """Without `config` this node is in no mesh. With `config`, `rng` is required."""
+    def __init__(
+        self,
+        config: MeshConfig | None = None,
+        rng: Rng | None = None,
+        *,
+        idle_unload: float | None = None,
+        dropped: Mapping[str, float] | None = None,
+    ) -> None:
+        """Without `config` this node is in no mesh. With `config`, `rng` is required. `idle_unload`: models are
+        unloaded when they have been idle for so many seconds (None: never). `dropped`: models that the owner dropped in
+        an earlier run, and until when that counts."""
         self._backends: dict[str, BackendState] = {}
-        self._requested: dict[str, None] = {}
+        # Models requested from the mesh, and since when no other node has served each (None: one does, or unknown).
+        self._requested: dict[str, float | None] = {}
         self._machine = MachineFacts()
         self._free_memory = 0  # as last observed, not quantised
         self._loads: tuple[ModelLoad, ...] = ()
@@ -70,6 +91,11 @@ class NodeCore:
         self._pressure = PressureWatch()
         self._pressure_new = False
         self._pressure_due: float | None = None
+        self._joining_until: float | None = None
+        self._beside_at: float | None = None
+        # Models that the mesh's request does not bring back, until then; and those of them that are saved.
+        self._dropped = dict(dropped or {})
+        self._saved_dropped = tuple(self._dropped.items())
         self._placement_at: float | None = None
         self._due: float | None = None  # the next deadline of a model or a backend
         self._mesh: MeshParticipant | None = None
@@ -84,7 +110,7 @@ class NodeCore:
             self._splitting = SplitCoordinator(
                 config.node, member.link_policy, rng, lambda: member.phase, member.away.names
             )
-        self._local = LocalModels(self._splitting)
+        self._local = LocalModels(self._splitting, idle_unload)
         self._demand = NodeDemand(self._mesh, self._own_names)
         self._stopping = False
         self._finished = False
@@ -99,6 +125,7 @@ class NodeCore:
         local = self._local_event(event, now)
         due = self._due is not None and self._due <= now
         local = self._pressure_changed(now) or local
+        due = self._serve_requested(now) or due
         if local or due:
             todo = self._decide(now)
             self._dirty = True
@@ -127,6 +154,8 @@ class NodeCore:
             times.append(self._pressure_due)
             if not self._stopping:
                 times.append(self._placement_at)
+        if not self._stopping:
+            times.append(self._beside_at)
         return min((time for time in times if time is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -147,12 +176,18 @@ class NodeCore:
     # -- deciding
 
     def _decide(self, now: float) -> list[c.Command]:
+        self._local.expected = tuple(name for name in self._requested if not self._served_elsewhere(name))
         todo = [*self._local.decide(now), *self._probes(now)]
         times = [self._local.next_deadline(now)]
         if self._splitting is not None:
             todo += self._splitting.drain_commands()
             times.append(self._splitting.next_deadline())
         if not self._stopping:
+            self._dropped = {name: until for name, until in self._dropped.items() if until > now}
+            times += self._dropped.values()
+            if (dropped := tuple(self._dropped.items())) != self._saved_dropped:
+                self._saved_dropped = dropped
+                todo.append(c.SaveDropped(dropped))
             times += [b.next_probe for b in self._backends.values() if not b.probing]
         self._due = min((time for time in times if time is not None), default=None)
         return todo
@@ -255,22 +290,23 @@ class NodeCore:
     def _own_facts(self) -> OwnFacts:
         """What this node publishes. The signer cuts what exceeds the size of a record."""
         served = [
+            # Without slots, peers prefer a host that has the model loaded.
             ServedModel(
                 m.name,
                 m.facts.purpose,
                 run.context_length,
-                run.slots,
+                run.slots * loaded,
                 m.facts.size,
                 m.facts.vision,
-                on_demand=m.name == self._placement.model,
+                on_demand=m.origin is ModelOrigin.MESH,
                 movable=m.name == self._placement.model and self._placement.movable,
                 pressed=m.name in self._pressure.pressed,
             )
             for m in self._local.models.values()
             if m.wanted
-            and m.server is ServerPhase.SERVING
+            and ((loaded := m.server is ServerPhase.SERVING) or m.reloads)
             and m.facts is not None
-            and (run := m.server_facts) is not None
+            and (run := m.server_facts or m.last_run) is not None
         ][:MAX_SERVED]
         names = {model.name for model in served}
         pooled = [name for b in self._backends.values() if b.healthy for name in b.models if name not in names]
@@ -279,12 +315,18 @@ class NodeCore:
         wants = [
             name
             for name, model in self._local.models.items()
-            if model.wanted and name != self._placement.model and not (model.force_split and model.measured is None)
+            if model.wanted
+            and model.origin is not ModelOrigin.MESH
+            and not (model.force_split and model.measured is None)
         ]
+        sizes = (*self._machine.model_sizes, *[0] * len(self._machine.models))
+        named = zip(self._machine.models, sizes, strict=False)
+        disk = [(name, size) for name, size in named if name not in self._dropped][:MAX_ON_DISK]
         return OwnFacts(
             serves=tuple(served),
             wants=tuple(dict.fromkeys([*wants, *self._requested]))[:MAX_WANTED],
-            on_disk=self._machine.models[:MAX_ON_DISK],
+            # The other nodes must not count on this one for a model that its owner dropped.
+            on_disk=tuple([name for name, _ in disk]),
             aliases=self._machine.aliases,
             loads=self._loads,
             splits=self._candidates(),
@@ -293,7 +335,7 @@ class NodeCore:
             devices=() if self._lease_refusal else self._machine.devices[:MAX_DEVICES],
             speed=self._local.speed,
             demand=self._demand.levels,
-            disk_sizes=tuple([size // MIB for size in self._machine.model_sizes])[:MAX_ON_DISK],
+            disk_sizes=tuple([size // MIB for _, size in disk]) if self._machine.model_sizes else (),
             loading=self._loading(),
         )
 
@@ -303,6 +345,46 @@ class NodeCore:
         found = [self._splitting.candidate(model) for model in self._local.models.values()]
         return tuple(candidate for candidate in found if candidate is not None)[:MAX_SPLITS]
 
+    def _served_elsewhere(self, model: str) -> bool:
+        """Whether a live peer serves `model`."""
+        member = self._mesh
+        return isinstance(member, Member) and any(
+            served.name == model for record in member.alive() for served in record.serves
+        )
+
+    def _serve_requested(self, now: float) -> bool:
+        """Serve the further `--model`s that no other node takes, beside the first one. Whether there are any."""
+        member = self._mesh
+        if not self._requested or self._stopping or isinstance(member, ClientMember):
+            self._beside_at = None
+            return False
+        if member is not None and self._beside_at is not None and now < self._beside_at:
+            return False
+        self._beside_at = now + BESIDE_CHECK_SECONDS
+        others = list(member.alive()) if isinstance(member, Member) else []
+        if self._joining_until is None:
+            self._joining_until = now + JOIN_SECONDS
+        looking = isinstance(member, Member) and member.phase in (JoinPhase.DIALLING, JoinPhase.SYNCING)
+        joins = looking and now < self._joining_until
+        found = []
+        for name, since in self._requested.items():
+            if joins or self._served_elsewhere(name):
+                self._requested[name] = None
+                continue
+            unserved = self._requested[name] = now if since is None else since
+            wait = TAKEN_SECONDS if may_be_taken(name, others) else BESIDE_SECONDS
+            if member is None or now - unserved >= wait:
+                found.append(name)
+        for name in found:
+            del self._requested[name]
+            self._local.want(name, ModelOrigin.BESIDE)
+        return bool(found)
+
+    def _drop(self, name: str, now: float) -> None:
+        self._local.drop(name)
+        self._requested.pop(name, None)
+        self._dropped[name] = now + DROPPED_SECONDS
+
     def _loading(self) -> tuple[str, ...]:
         """The models that this node loads: other nodes need not."""
         found = [name for name, model in self._local.models.items() if self._is_loading(model)]
@@ -311,7 +393,7 @@ class NodeCore:
         return tuple(found)[:MAX_LOADING]
 
     def _is_loading(self, model: ModelState) -> bool:
-        if not model.wanted or model.server is ServerPhase.SERVING:
+        if not model.wanted or model.unloaded or model.server is ServerPhase.SERVING:
             return False
         if next_step.phase(self._local.engine, model) is ModelPhase.FAILED:
             return False
@@ -342,8 +424,9 @@ class NodeCore:
             return []
         self._placement_at = now + PLACEMENT_SECONDS
         model = self._local.models.get(placement.model)
-        if placement.model and model is None:
-            placement.forget()
+        if model is None or not model.wanted or model.origin is not ModelOrigin.MESH:
+            placement.forget()  # the owner's word outranks the demand
+            model = None
         claims = member.claims()
         records = self._claims.believed([claim.record for claim in claims[1:]], now)
         owned = {claim.record.node for claim in claims if claim.owned}
@@ -352,13 +435,13 @@ class NodeCore:
             member.record,
             now,
             free=self._is_free(member),
-            serving=model is not None and model.server is ServerPhase.SERVING,
+            serving=model is not None and (model.server is ServerPhase.SERVING or model.reloads),
             failed=model is not None and next_step.phase(self._local.engine, model) is ModelPhase.FAILED,
         )
         if step.take:
-            self._local.want(step.take)
+            self._local.want(step.take, ModelOrigin.MESH)
         if step.release:
-            self._local.release(step.release)
+            self._local.drop(step.release, RELEASED, "Retry.")
         if not step.changed:
             return []
         self._dirty = True
@@ -377,6 +460,9 @@ class NodeCore:
         """Take in an event about this node's models, files or backends. Returns False for any other event."""
         if isinstance(event, e.MessageReceived | e.TimePassed):  # nearly all events
             return False
+        if isinstance(event, e.LoadWanted | e.ModelWanted | e.MeshModelRequested):  # the owner's word
+            self._dropped.pop(event.model, None)
+            self._requested.pop(event.model, None)
         if self._local.handle(event, now):
             return True
         match event:
@@ -387,9 +473,12 @@ class NodeCore:
                 self._machine_observed(event, now)
             case e.SpeedMeasured():
                 self._local.speed = quantise(event.bytes_per_second, self._local.speed)
+            case e.DropWanted():
+                self._drop(event.model, now)
             case e.LoadsChanged():
                 self._loads = event.loads
                 self._pressure_new = True
+                self._local.loads_changed(event.loads, now)
             case e.BackendAdded():
                 if not self._stopping and event.url not in self._backends:
                     self._backends[event.url] = BackendState(event.url, next_probe=now)

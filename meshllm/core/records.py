@@ -101,9 +101,10 @@ class PeerAddress:
 class ServedModel:
     """A model that a node serves. `context_length` in tokens per request (0: unknown), `size` of the file in bytes.
 
-    `slots`: parallel requests (0: unknown, a backend). `vision`: the model accepts images (None: unknown). `on_demand`:
-    it is served because the mesh wants it, `movable`: for so long that the node may leave it for another. `pressed`:
-    its slots have been taken for long (`serving/pressure.py`).
+    `slots`: parallel requests (0: unknown, a backend; or, of a model with a size, none until a request has loaded it).
+    `vision`: the model accepts images (None: unknown). `on_demand`: it is served because the mesh wants it, `movable`:
+    for so long that the node may leave it for another. `pressed`: its slots have been taken for long
+    (`serving/pressure.py`).
     """
 
     name: str
@@ -115,6 +116,11 @@ class ServedModel:
     on_demand: bool = False
     movable: bool = False
     pressed: bool = False
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is in memory: another host is better than one that must load it."""
+        return self.slots > 0 or not self.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,21 @@ class ModelPhase(Enum):
     FAILED = "failed"
     STOPPING = "stopping"
     STOPPED = "stopped"
+    AVAILABLE = "available"
+
+
+class ModelOrigin(Enum):
+    """Why a node serves a model, and what may be done for it.
+
+    STARTED: the first `--model`; it may be split, and stays. BESIDE: a further `--model`, if it fits beside the others;
+    it stays. LOADED: by `mesh-llm load` or `--serve-all`; it may be split, and is unloaded if another model needs the
+    memory. MESH: the mesh requested it.
+    """
+
+    STARTED = "started"
+    BESIDE = "beside"
+    LOADED = "loaded"
+    MESH = "mesh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +139,11 @@ class ModelState:
     `failures` counts deaths since the last stable stretch; `restarts` counts all ends of a wanted engine process, and
     `last_failure` is the cause of the last unrequested one (kept while the model serves again). `not_before` is when
     the next start is allowed. `measured` is the memory that the model needs here; `split` the state of its split, if it
-    needs one; `force_split`: split the model even if it fits here (`--split`).
+    needs one; `force_split`: split the model even if it fits here (`--split`). `origin`: why it is served here.
+
+    `unloaded`: its memory was freed, and the next request loads it again; `last_run`: what its engine process said of
+    itself before that, until it serves again or fails to. `dropped`: the owner dropped it: it is removed once its
+    process has ended. `idle_since`: when its last request ended (None: it processes one, or does not serve).
     """
 
     name: str
@@ -146,6 +165,16 @@ class ModelState:
     measured: MeasuredModel | None = None
     force_split: bool = False
     split: SplitState | None = None
+    origin: ModelOrigin = ModelOrigin.STARTED
+    unloaded: bool = False
+    last_run: ServerFacts | None = None
+    dropped: bool = False
+    idle_since: float | None = None
+
+    @property
+    def reloads(self) -> bool:
+        """Whether a request for the model is to wait: it is unloaded, or being loaded again without a failure."""
+        return self.wanted and (self.unloaded or self.last_run is not None)
 
 
 @dataclass(frozen=True, slots=True)

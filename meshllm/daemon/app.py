@@ -26,18 +26,20 @@ from meshllm.core.membership.certificates import NO_RIGHTS, trust_domain
 from meshllm.core.membership.views import JoinPhase, MeshView
 from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
-from meshllm.core.snapshot import ModelState, Snapshot
+from meshllm.core.snapshot import ModelOrigin, ModelState, Snapshot
 from meshllm.core.split.lease import Lease
-from meshllm.daemon import port_holder, sandbox_facts
+from meshllm.daemon import dropped_models, port_holder, sandbox_facts
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
+from meshllm.daemon.drains import Drains
 from meshllm.daemon.home_watch import HomeWatch
 from meshllm.daemon.loop_lag import LoopLag
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
+from meshllm.daemon.owner_models import OwnerModels
 from meshllm.daemon.pidfile import HomeLock, new_token, owner_page
 from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
 from meshllm.daemon.settings import Settings
@@ -47,6 +49,7 @@ from meshllm.daemon.start_wishes import backend_keys, find_models
 from meshllm.daemon.stopping import Stopping, release_signals
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.daemon.viewer import Listening, Viewer
+from meshllm.daemon.wall_clock import system_time
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.errors import (
@@ -188,6 +191,7 @@ class App:
         guard = KeyGuard(lambda event, address: self._audit.write(event, address=address))
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
+        self._drains = Drains(self._is_busy)
         supervisor = self._supervisor = Supervisor(
             wanted,
             keys,
@@ -198,7 +202,9 @@ class App:
             self._sandboxing,
             settings.lease_cache,
             settings.chat_template,
+            self._drains.drained,
         )
+        models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot)
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
@@ -209,6 +215,7 @@ class App:
             requests=self._last_requests,
             download=downloads.download,
             members=self._members,
+            models=lambda: models,
             token=self._token,
             audit=lambda event, fields: self._audit.write(event, **fields),
         )
@@ -220,7 +227,7 @@ class App:
             peers=self,
             on_dial=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
-            on_work=self._draft_stats.refresh,
+            on_work=self._worked,
             on_requests=lambda counts: self._post(e.ModelsAsked(tuple(counts.items()))),
             draft_counts=self._draft_stats.counts,
             counters=self._counters,
@@ -279,9 +286,14 @@ class App:
         self._mailbox.put_nowait(event)
 
     def _request_models(self, wanted: dict[str, Wanted | None]) -> None:
-        """Pass the command line's models and backends to the core: the first model runs here, others in the mesh."""
+        """Pass the command line's models and backends to the core: the first model runs here, others in the mesh or,
+        if no other node takes them, here as well."""
+        settings = self._settings
         for number, model in enumerate(wanted):
-            self._post(e.MeshModelRequested(model) if number else e.ModelWanted(model, self._settings.split))
+            if settings.serve_all:
+                self._post(e.ModelWanted(model, settings.split and not number, ModelOrigin.LOADED))
+            else:
+                self._post(e.MeshModelRequested(model) if number else e.ModelWanted(model, settings.split))
         for backend in self._settings.backends:
             self._post(e.BackendAdded(backend.url))
 
@@ -356,7 +368,10 @@ class App:
     async def _run_core(self, supervisor: Supervisor) -> None:
         """Run the core until it has stopped everything."""
         session = self._session
-        core = NodeCore(session.config if session is not None else None, Random())
+        config = session.config if session is not None else None
+        now, home = asyncio.get_running_loop().time(), self._settings.home
+        dropped = await in_thread(lambda stop: dropped_models.load(home, now, system_time()), "dropped models")
+        core = NodeCore(config, Random(), idle_unload=self._settings.idle_unload, dropped=dropped)
 
         def execute(command: c.Command) -> None:
             if session is None or not session.carry_out(command):
@@ -436,6 +451,14 @@ class App:
         self._supervisor.update_speed(self._draft_stats.counts(), split)
         self._console.changed()
 
+    def _is_busy(self, model: str, generation: int) -> bool:
+        return self._gateway.is_busy(model, generation)
+
+    def _worked(self) -> None:
+        """Requests of the engines here began or ended."""
+        self._drains.changed()
+        self._draft_stats.refresh()
+
     def _is_working(self) -> bool:
         """Whether an engine here works on a request."""
         return any(load.active or load.waiting for load in self._gateway.loads())
@@ -458,9 +481,10 @@ class App:
 
     def status(self) -> NodeStatus:
         """The status of this node now."""
-        from meshllm.web.console.status import StatusInputs, node_status  # loaded with the console's handlers
+        # Loaded with the console's handlers.
+        from meshllm.web.console.status import StartStatus, StatusInputs, node_status
 
-        session = self._session
+        session, command = self._session, self._settings.command
         inputs = StatusInputs(
             snapshot=replace(self._snapshot, stopping=self._stopping is not None and self._stopping.begun),
             name=self._settings.node_name or socket.gethostname(),
@@ -479,6 +503,7 @@ class App:
             traffic=self._traffic,
             lan_urls=self._lan_urls(),
             sandbox=sandbox_facts.status(self._sandboxing, self._settings),
+            start=StartStatus(program=command.program, command=command.text, elsewhere=command.elsewhere),
         )
         return node_status(inputs, asyncio.get_running_loop().time())
 
@@ -551,4 +576,5 @@ def _first_snapshot(settings: Settings, wanted: dict[str, Wanted | None]) -> Sna
     """What callers may know before there is a core: the model is coming, and the mesh may bring more."""
     role = Role.CLIENT if settings.client else Role.NODE
     mesh = MeshView(NodeId(bytes(32)), MeshId(bytes(16)), role, JoinPhase.DIALLING)
-    return Snapshot(models=tuple(ModelState(model) for model in list(wanted)[:1]), mesh=mesh, wants=tuple(wanted))
+    here = list(wanted) if settings.serve_all else list(wanted)[:1]
+    return Snapshot(models=tuple(ModelState(model) for model in here), mesh=mesh, wants=tuple(wanted))

@@ -1,6 +1,7 @@
 """The llama-server processes of this node: memory measured first, then one task for each process.
 
-Invariants: each start ends in exactly one `ServerGone`; stopping a start that has no process yet cancels its task.
+Invariants: each start ends in exactly one `ServerGone`; stopping a start that has no process yet cancels its task. One
+plan is made at a time, and enters the memory ledger before the next one: two models never plan the same free memory.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,9 @@ from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
 from meshllm.daemon.chat_templates import ChatTemplates
 from meshllm.daemon.draft_selection import DraftSelector
+from meshllm.daemon.kept_memory import least_bytes
 from meshllm.daemon.log_file import engine_log
-from meshllm.daemon.start_planner import StartPlan, StartPlanner
+from meshllm.daemon.start_planner import KeptMemory, StartPlan, StartPlanner
 from meshllm.daemon.worker_process import ProcessContext, WorkerConnections, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
@@ -43,6 +45,12 @@ from meshllm.util.progress import Progress
 from meshllm.util.threads import StopSignal, in_thread
 
 log = logging.getLogger(__name__)
+
+Beside = Callable[[], Sequence[KeptMemory]]
+"""The further models for which a plan keeps memory. Reads files."""
+
+Drained = Callable[[], Awaitable[None]]
+"""Waits until a process has no request."""
 
 EnsureModel = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
 """Brings a model to this disk, if it is not there. Raises MeshError."""
@@ -102,13 +110,30 @@ class EngineProcesses:
         self._workers = workers
         self._ensure_model = ensure_model
         self._owner = Owner("engine processes")
+        self._planning = asyncio.Lock()
+        self._measuring: dict[str, asyncio.Task[None]] = {}
         self._planned: dict[str, _PlannedStart] = {}
         self._tasks: dict[ServerKey, _ServerTask] = {}
         self._templates = ChatTemplates(context.home)
 
-    def measure(self, model: LocalModel, name: str, engine: builder.Engine, *, split: bool) -> None:
+    def measure(
+        self, model: LocalModel, name: str, engine: builder.Engine, *, split: bool, beside: Beside = tuple
+    ) -> None:
         """Measure the memory that `model`, served as `name`, needs here; ends in ModelMeasured or MeasureFailed."""
-        self._owner.start(self._measure(model, name, engine, split), f"measure {name}")
+        task = self._owner.start(self._measure(model, name, engine, split, beside), f"measure {name}")
+        self._measuring[name] = task
+        task.add_done_callback(lambda done: self._measured_or_not(name, done))
+
+    def _measured_or_not(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._measuring.get(name) is task:
+            del self._measuring[name]
+
+    def forget(self, name: str) -> None:
+        """The model `name` is not served any more: end its measurement, and free what was planned for it."""
+        if (task := self._measuring.pop(name, None)) is not None:
+            task.cancel()
+        self._planned.pop(name, None)
+        self._planner.ledger.release(name)
 
     def start(self, model: LocalModel, command: c.StartServer, engine: builder.Engine) -> None:
         """Start a process; ends in ServerGone."""
@@ -117,15 +142,24 @@ class EngineProcesses:
         self._tasks[key] = _ServerTask(task)
         task.add_done_callback(partial(self._ended, key))
 
-    def stop(self, name: str, generation: int, *, at_once: bool) -> None:
-        """Stop a process: with time to finish its answers, or `at_once`. A start that is not that far is cancelled."""
+    def stop(self, name: str, generation: int, *, at_once: bool, drained: Drained | None = None) -> None:
+        """Stop a process: with time to finish its answers, or `at_once`, or when it is `drained`. A start that is not
+        that far is cancelled."""
         server = self._tasks.get((name, generation))
         if server is None:
             return
         if server.child is None:
             server.task.cancel()
-        else:
+        elif drained is None:
             server.child.stop(at_once=at_once)
+        else:
+            self._owner.start(self._drain(server.child, drained), f"drain {name} {generation}")
+
+    async def _drain(self, child: Child, drained: Drained) -> None:
+        try:
+            await drained()
+        finally:
+            child.stop()
 
     async def close(self) -> None:
         """End everything that still runs."""
@@ -133,9 +167,9 @@ class EngineProcesses:
 
     # -- memory
 
-    async def _measure(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> None:
+    async def _measure(self, model: LocalModel, name: str, engine: builder.Engine, split: bool, beside: Beside) -> None:
         try:
-            measured = await self._measured(model, name, engine, split)
+            measured = await self._measured(model, name, engine, split, beside)
         except MeshError as error:
             self._post(e.MeasureFailed(name, error.message, error.advice, isinstance(error, InputError)))
         except Exception as error:
@@ -144,29 +178,42 @@ class EngineProcesses:
         else:
             self._post(e.ModelMeasured(name, measured))
 
-    async def _measured(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> MeasuredModel:
-        free_bytes, found = self._planner.free_memory(), None
-        with contextlib.suppress(NotEnoughSpace):
-            found = self._planned[name] = await self._plan_alone(model, name, engine)
-        fits_locally = found is not None and not found.plan.disk_paging
-        if fits_locally and not split:
-            return MeasuredModel(fits_locally, free_bytes)
+    async def _measured(
+        self, model: LocalModel, name: str, engine: builder.Engine, split: bool, beside: Beside
+    ) -> MeasuredModel:
+        ledger, found = self._planner.ledger, None
+        async with self._planning:
+            ledger.release(name)  # of its last process
+            await ledger.settled()
+            free_bytes = self._planner.free_memory()
+            with contextlib.suppress(NotEnoughSpace):
+                found = self._planned[name] = await self._plan_alone(model, name, engine, beside)
+            fits_locally = found is not None and not found.plan.disk_paging
+            if found is not None and fits_locally and not split:
+                ledger.reserve(name, found.plan.planned)
+                return MeasuredModel(fits_locally, free_bytes)
         tries = candidates(model.context_length, self._planner.context, usage(model.header).purpose)
         # The host of a split computes the image encoder, whichever nodes compute the layers.
-        beside = 0 if model.projector is None else projector_bytes(model.projector)
-        sizes = tuple(SizeNeed(size, need_of(model.header.shape, size, beside=beside)) for size in tries)
+        projector = 0 if model.projector is None else projector_bytes(model.projector)
+        sizes = tuple(SizeNeed(size, need_of(model.header.shape, size, beside=projector)) for size in tries)
         return MeasuredModel(
             fits_locally,
             free_bytes,
             sizes,
             await self._leased_files(model),
             disk_paging=found is not None and not fits_locally,
+            least_bytes=least_bytes(model, self._planner.context),
         )
 
-    async def _plan_alone(self, model: LocalModel, name: str, engine: builder.Engine) -> _PlannedStart:
+    async def _plan_alone(
+        self, model: LocalModel, name: str, engine: builder.Engine, beside: Beside = tuple
+    ) -> _PlannedStart:
         """How to serve `model` on this node alone. Raises NotEnoughSpace if it does not fit."""
         speculation, draft = await self._drafts.choose(name, model, partial(self._ensure_draft, name))
-        plan = await self._planner.plan(engine, model, usage(model.header), speculation=speculation, draft=draft)
+        kept = await in_thread(lambda stop: beside(), "memory of further models")
+        plan = await self._planner.plan(
+            engine, model, usage(model.header), speculation=speculation, draft=draft, beside=kept
+        )
         return _PlannedStart(plan, draft if plan.speculation.source is DraftSource.DRAFT else None)
 
     async def _ensure_draft(self, name: str, draft: Wanted) -> LocalModel:
@@ -204,8 +251,9 @@ class EngineProcesses:
         try:
             if command.lease is not None:
                 start = await self._plan_split(model, command)
+                self._planner.ledger.reserve(name, start.plan.planned)
             else:
-                start = self._planned.pop(name, None) or await self._plan_alone(model, name, engine)
+                start = self._planned.pop(name, None) or await self._plan_again(model, name, engine)
             with llama_server.private_directory(self._context.sockets) as folder:
                 return await self._run(model, command, engine, start, llama_server.socket_path(folder))
         except MeshError as error:
@@ -217,9 +265,18 @@ class EngineProcesses:
             if command.lease is not None:
                 self._workers.release(command.lease, start.connections if start is not None else None)
 
+    async def _plan_again(self, model: LocalModel, name: str, engine: builder.Engine) -> _PlannedStart:
+        """How to start a process of `model` again. Raises NotEnoughSpace."""
+        async with self._planning:
+            await self._planner.ledger.settled()
+            start = await self._plan_alone(model, name, engine)
+            self._planner.ledger.reserve(name, start.plan.planned)
+            return start
+
     def _ended(self, key: ServerKey, task: asyncio.Task[e.ServerGone]) -> None:
         """The task of a process is done. A task that was cancelled may not even have begun."""
         self._tasks.pop(key, None)
+        self._planner.ledger.release(key[0])
         self._post(e.ServerGone(*key, STOPPED) if task.cancelled() else task.result())
 
     async def _run(
@@ -237,6 +294,7 @@ class EngineProcesses:
         def ready(pid: int) -> None:
             nonlocal started
             started = True
+            self._planner.ledger.loaded(name)
             facts = ServerFacts(
                 str(socket),
                 pid,
@@ -253,6 +311,7 @@ class EngineProcesses:
         spec = llama_server.child_spec(engine.server, server, socket, log_file, loading, self._context.sandboxing)
         child = Child(spec, self._context.registry, ready)
         self._tasks[name, generation].child = child
+        self._planner.ledger.started(name, lambda: child.pid)
         try:
             ending = await child.run()
         finally:

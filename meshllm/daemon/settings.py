@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +25,28 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
+class StartCommand:
+    """How the user started this node. `program`: shell text that runs mesh-llm on this machine, `arguments`: those of
+    the start, without invites; `elsewhere`: how another machine that was set up in the same way runs it."""
+
+    program: str = "mesh-llm"
+    arguments: tuple[str, ...] = ()
+    elsewhere: str = "mesh-llm"
+
+    @property
+    def text(self) -> str:
+        """Shell text that starts this node again."""
+        return " ".join([self.program, shlex.join(self.arguments)]).rstrip()
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The options of a start. Ports: 0 is any free one. Sizes in bytes, rates in bytes per second, context in tokens.
 
-    `models`: names or paths as given; the first runs here, the others are requested from the mesh. `invites`: all of
-    one mesh; `notices`: what the user should know about them. `client`: only use the mesh. `bind_port`: UDP; None is
+    `models`: names or paths as given; the first runs here, the others are requested from the mesh and run here if no
+    other node takes them (`serve_all`: all run here at once). `idle_unload`: models that are idle for so many seconds
+    are unloaded (None: never). `invites`: all of one mesh; `notices`: what the user should know about them. `client`:
+    only use the mesh. `bind_port`: UDP; None is
     the last one used, or any free one. `node_name`: shown to other nodes. `max_clients`: clients that this node admits.
     `draft`: draft model for the first of `models`; `drafts`: whether draft models may be used; `speculation`: whether
     speculative decoding is used at all.
@@ -44,6 +62,7 @@ class Settings:
     `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
     `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
+    `command`: how to start this node again.
     """
 
     home: Path
@@ -75,4 +94,7 @@ class Settings:
     sandbox: bool = True
     worker: bool | None = None
     lease_cache: int | None = None
+    serve_all: bool = False
+    idle_unload: float | None = None
     chat_template: Path | None = None
+    command: StartCommand = StartCommand()

@@ -7,7 +7,7 @@ is kept. Whatever is reduced to save memory is logged; a model that cannot fit i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from meshllm.core.memory import layer_placement
@@ -28,6 +28,7 @@ from meshllm.core.records import short
 from meshllm.core.snapshot import Purpose
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
+from meshllm.daemon.memory_ledger import NOTHING_PLANNED, MemoryLedger, PlannedMemory
 from meshllm.engine.build.installed import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.probe.bindings import EngineDevice
@@ -58,7 +59,8 @@ class StartPlan:
     `micro_batch`: tokens that the engine must compute in one batch (None: its default). `devices`, `layers`,
     `experts_aside`, `checkpoints` and `projector` are those of `llama_server.ServerPlan`. `speculation`: what was
     requested, or less. `draft_device`: the device of the draft model. `disk_paging`: the model does not fit in memory
-    and the engine reads weights from the disk. `memory_limit`: the most private memory the process may take.
+    and the engine reads weights from the disk. `memory_limit`: the most private memory the process may take. `planned`:
+    where the memory is, with the caches full.
     """
 
     size: ContextSize
@@ -75,6 +77,17 @@ class StartPlan:
     disk_paging: bool = False
     projector: Projector | None = None
     memory_limit: int | None = None
+    planned: PlannedMemory = NOTHING_PLANNED
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMemory:
+    """Memory that a plan keeps free for a further model, an estimate in bytes: all that model could use (`full`), or
+    the least in which it fits."""
+
+    name: str
+    full: int
+    least: int
 
 
 class StartPlanner:
@@ -99,6 +112,7 @@ class StartPlanner:
         self._found: tuple[EngineDevice, ...] = ()
         self._devices: tuple[Device, ...] | None = None
         self._used: tuple[str, ...] = ()
+        self.ledger = MemoryLedger()
 
     @property
     def context(self) -> int | None:
@@ -138,13 +152,17 @@ class StartPlanner:
             known=self._devices is not None,
         )
 
+    def left(self, held: int = 0) -> MachineMemory:
+        """The machine's memory now, without what the engine processes of this node were planned with."""
+        return self.ledger.left(self.machine(held))
+
     def free_memory(self, held: int = 0) -> int:
-        """Bytes that this machine has for models now."""
-        return offer(self.machine(held))
+        """Bytes that this machine has for further models now."""
+        return offer(self.left(held))
 
     def device_memory(self, held: int = 0) -> tuple[int, ...]:
         """The same for each accelerator, if there are several."""
-        accelerators = room(self.machine(held)).accelerators
+        accelerators = room(self.left(held)).accelerators
         return tuple(accelerator.room for accelerator in accelerators) if len(accelerators) > 1 else ()
 
     async def plan(
@@ -155,33 +173,43 @@ class StartPlanner:
         *,
         speculation: Speculation = PLAIN,
         draft: LocalModel | None = None,
+        beside: Sequence[KeptMemory] = (),
     ) -> StartPlan:
-        """How to start `model` for the use `how`, with `draft` if that costs the model nothing.
+        """How to start `model` for the use `how`, with `draft` if that costs the model nothing. Memory is kept for the
+        models `beside` it: all they could use if the model loses nothing by it, else the least for as many as possible.
 
         Raises NotEnoughSpace if the model does not fit, and as `bindings.memory_need` does.
         """
         if self._devices != ():
             await self.refresh_devices(engine)  # each loaded model changes the free memory
-        machine = self.machine()
+        machine = self.left()
         draft_tokens = speculation.max_draft_tokens
         task = _Task(engine, model, how, room(machine), self.sandboxing, bool(machine.devices), draft_tokens)
         task = _with_projector(task)
         sizes = task.sizes(self._context)
+        tasks = _keeping(task, beside)
         if draft is not None and speculation.source is DraftSource.DRAFT:
             why = f"{draft.name} takes memory that {model.name} needs"
             try:
-                both = await self._with_draft(task, sizes, draft, speculation)
+                both = await self._with_draft(tasks[len(tasks) // 2], sizes, draft, speculation)
                 if both is not None:
                     return both
             except InvalidModelFile as error:  # of the draft model; one of the model is raised below
                 why = error.message
             log.warning("%s is served without a draft model: %s", model.name, why)
             speculation = Speculation(DraftSource.NGRAMS, reason=why)
-        found = await task.search(sizes)
+        wish = self._wish(model, sizes)
+        for number, task in enumerate(tasks):
+            found = await task.search(sizes)
+            fits = found.verdict is FitVerdict.FITS
+            if fits and (number or not losses(found, wish, task.shape, task.room)):
+                break
         if found.verdict is FitVerdict.TOO_BIG:
-            reason, advice = shortage(found, self._wish(model, sizes), task.room)
+            reason, advice = shortage(found, wish, task.room)
             raise NotEnoughSpace(f"{model.name} does not fit here: {reason}.", advice=advice)
-        return self._fit(task, sizes, found, speculation, draft_memory=0, draft_device=None)
+        if beside and task.room != tasks[-1].room:
+            log.info("%s: memory is kept for %s", model.name, ", ".join(kept.name for kept in beside))
+        return self._fit(task, sizes, found, speculation, draft_taken=(0, 0), draft_device=None)
 
     async def _with_draft(
         self, task: _Task, sizes: tuple[ContextSize, ...], draft: LocalModel, speculation: Speculation
@@ -195,7 +223,7 @@ class StartPlanner:
             found, self._wish(task.model, sizes), task.shape, smaller.room
         ):
             return None
-        return self._fit(smaller, sizes, found, speculation, sum(taken), device)
+        return self._fit(smaller, sizes, found, speculation, taken, device)
 
     def _fit(
         self,
@@ -203,7 +231,7 @@ class StartPlanner:
         sizes: tuple[ContextSize, ...],
         found: layer_placement.LayerPlacement,
         speculation: Speculation,
-        draft_memory: int,
+        draft_taken: tuple[int, int],
         draft_device: str | None,
     ) -> StartPlan:
         model, trial, given = task.model, found.trial, task.room
@@ -219,7 +247,16 @@ class StartPlanner:
         if task.how.purpose is Purpose.GENERATE:
             checkpoints = _checkpoints(checkpoint_bytes(task.shape), trial.size, spare)
             cache = _prompt_cache_mib(spare)
-        memory = found.need.host + sum(found.need.accelerators) + draft_memory + task.beside
+        memory = found.need.host + sum(found.need.accelerators) + sum(draft_taken) + task.beside
+        device = None if task.projector is None else task.projector.device
+        on_devices = {
+            it.name: taken
+            + (draft_taken[1] if it.name == draft_device else 0)
+            + (task.beside if it.name == device else 0)
+            for it, taken in zip(given.accelerators, found.need.accelerators, strict=True)
+        }
+        kept = checkpoint_bytes(task.shape) * trial.size.slots * (checkpoints or 0) + (cache << 20)
+        host = found.need.host + draft_taken[0] + (task.beside if device is None else 0) + kept
         return StartPlan(
             size=trial.size,
             memory=memory,
@@ -235,6 +272,7 @@ class StartPlanner:
             disk_paging=found.verdict is FitVerdict.PAGES,
             projector=task.projector,
             memory_limit=memory_limit(memory + (cache << 20) + int(spare * CHECKPOINTS_SHARE)),
+            planned=PlannedMemory(host, tuple((name, taken) for name, taken in on_devices.items() if taken)),
         )
 
     def plan_split(
@@ -254,7 +292,7 @@ class StartPlanner:
         InvalidModelFile if the encoder's file cannot be read.
         """
         own, *others = lease.shares
-        given = room(self.machine())
+        given = room(self.left())
         here = _spread(own.layers, [accelerator.room for accelerator in given.accelerators])
         used = [accelerator.name for accelerator, count in zip(given.accelerators, here, strict=True) if count]
         there = [count for share in others for count in share.runs]
@@ -280,6 +318,7 @@ class StartPlanner:
             draft_device=given.accelerators[0].name if given.accelerators else "none",
             projector=projector,
             memory_limit=memory_limit(own.memory + (draft.size * 2 if draft is not None else 0)),
+            planned=_planned_here(own, dict(zip(used, [count for count in here if count], strict=True))),
         )
 
     def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
@@ -287,7 +326,7 @@ class StartPlanner:
 
         Raises NotEnoughSpace if their number is not the planned one.
         """
-        accelerators = room(self.machine()).accelerators
+        accelerators = room(self.left()).accelerators
         if not share.devices:  # the host knows of at most one: use the one with most memory
             best = _roomiest(accelerators)
             return () if best is None else (best,)
@@ -442,6 +481,36 @@ def _less(given: MemoryBudget, taken: tuple[int, int], device: str | None) -> Me
             replace(it, room=max(0, it.room - there)) if it.name == device else it for it in given.accelerators
         ),
     )
+
+
+def _keeping(task: _Task, beside: Sequence[KeptMemory]) -> list[_Task]:
+    """`task` with memory kept for the models `beside` it, most first: for all, for fewer, and at last for none."""
+    counts = (len(beside), len(beside) // 2, 1)
+    least = [sum(it.least for it in beside[:count]) for count in counts]
+    kept = dict.fromkeys((sum(it.full for it in beside), *least, 0))
+    return [replace(task, room=_without(task.room, size)) for size in kept]
+
+
+def _without(given: MemoryBudget, size: int) -> MemoryBudget:
+    """`given` without `size` bytes: of the accelerators, in proportion to their memory, or of the RAM."""
+    whole = sum(it.room for it in given.accelerators)
+    if not whole:
+        return replace(given, host=max(0, given.host - size))
+    part = min(size, whole)
+    shared = sum(it.room for it in given.accelerators if it.shared)
+    return replace(
+        given,
+        host=max(0, given.host - part * shared // whole),
+        accelerators=tuple(replace(it, room=it.room - part * it.room // whole) for it in given.accelerators),
+    )
+
+
+def _planned_here(own: WorkerShare, layers: Mapping[str, int]) -> PlannedMemory:
+    """The memory of a host's own share, with so many `layers` on each accelerator."""
+    whole = sum(layers.values())
+    if not whole:
+        return PlannedMemory(own.memory)
+    return PlannedMemory(0, tuple((name, own.memory * count // whole) for name, count in layers.items()))
 
 
 def _checkpoints(each: int, size: ContextSize, spare: int) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from meshllm import paths
@@ -24,27 +25,37 @@ def find_models(settings: Settings) -> dict[str, Wanted | None]:
 
     Raises UnknownModel, InvalidModelFile, UsageError.
     """
-    store = Store(paths.models())
     wanted: dict[str, Wanted | None] = {}
     for text in settings.models:
-        try:
-            found = resolve(text, folder=store.folder, disk=lambda: scan.scan(store))
-        except UnknownModel as error:
-            if "/" in text or text.casefold().endswith(".gguf"):
-                raise
-            if not settings.invites and not _knows_others(settings.home):
-                raise
-            log.warning("%s The mesh is asked for it. %s", error.message, error.advice)
-            wanted[text.strip()] = None
-            continue
-        if found.note:
-            log.warning("%s", found.note)
-        source = found.wanted
-        name = from_path(source, store).name if isinstance(source, Path) else source.name
-        if name in wanted and wanted[name] != source:
-            raise UsageError(f"Two different models are both called {name}.", advice="Rename one of the files.")
+        name, source = find_model(text, settings.home, joins=bool(settings.invites))
+        check_same(name, wanted, source)
         wanted[name] = source
     return wanted
+
+
+def find_model(text: str, home: Path, *, joins: bool) -> tuple[str, Wanted | None]:
+    """The name and the meaning of `text`. `joins`: this node is in a mesh with others, or joins one. Raises as
+    `find_models` does."""
+    store = Store(paths.models())
+    try:
+        found = resolve(text, folder=store.folder, disk=lambda: scan.scan(store))
+    except UnknownModel as error:
+        if "/" in text or text.casefold().endswith(".gguf"):
+            raise
+        if not joins and not _knows_others(home):
+            raise
+        log.warning("%s The mesh is asked for it. %s", error.message, error.advice)
+        return text.strip(), None
+    if found.note:
+        log.warning("%s", found.note)
+    source = found.wanted
+    return from_path(source, store).name if isinstance(source, Path) else source.name, source
+
+
+def check_same(name: str, known: Mapping[str, Wanted | None], source: Wanted | None) -> None:
+    """Raise UsageError if `name` is another model in `known`."""
+    if name in known and known[name] != source:
+        raise UsageError(f"Two different models are both called {name}.", advice="Rename one of the files.")
 
 
 def _knows_others(home: Path) -> bool:

@@ -6,9 +6,11 @@ with its traceback in the log.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +21,15 @@ from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
 from meshllm.core.snapshot import ModelFacts
 from meshllm.core.split.planner import token_bytes
+from meshllm.daemon import dropped_models
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
 from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progress_of
 from meshllm.daemon.engine_provider import EngineProvider
+from meshllm.daemon.kept_memory import kept_for
 from meshllm.daemon.machine_observer import FreeMemory, MachineObserver, ModelsOnDisk
-from meshllm.daemon.start_planner import StartPlanner
+from meshllm.daemon.start_planner import KeptMemory, StartPlanner
+from meshllm.daemon.state_writer import StateWriter
+from meshllm.daemon.wall_clock import system_time
 from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
@@ -68,6 +74,13 @@ SPEED_TOKENS = 100
 CHANGES = (e.EngineReady, e.FileReady, e.ServerReady, e.ServerGone, e.WorkerReady, e.WorkerGone)
 
 
+DrainedProcess = Callable[[str, int], Awaitable[None]]
+
+
+async def _at_once(model: str, generation: int) -> None:
+    """For a daemon without callers."""
+
+
 class Supervisor:
     """Carries out commands. `wanted` maps the name of each requested model to its source; further models of the mesh
     are served only if they are on this disk."""
@@ -83,11 +96,14 @@ class Supervisor:
         sandboxing: Sandboxing = NO_SANDBOX,
         lease_cache: int | None = None,
         chat_template: Path | None = None,
+        drained: DrainedProcess = _at_once,
     ) -> None:
         """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`. `chat_template`: replaces that
-        of the first of `wanted`."""
+        of the first of `wanted`. `drained`: waits until an engine process (model, generation) has no request."""
         self._templates = {name: chat_template for name in list(wanted)[:1] if chat_template is not None}
         self._wanted = wanted
+        self._drained = drained
+        self._fetches: dict[str, asyncio.Task[None]] = {}
         self._on_disk: dict[str, Wanted] = {}
         self._misnamed: list[Wanted] = []
         self._backend_keys = backend_keys
@@ -101,6 +117,7 @@ class Supervisor:
             home, llama_server.socket_directory(home), ChildRegistry(home / "children"), self._post, sandboxing
         )
         self._post_to_core = post
+        self._writer = StateWriter()
         self._engine: builder.Engine | None = None
         self._engines = EngineProvider()
         self._models: dict[str, LocalModel] = {}
@@ -142,13 +159,23 @@ class Supervisor:
             case c.PrepareEngine():
                 self._owner.start(self._prepare_engine(), "engine")
             case c.FetchModel(model):
-                self._owner.start(self._fetch(model), f"fetch {model}")
-            case c.MeasureModel(model, split):
-                self._servers.measure(self._models[model], model, self._ready(), split=split)
+                task = self._fetches[model] = self._owner.start(self._fetch(model), f"fetch {model}")
+                task.add_done_callback(lambda done: self._fetched(model, done))
+            case c.MeasureModel(model, split, beside):
+                kept = partial(self._kept_for, beside)
+                self._servers.measure(self._models[model], model, self._ready(), split=split, beside=kept)
             case c.StartServer():
                 self._servers.start(self._models[command.model], command, self._ready())
-            case c.StopServer(model, generation, at_once):
-                self._servers.stop(model, generation, at_once=at_once)
+            case c.StopServer(model, generation, at_once, drain):
+                drained = partial(self._drained, model, generation) if drain else None
+                self._servers.stop(model, generation, at_once=at_once, drained=drained)
+            case c.ForgetModel(model):
+                if (fetch := self._fetches.pop(model, None)) is not None:
+                    fetch.cancel()
+                self._servers.forget(model)
+            case c.SaveDropped(dropped):
+                now, unix = asyncio.get_running_loop().time(), system_time()
+                self._writer.add(lambda: dropped_models.save(self._context.home, dict(dropped), now, unix))
             case c.StartWorker(lease):
                 self._workers.start(lease)
             case c.StopWorker(session, generation):
@@ -159,6 +186,26 @@ class Supervisor:
                 self._owner.start(self._probe(url), f"probe {url}")
             case _:
                 raise RuntimeError(f"no way to carry out {command}")
+
+    def request(self, name: str, source: Wanted | None) -> None:
+        """The owner requests a further model, which `source` describes (None: only the mesh can know it)."""
+        self._wanted[name] = source
+
+    def source(self, name: str) -> Wanted | None:
+        """What `name` means on this node; None if only the mesh can know it."""
+        return self._wanted.get(name) or self._on_disk.get(name)
+
+    def _fetched(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._fetches.get(name) is task:
+            del self._fetches[name]
+
+    def _kept_for(self, names: Sequence[str]) -> list[KeptMemory]:
+        """The memory to keep for models that will be served beside the one that is planned."""
+        context = self._planner.context
+        sources = {name: self.source(name) for name in names}
+        return [
+            kept_for(name, source, self._models.get(name), context, self._store) for name, source in sources.items()
+        ]
 
     def observe(self) -> None:
         """Observe this machine now, and from now on: posts `MachineObserved`."""
@@ -176,6 +223,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Stop everything that still runs."""
+        await self._writer.close()
         await self._observer.close()
         await self._owner.close()
         await self._servers.close()

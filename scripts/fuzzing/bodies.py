@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import re
 import tempfile
@@ -138,7 +139,8 @@ class Run:
 
     def go(self, kept: Sequence[Case], fresh: bool = True) -> Report:
         """Post the kept cases, then new ones until the bounds are reached, unless not `fresh`."""
-        uvloop.run(self._go(kept, fresh))
+        with contextlib.suppress(KeyboardInterrupt):  # what was found by then is reported and kept
+            uvloop.run(self._go(kept, fresh))
         report = self.report
         report.seconds = time.monotonic() - self._began
         report.restarts = self._restarts() - self._first

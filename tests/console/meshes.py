@@ -34,7 +34,15 @@ from meshllm.util.progress import Progress
 from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.server import Console
 from meshllm.web.console.split_status import LeaseTraffic
-from meshllm.web.console.status import NodeStatus, SharingStatus, StatusInputs, TargetLoad, TransferStatus, node_status
+from meshllm.web.console.status import (
+    NodeStatus,
+    SharingStatus,
+    StartStatus,
+    StatusInputs,
+    TargetLoad,
+    TransferStatus,
+    node_status,
+)
 from meshllm.web.console.status_model import TransportKind
 from meshllm.web.gateway.request_log import AttemptSummary, Outcome, RequestSummary
 from meshllm.web.http.access_control import AccessPolicy
@@ -115,6 +123,8 @@ class Stage:
     hosts: tuple[str, ...] = ("127.0.0.1", "::1")
     lan_urls: tuple[str, ...] = ()
     requests: tuple[RequestSummary, ...] = ()
+    notices: tuple[str, ...] = ()
+    start: StartStatus | None = None
     port: int = 0
 
     def status(self) -> NodeStatus:
@@ -134,6 +144,8 @@ class Stage:
             drafts=self.drafts,
             traffic=lambda lease: self.traffic,
             lan_urls=self.lan_urls,
+            notices=self.notices,
+            start=self.start,
         )
         return node_status(inputs, 0.0)
 

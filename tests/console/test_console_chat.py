@@ -142,7 +142,7 @@ def test_chat_stop_frees_the_slot_of_the_engine(chat: Page) -> None:
     text = answers(chat).locator(".prose").inner_text()
     # The engine has stopped: no slot is busy.
     chat.get_by_role("link", name="Nodes").click()
-    expect(chat.get_by_role("listitem").filter(has_text="this node")).to_contain_text("0/")
+    expect(chat.get_by_role("listitem").filter(has_text="this node")).to_contain_text("0 of")
     chat.go_back()
     assert answers(chat).locator(".prose").inner_text() == text
 
@@ -275,9 +275,9 @@ def test_chat_sends_images_to_vision_models_and_shows_refusals(
     picture = tmp_path / "picture.png"
     chat.screenshot(path=str(picture))
     # The node's model has no vision; of the backend's model this is unknown.
-    expect(chat.locator("input[type=file]")).to_have_count(0)
+    expect(chat.locator(".composer input[type=file]")).to_have_count(0)
     model_of(chat).select_option("scripted")
-    chat.locator("input[type=file]").set_input_files(str(picture))
+    chat.locator(".composer input[type=file]").set_input_files(str(picture))
     expect(chat.get_by_role("img", name="Image 1")).to_be_visible()
     model_of(chat).select_option(MODEL)
     expect(chat.get_by_role("alert")).to_contain_text("This model does not support images")
@@ -293,12 +293,13 @@ def test_chat_sends_images_to_vision_models_and_shows_refusals(
     backend.refusal = "image input is not supported by this model"
     ask(chat, "And this?")
     expect(chat.get_by_role("alert")).to_contain_text("the model does not support images")
-    expect(chat.get_by_role("button", name="Regenerate")).to_have_count(2)
+    expect(chat.get_by_role("button", name="Regenerate")).to_have_count(1)
+    expect(chat.get_by_role("button", name="Try again")).to_have_count(1)
 
 
 def test_chat_sends_the_system_prompt_first(chat: Page, backend: ScriptedBackend) -> None:
     backend.text = "Yes."
-    chat.get_by_role("button", name="System prompt").click()
+    chat.get_by_role("button", name="Settings of this chat").click()
     chat.get_by_label("System prompt of this chat").fill("Be brief.")
     ask(chat, "Are you?", "scripted")
     finished(chat)
@@ -315,5 +316,5 @@ def test_chat_fits_a_phone_with_long_lines(
     ask(page, "z" * 300, "scripted")
     finished(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    page.get_by_role("button", name="Conversations").click()
+    page.get_by_role("button", name="Chats", exact=True).click()
     expect(page.get_by_role("link", name=re.compile("^zzz"))).to_be_visible()

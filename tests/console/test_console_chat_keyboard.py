@@ -97,5 +97,21 @@ def test_chat_error_for_a_stopped_node_names_the_next_step(
     visitor.allow("ERR_")
     node[0].stop()
     ask(chat, "Hello?")
-    expect(chat.locator("li.assistant-message").get_by_role("alert")).to_contain_text("Cannot connect to the API")
+    expect(chat.locator("li.assistant-message").get_by_role("alert")).to_contain_text(
+        "does not answer. Check that it runs"
+    )
     expect(chat.locator("li.assistant-message").get_by_role("alert")).to_contain_text('"mesh-llm status"')
+
+
+def test_owner_chats_without_typing_the_key_that_the_node_requires(visitor: Visitor, tmp_path: Path) -> None:
+    visitor.allow("401")
+    with ExitStack() as stack:
+        backend = stack.enter_context(running_backend(ScriptedBackend("scripted")))
+        node = stack.enter_context(daemon(tmp_path / "home", "--backend", backend.url, "--require-key"))
+        backend.text = "Yes."
+        page = visitor.open(f"{node.console_url}/#/chat", node.token)
+        expect(page.get_by_role("combobox", name="Model")).to_have_value("scripted")
+        ask(page, "Hello?")
+        expect(answer(page).locator(".prose")).to_have_text("Yes.")
+        page.get_by_role("link", name="Join").click()
+        expect(page.get_by_role("region", name="curl: In a shell:")).to_contain_text("Bearer MESH_LLM_KEY")

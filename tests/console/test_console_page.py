@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 
 from meshllm.core.membership.views import PeerStatus, PeerView
 from meshllm.errors import EnvironmentFailure
+from meshllm.web.console.status import StartStatus
 from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged, with_requests
 from tests.console.overlap import overlapping
@@ -133,12 +134,19 @@ def test_views_are_reached_by_keyboard(stage: Stage, visitor: Visitor) -> None:
 def test_nodes_view_shows_memory_load_and_speed(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(f"{stage.url}/#/nodes")
     here = page.get_by_role("listitem").filter(has_text="this node")
-    for words in ("1/4 slots", "32k context", "87 tok/s", "39.0 GB free of 64.0 GB", "NVIDIA RTX 4090", "v0.1.0"):
+    for words in (
+        "1 of 4 slots busy",
+        "32k context",
+        "87 tok/s",
+        "39.0 GB free of 64.0 GB",
+        "NVIDIA RTX 4090",
+        "v0.1.0",
+    ):
         expect(here).to_contain_text(words)
     expect(here.get_by_role("img", name=re.compile("models use 9.2 GB"))).to_have_count(1)
     amber = page.get_by_role("listitem").filter(has_text="amber")
     expect(amber).to_contain_text("Offered memory")
-    expect(amber).to_contain_text("quic")
+    expect(amber).to_contain_text("ms away")
 
 
 def test_nodes_view_filters_by_text(visitor: Visitor) -> None:
@@ -163,7 +171,7 @@ def test_models_view_explains_the_availability_of_each_model(stage: Stage, visit
     expect(row("Mistral-Small").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "42")  # type: ignore[attr-defined]
     expect(row("DeepSeek-R1")).to_contain_text("no known node has the file")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_have_count(1)  # type: ignore[arg-type]
-    expect(row("bge-m3")).to_contain_text("Serve it with --model bge-m3.")  # type: ignore[arg-type]
+    expect(row("bge-m3")).to_contain_text("start that node with --model bge-m3.")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_contain_text("also bge-m3-Q8_0")  # type: ignore[arg-type]
     exchanged = page.get_by_role("region", name="Model file transfers")
     expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GB, 62.0 MB/s by lane")
@@ -247,7 +255,7 @@ def test_idle_node_shows_commands_to_serve_and_join(visitor: Visitor) -> None:
     with staged(idle()) as stage:
         page = visitor.open(stage.url)
         expect(page.get_by_role("heading", name="This node serves no model")).to_be_visible()
-        expect(page.locator("main")).to_contain_text("mesh-llm --join INVITE")
+        expect(page.locator("main")).to_contain_text("mesh-llm stop && mesh-llm --join -")
         page.get_by_role("link", name="Models").click()
         expect(page.get_by_role("heading", name="No model yet")).to_be_visible()
         page.get_by_role("link", name="Chat").click()
@@ -259,12 +267,68 @@ def test_page_reports_a_lost_daemon_and_reconnects(visitor: Visitor) -> None:
     visitor.allow("ERR_")
     with staged(mesh_of(3)) as stage:
         page, port = visitor.open(stage.url), stage.port
-    expect(page.get_by_role("alert")).to_contain_text("does not respond")
+    expect(page.get_by_role("alert")).to_contain_text("workbench does not answer")
     again = mesh_of(2)
     again.port = port
     with staged(again):
         expect(page.get_by_role("alert")).to_have_count(0)
         expect(page.locator("svg [role=button]")).to_have_count(2)
+
+
+def test_lost_daemon_is_not_shown_as_serving(visitor: Visitor) -> None:
+    visitor.allow("ERR_")
+    with staged(mesh_of(4)) as stage:
+        page = visitor.open(stage.url)
+        expect(page.get_by_role("button", name="workbench Qwen3-8B-Q4_K_M")).to_be_visible()
+    expect(page.get_by_role("button", name="workbench not responding")).to_be_visible()
+    expect(page.get_by_role("button", name="amber unverified")).to_be_visible()
+    expect(page.locator("svg .dot.host.alive")).to_have_count(0)
+    expect(page.locator(".head")).to_contain_text("last known: 4 nodes")
+    expect(page.locator(".foot")).to_contain_text("does not answer")
+    page.get_by_role("link", name="Nodes").click()
+    expect(page.get_by_role("listitem").filter(has_text="this node")).to_contain_text("not responding")
+    page.get_by_role("link", name="Models").click()
+    expect(page.locator(".badge.good")).to_have_count(0)
+    expect(page.locator("main")).to_contain_text("when this node answered last")
+
+
+def test_dead_peer_is_shown_without_models_and_requests(stage: Stage, visitor: Visitor) -> None:
+    page = visitor.open(f"{stage.url}/#/nodes")
+    amber = page.get_by_role("listitem").filter(has_text="amber")
+    expect(amber).to_contain_text("slots busy")
+
+    def dead(peers: tuple[PeerView, ...]) -> tuple[PeerView, ...]:
+        return (replace(peers[0], status=PeerStatus.DEAD), *peers[1:])
+
+    stage.peers(dead)
+    expect(amber).to_contain_text("dead")
+    expect(amber).to_contain_text("no model loaded")
+    expect(amber).not_to_contain_text("busy")
+
+
+def test_stopping_node_and_its_notices_are_shown(stage: Stage, visitor: Visitor) -> None:
+    stage.notices = ("A member uses the old mesh secret.", "<b>This invite expired.</b>")
+    page = visitor.open(stage.url)
+    for text in stage.notices:
+        expect(page.get_by_role("status").filter(has_text=text)).to_be_visible()
+    page.get_by_role("button", name="Hide").first.click()
+    expect(page.get_by_role("status").filter(has_text=stage.notices[0])).to_have_count(0)
+    expect(page.get_by_role("status").filter(has_text=stage.notices[1])).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    stage.show(replace(stage.snapshot, stopping=True))
+    expect(page.get_by_role("alert")).to_contain_text("workbench is stopping")
+
+
+def test_commands_are_those_of_the_start_of_the_node(stage: Stage, visitor: Visitor) -> None:
+    program = "/src/scripts/mesh-llm"
+    stage.start = StartStatus(program=program, command=f"{program} --model m", elsewhere="scripts/mesh-llm")
+    page = visitor.open(f"{stage.url}/#/join")
+    expect(page.get_by_role("region", name="Command that allows other devices")).to_have_text(
+        f"{program} stop && {program} --model m --listen-all"
+    )
+    page.get_by_role("button", name="Show an invite").click()
+    expect(page.get_by_role("region", name="Command to join")).to_have_text(f"scripts/mesh-llm --join {HIDDEN_TOKEN}")
+    expect(page.locator("main")).to_contain_text("in its folder of mesh-llm")
 
 
 def test_theme_follows_the_system_until_it_is_set(stage: Stage, visit: Callable[..., Visitor]) -> None:

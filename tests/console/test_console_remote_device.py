@@ -87,7 +87,7 @@ def test_phone_with_the_key_can_chat_and_gets_no_invite(
     expect(page.get_by_role("button", name="Show an invite")).to_have_count(0)
     api = f"http://{lan_address()}:{urlsplit(node[0].base_url).port}/v1"
     expect(page.get_by_role("region", name=re.compile("^curl: "))).to_contain_text(
-        f"curl {api}/chat/completions -H 'Authorization: Bearer KEY'"
+        f"curl {api}/chat/completions -H 'Authorization: Bearer MESH_LLM_KEY'"
     )
     page.get_by_role("link", name="Chat").click()
     ask(page, "Name three colours.", MODEL)

@@ -77,6 +77,8 @@ EVENTS = st.one_of(
     st.builds(e.ModelWanted, st.just("m")),
     st.builds(e.MeshModelRequested, st.just("n")),
     st.builds(e.ModelRequested, st.just("m")),
+    st.builds(e.LoadWanted, st.sampled_from("mn")),
+    st.builds(e.DropWanted, st.sampled_from("mn")),
     st.builds(e.MachineObserved, st.just(None), models=st.just(("m",))),
     st.just(e.StopWanted()),
 )

@@ -18,7 +18,10 @@ def check_waits(core: NodeCore, now: float) -> None:
     waiting = [
         model.name
         for model in snapshot.models
-        if model.wanted and model.server is not ServerPhase.SERVING and model.file is not FilePhase.FAILED
+        if model.wanted
+        and not model.unloaded
+        and model.server is not ServerPhase.SERVING
+        and model.file is not FilePhase.FAILED
     ]
     if waiting:
         assert deadline is not None, f"{waiting}: nothing wakes this node"

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import pytest
 
@@ -21,6 +21,7 @@ from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftSelector
 from meshllm.daemon.engine_process import EngineProcesses
+from meshllm.daemon.memory_ledger import PlannedMemory
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
 from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build.builder import Engine
@@ -184,3 +185,62 @@ async def test_start_that_is_stopped_in_the_same_moment_ends_too(tmp_path: Path)
         it.servers.start(model(it, tmp_path), c.StartServer("m", 4), ENGINE)
         it.servers.stop("m", 4, at_once=True)
         assert await it.told() == e.ServerGone("m", 4, "it was stopped")
+
+
+async def test_models_that_are_measured_at_the_same_time_do_not_plan_the_same_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are 10 bytes (--max-vram), and each of the three models takes 4."""
+    async with hands(tmp_path) as it:
+        it.fitter = it.servers._planner = StartPlanner(context=64, cap=10)
+
+        async def plan(*_: Any, **__: Any) -> StartPlan:
+            free = it.fitter.free_memory()
+            await asyncio.sleep(0)  # another one may come in between
+            if free < 4:
+                raise NotEnoughSpace("too large")
+            return StartPlan(ContextSize(64, 1), 4, None, 0, planned=PlannedMemory(4))
+
+        monkeypatch.setattr(it.fitter, "plan", plan)
+        local = model(it, tmp_path)
+        for name in "abc":
+            it.servers.measure(local, name, ENGINE, split=False)
+        told = {event.model: event.measured for event in [await it.told() for _ in "abc"] if is_measured(event)}
+        assert [told[name].fits_locally for name in "abc"] == [True, True, False]
+        assert (told["c"].free_bytes, told["c"].least_bytes > 0) == (2, True)
+        it.servers.forget("a")
+        assert it.fitter.free_memory() == 6
+        it.servers.measure(local, "b", ENGINE, split=False)  # its own plan does not count against it
+        event = await it.told()
+        assert is_measured(event)
+        assert (event.measured.fits_locally, event.measured.free_bytes) == (True, 10)
+
+
+def is_measured(event: e.Event) -> TypeGuard[e.ModelMeasured]:
+    """Whether it tells what a model needs."""
+    return isinstance(event, e.ModelMeasured)
+
+
+async def test_forgotten_model_is_no_longer_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hands(tmp_path) as it:
+        planning, ended = asyncio.Event(), asyncio.Event()
+
+        async def endless(*_: Any, **__: Any) -> StartPlan:
+            planning.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+            raise AssertionError
+
+        monkeypatch.setattr(it.fitter, "plan", endless)
+        local = model(it, tmp_path)
+        it.servers.measure(local, "m", ENGINE, split=False)
+        await planning.wait()
+        it.servers.forget("m")
+        await ended.wait()
+        monkeypatch.setattr(it.fitter, "plan", it.plan)
+        it.servers.measure(local, "other", ENGINE, split=False)
+        event = await it.told()
+        assert isinstance(event, e.ModelMeasured)
+        assert event.model == "other", "the next plan does not wait for the one that was cancelled"

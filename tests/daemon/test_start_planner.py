@@ -15,7 +15,7 @@ from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
-from meshllm.daemon.start_planner import CHECKPOINTS_MOST, StartPlanner
+from meshllm.daemon.start_planner import CHECKPOINTS_MOST, KeptMemory, StartPlanner
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
@@ -268,3 +268,41 @@ async def test_plan_with_the_real_engine(tmp_path: Path) -> None:
     assert fitter.machine().known
     with pytest.raises(NotEnoughSpace, match="are missing"):
         await StartPlanner(cap=20 * MIB, wanted=("none",)).plan(engine, local, usage(local.header))
+
+
+async def test_plan_keeps_memory_for_a_further_model(machine: Machine, tmp_path: Path) -> None:
+    local = model(tmp_path / "m.gguf")
+
+    async def size(kept: tuple[KeptMemory, ...], available: float) -> ContextSize:
+        machine.available = int(available * GB)
+        return (await StartPlanner().plan(ENGINE, local, usage(local.header), beside=kept)).size
+
+    other = KeptMemory("other", 9 * GB, 2 * GB)
+    whole = ContextSize(32768, 4)
+    assert await size((), 5.2) == whole
+    assert await size((other,), 32) == whole, "there is memory for both"
+    # Not all that the other could use: this one is reduced until the least of the other fits.
+    reduced = await size((other,), 6.9)
+    assert reduced.context_length * reduced.slots < whole.context_length * whole.slots
+    assert await size((other,), 5.2) == whole, "the other does not fit anyway: it takes nothing from the first"
+
+
+async def test_plan_counts_the_engines_that_run(machine: Machine, tmp_path: Path) -> None:
+    local, planner = model(tmp_path / "m.gguf"), StartPlanner(cap=6 * GB)
+    first = await planner.plan(ENGINE, local, usage(local.header))
+    assert first.planned.host >= first.memory
+    planner.ledger.reserve("first", replace(first.planned, host=int(1.2 * GB)))
+    second = await planner.plan(ENGINE, local, usage(local.header))
+    assert second.memory <= 4.8 * GB
+    planner.ledger.reserve("first", first.planned)
+    with pytest.raises(NotEnoughSpace):
+        await planner.plan(ENGINE, local, usage(local.header))
+    assert planner.free_memory() == 6 * GB - first.planned.host
+
+
+async def test_planned_memory_says_where_it_is(machine: Machine, tmp_path: Path) -> None:
+    machine.devices = (PROCESSOR, gpu("CUDA0", 24), gpu("CUDA1", 48))
+    local = model(tmp_path / "m.gguf")
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
+    assert [name for name, _ in fit.planned.devices] == ["CUDA1"]
+    assert fit.planned.host + sum(size for _, size in fit.planned.devices) == fit.memory + (fit.prompt_cache_mib << 20)

@@ -384,6 +384,21 @@ def test_items_of_other_services_do_not_end_a_session(ask: Ask) -> None:
     assert status == 200, answer
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_choices_of_an_empty_prompt_end(ask: Ask, stream: bool) -> None:
+    """They waited for a prompt that was answered without them."""
+    prefill = [{"role": "assistant", "content": ""}]  # which this model's template renders as nothing
+    for path, asked, count in (
+        ("/v1/completions", {"prompt": ""}, 2),
+        ("/v1/completions", {"prompt": ["", "a"]}, 4),
+        ("/v1/chat/completions", {"messages": prefill}, 2),
+    ):
+        status, answer = ask(path, **asked, n=2, max_tokens=2, stream=stream)
+        assert status == 200, answer
+        chunks = answer if stream else [answer]
+        assert len({choice["index"] for chunk in chunks for choice in chunk["choices"]}) == count
+
+
 def test_logprobs_have_the_shape_of_their_api(ask: Ask) -> None:
     status, answer = ask("/v1/chat/completions", messages=ASKED, max_tokens=3, logprobs=True, top_logprobs=0)
     assert status == 200

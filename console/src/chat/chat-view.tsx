@@ -1,71 +1,104 @@
-// The chat view: list of conversations, messages, and the composer.
+// The chat view: list of chats, messages, and the composer.
 
 import { signal } from '@preact/signals'
 import type { JSX } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
 import { chatModels } from '../mesh/models'
-import { Icon } from '../parts/icons'
-import { Tool } from '../parts/basics'
-import { address, go, route } from '../route'
+import { go, route } from '../route'
 import { models, status } from '../state'
 import '../style/chat.css'
-import { Composer } from './composer'
-import { MessageItem } from './message-item'
-import type { Conversation, Message } from './store'
+import { ChatHead } from './chat-head'
+import { ChatList } from './chat-list'
 import {
-  activeAnswers,
-  change,
-  conversations,
+  choose,
   create,
+  deleted,
   edit,
   find,
-  loadConversations,
+  isWriting,
+  loadChats,
+  loadMessages,
   loaded,
+  messagesIn,
   regenerate,
-  remove,
+  restore,
   send,
-  storable,
-} from './conversations'
+  stop,
+} from './chats'
+import { Composer } from './composer'
+import { defaults } from './defaults'
+import { MessageItem } from './message-item'
+import type { Chat, Message } from './store'
+import { childrenOf, pathTo, type Messages } from './tree'
 
-// A new conversation is not listed before its first message.
-const draft = signal<Conversation>(create(''))
+// A new chat is not listed before its first message.
+const draft = signal<Chat>(create(''))
 const LAST_MODEL = 'model'
 
 export function ChatView(): JSX.Element {
-  useEffect(() => void loadConversations(), [])
+  useEffect(() => void loadChats(), [])
   const [listed, setListed] = useState(false)
-  const conversation = current()
+  const chat = current()
+  useEffect(() => {
+    if (loaded.value) void loadMessages(chat.id)
+  }, [chat.id, loaded.value])
   if (!loaded.value)
     return (
       <p class="waiting" role="status">
-        Loading the conversations …
+        Loading the chats …
       </p>
     )
+  const messages = messagesIn(chat.id)
+  const leaf = messages?.get(chat.leaf ?? '')
   return (
     <div class={`chat-layout${listed ? ' listed' : ''}`}>
-      <List chosen={conversation.id} close={() => setListed(false)} />
+      <ChatList chosen={chat.id} close={() => setListed(false)} />
       <section class="conversation" aria-labelledby="chat-title">
-        <Head conversation={conversation} showList={() => setListed(!listed)} />
-        <Thread conversation={conversation} />
-        <Composer
-          key={conversation.id}
-          busy={activeAnswers.value.has(conversation.id)}
-          ready={conversation.model !== ''}
-          vision={models.value.find((model) => model.name === conversation.model)?.vision !== false}
-          send={(text, images) => {
-            const sent = send(conversation, text, images)
-            if (route.value.rest !== sent.id) go('chat', sent.id, { replace: true })
-            draft.value = create(sent.model)
+        <ChatHead
+          chat={chat}
+          messages={messages}
+          showList={() => setListed(!listed)}
+          changeDraft={(changes) => {
+            draft.value = { ...draft.value, ...changes }
           }}
-          stop={() => activeAnswers.value.get(conversation.id)?.stop()}
+          chooseModel={(model) => {
+            localStorage.setItem(LAST_MODEL, model)
+            if (chat.leaf === null) {
+              draft.value = { ...draft.value, model }
+              if (route.value.rest !== '') go('chat', '', { replace: true })
+            }
+          }}
+        />
+        {messages === null ? (
+          <p class="waiting" role="status">
+            Loading the messages …
+          </p>
+        ) : (
+          <Thread chat={chat} messages={messages} />
+        )}
+        <Composer
+          key={chat.id}
+          busy={isWriting(leaf)}
+          ready={chat.model !== '' && messages !== null}
+          vision={models.value.find((model) => model.name === chat.model)?.vision !== false}
+          send={async (text, images) => {
+            const sent = await send(chat, text, images)
+            if (sent && route.value.rest !== chat.id && draft.value.id === chat.id) {
+              go('chat', chat.id, { replace: true })
+              draft.value = create(chat.model)
+            }
+            return sent
+          }}
+          stop={() => leaf !== undefined && stop(leaf)}
         />
       </section>
+      {deleted.value !== null && <Deleted chat={deleted.value} />}
     </div>
   )
 }
 
-// The conversation of the page's address, or a new one with a model that is available.
-function current(): Conversation {
+// The chat of the page's address, or a new one with a model that is available.
+function current(): Chat {
   const { rest } = route.value
   const found = find(rest)
   if (found !== undefined) return found
@@ -76,145 +109,66 @@ function current(): Conversation {
   return model === draft.value.model ? draft.value : { ...draft.value, model }
 }
 
-function choose(conversation: Conversation, model: string): void {
-  localStorage.setItem(LAST_MODEL, model)
-  if (conversation.messages.length === 0) {
-    draft.value = { ...draft.value, model }
-    if (route.value.rest !== '') go('chat', '', { replace: true })
-  } else {
-    change(conversation, { model })
-  }
-}
+// A new chat takes over changed defaults.
+defaults.subscribe((next) => {
+  draft.value = { ...draft.value, ...next }
+})
 
-function List({ chosen, close }: { chosen: string; close: () => void }): JSX.Element {
+// The chat that was just deleted, to restore it.
+function Deleted({ chat }: { chat: Chat }): JSX.Element {
   return (
-    <nav class="list" aria-label="Conversations">
-      <a class="button wide" href={address('chat')} onClick={close}>
-        <Icon name="plus" size={16} />
-        New chat
-      </a>
-      <ul>
-        {conversations.value.map((one) => (
-          <li key={one.id}>
-            <a href={address('chat', one.id)} aria-current={one.id === chosen ? 'page' : undefined} onClick={close}>
-              {one.title}
-            </a>
-            <Tool
-              icon="trash"
-              label={`Delete ${one.title}`}
-              danger
-              onClick={() => {
-                remove(one.id)
-                if (one.id === chosen) go('chat', '', { replace: true })
-              }}
-            />
-          </li>
-        ))}
-      </ul>
-      <p class="quiet">
-        {storable.value
-          ? 'Stored in this browser only.'
-          : 'This browser cannot store conversations: they are lost when the page is closed.'}
-      </p>
-    </nav>
-  )
-}
-
-function Head({ conversation, showList }: { conversation: Conversation; showList: () => void }): JSX.Element {
-  const list = chatModels(models.value)
-  const known = list.some((model) => model.name === conversation.model)
-  const [promptShown, setPromptShown] = useState(false)
-  return (
-    <div class="conversation-head">
-      <button type="button" class="tool only-narrow" onClick={showList} title="Conversations">
-        <Icon name="menu" />
-        <span class="unseen">Conversations</span>
-      </button>
-      <h1 id="chat-title" class="unseen">
-        {conversation.title === '' ? 'New chat' : conversation.title}
-      </h1>
-      <label class="picker">
-        <span class="unseen">Model</span>
-        <select value={conversation.model} onChange={(event) => choose(conversation, event.currentTarget.value)}>
-          {!known && (
-            <option value={conversation.model}>
-              {conversation.model === '' ? 'No model yet' : `${conversation.model} (not served)`}
-            </option>
-          )}
-          {list.map((model) => (
-            <option key={model.name} value={model.name}>
-              {model.name}
-              {model.availability === 'serving' ? '' : ` (${model.phase || model.availability})`}
-            </option>
-          ))}
-        </select>
-      </label>
-      <span class="spacer" />
+    <div class="toast" role="status">
+      <span>Deleted “{chat.title}”.</span>
       <button
         type="button"
-        class="tool"
-        aria-expanded={promptShown}
-        onClick={() => setPromptShown(!promptShown)}
-        title="System prompt"
+        class="button small"
+        onClick={() => {
+          void restore(chat.id)
+          go('chat', chat.id)
+        }}
       >
-        <Icon name="settings" />
-        <span class="unseen">System prompt</span>
+        Undo
       </button>
-      {promptShown && (
-        <label class="instructions">
-          <span>System prompt of this chat</span>
-          <textarea
-            rows={3}
-            value={conversation.system}
-            placeholder="For example: answer in one paragraph."
-            onInput={(event) => {
-              const system = event.currentTarget.value
-              if (conversation.messages.length === 0) draft.value = { ...draft.value, system }
-              else change(conversation, { system })
-            }}
-          />
-        </label>
-      )}
     </div>
   )
 }
 
-function Thread({ conversation }: { conversation: Conversation }): JSX.Element {
-  const { messages } = conversation
+function Thread({ chat, messages }: { chat: Chat; messages: Messages }): JSX.Element {
+  const path = pathTo(messages, chat.leaf)
+  const children = childrenOf(messages)
   const frame = useRef<HTMLDivElement>(null)
   const follows = useRef(true)
-  const last = messages.at(-1)
-  const going = activeAnswers.value.get(conversation.id)
+  const last = path.at(-1)
+  const going = isWriting(last)
   useEffect(() => {
     follows.current = true
-  }, [conversation.id, messages.length])
+  }, [chat.id, last?.id])
   useEffect(() => {
     // Scrolls with the answer, unless the reader has scrolled up.
     if (follows.current && frame.current !== null) frame.current.scrollTop = frame.current.scrollHeight
-  }, [conversation.id, messages.length, last?.text, last?.thinking, last?.ended, going])
+  }, [chat.id, path.length, last?.text, last?.thinking, last?.ended, going])
   const scrolled = (): void => {
     const element = frame.current
     if (element !== null) follows.current = element.scrollHeight - element.scrollTop - element.clientHeight < 60
   }
   return (
     <div class="thread" ref={frame} onScroll={scrolled}>
-      {messages.length === 0 && <Welcome />}
+      {path.length === 0 && <Welcome />}
       <ol aria-label="Conversation">
-        {messages.map((message, index) => {
-          const streaming = going !== undefined && index === messages.length - 1
-          return (
-            <MessageItem
-              key={message.id}
-              message={message}
-              progress={streaming ? going.progress : null}
-              regenerate={() => regenerate(find(conversation.id) ?? conversation, message.id)}
-              edit={(text) => edit(find(conversation.id) ?? conversation, message.id, text)}
-            />
-          )
-        })}
+        {path.map((message) => (
+          <MessageItem
+            key={message.id}
+            message={message}
+            writing={isWriting(message)}
+            versions={children.get(message.parent) ?? []}
+            choose={(version) => choose(chat, version)}
+            regenerate={() => regenerate(find(chat.id) ?? chat, message)}
+            edit={(text) => edit(find(chat.id) ?? chat, message, text)}
+          />
+        ))}
       </ol>
       <p class="unseen" role="status">
-        {answerState(going !== undefined, last)}
+        {answerState(going, last)}
       </p>
     </div>
   )

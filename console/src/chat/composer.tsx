@@ -10,7 +10,8 @@ interface ComposerProps {
   busy: boolean
   ready: boolean
   vision: boolean // false: the model is known not to accept images
-  send: (text: string, images: string[]) => void
+  // False: another tab receives an answer in this chat.
+  send: (text: string, images: string[]) => Promise<boolean>
   stop: () => void
 }
 
@@ -40,12 +41,22 @@ export function Composer({ busy, ready, vision, send, stop }: ComposerProps): JS
   }, [busy, stop])
   const unsupported = !vision && images.length > 0
   const sendable = ready && !busy && !unsupported && (text.trim() !== '' || images.length > 0)
-  const submit = (): void => {
-    if (!sendable) return
-    send(text.trim(), images)
-    setText('')
-    setImages([])
-    setProblem('')
+  const sending = useRef(false)
+  const submit = async (): Promise<void> => {
+    if (!sendable || sending.current) return
+    sending.current = true
+    try {
+      const sent = await send(text.trim(), images)
+      if (sent) {
+        setText('')
+        setImages([])
+      }
+      setProblem(
+        sent ? '' : 'This chat is being answered in another tab. Send the message after that, or stop the answer.',
+      )
+    } finally {
+      sending.current = false
+    }
   }
   const add = async (files: Iterable<File>): Promise<void> => {
     setProblem('')
@@ -63,7 +74,7 @@ export function Composer({ busy, ready, vision, send, stop }: ComposerProps): JS
       class="composer"
       onSubmit={(event) => {
         event.preventDefault()
-        submit()
+        void submit()
       }}
       onDragOver={(event) => event.preventDefault()}
       onDrop={(event) => {
@@ -128,7 +139,7 @@ export function Composer({ busy, ready, vision, send, stop }: ComposerProps): JS
             // Enter also confirms a word in input method editors.
             if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
             event.preventDefault()
-            submit()
+            void submit()
           }}
         />
         {busy ? (

@@ -1,7 +1,7 @@
 // Renders a model's text: markdown, tables, highlighted code.
 //
 // Invariants: the text is untrusted and reaches the page only as nodes from DOMPurify; nothing in it loads a resource:
-// images become links. Complete blocks are rendered once.
+// images become links. Complete blocks are rendered once. Formulas are drawn when KaTeX is loaded (`formulas.ts`).
 
 import DOMPurify, { type Config } from 'dompurify'
 import { marked, type Token, type Tokens } from 'marked'
@@ -9,7 +9,9 @@ import type { JSX } from 'preact'
 import { useLayoutEffect, useMemo, useRef } from 'preact/hooks'
 import { Copy } from '../parts/basics'
 import { memo } from '../parts/memo'
+import { drawn, formulasLoaded } from './formulas'
 import { highlighted } from './highlight'
+import { mathExtension } from './math'
 
 const CLEAN: Config & { RETURN_DOM_FRAGMENT: true } = {
   RETURN_DOM_FRAGMENT: true,
@@ -52,6 +54,7 @@ const CLEAN: Config & { RETURN_DOM_FRAGMENT: true } = {
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
 }
+const MATH = '<span class="math'
 // Longer text is shown without markup.
 const MAX_LENGTH = 400_000
 
@@ -68,6 +71,10 @@ marked.use({
     },
   },
 })
+
+marked.use(
+  mathExtension(({ source, display }) => `<span class="math${display ? ' display' : ''}">${escaped(source)}</span>`),
+)
 
 function escaped(text: string): string {
   return text.replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`)
@@ -113,7 +120,9 @@ const Block = memo(function Block({ html, code, language }: BlockProps): JSX.Ele
 
 function Html({ html }: { html: string }): JSX.Element {
   const container = useRef<HTMLDivElement>(null)
-  useLayoutEffect(() => container.current?.replaceChildren(cleaned(html)), [html])
+  // Rendered again when KaTeX has been loaded.
+  const drawable = html.includes(MATH) && formulasLoaded.value !== null
+  useLayoutEffect(() => container.current?.replaceChildren(cleaned(html)), [html, drawable])
   return <div ref={container} />
 }
 
@@ -126,14 +135,26 @@ function cleaned(html: string): DocumentFragment {
   for (const table of fragment.querySelectorAll('table')) {
     const frame = document.createElement('div')
     frame.className = 'table'
-    frame.tabIndex = 0
-    frame.setAttribute('role', 'region')
-    frame.setAttribute('aria-label', 'Table')
+    makeScrollable(frame, 'Table')
     table.replaceWith(frame)
     frame.append(table)
   }
+  for (const formula of fragment.querySelectorAll<HTMLElement>('span.math')) {
+    const nodes = drawn({ source: formula.textContent ?? '', display: formula.classList.contains('display') })
+    if (nodes !== null) {
+      formula.replaceChildren(nodes)
+      if (formula.classList.contains('display')) makeScrollable(formula, 'Formula')
+    } else if (formulasLoaded.value !== null) formula.classList.add('wrong')
+  }
   for (const box of fragment.querySelectorAll('input')) box.setAttribute('aria-label', box.checked ? 'done' : 'to do')
   return fragment
+}
+
+// Makes an element that may be wider than the page reachable by keyboard.
+function makeScrollable(element: HTMLElement, name: string): void {
+  element.tabIndex = 0
+  element.setAttribute('role', 'region')
+  element.setAttribute('aria-label', name)
 }
 
 function Code({ code, language }: { code: string; language: string }): JSX.Element {

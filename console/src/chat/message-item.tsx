@@ -7,12 +7,16 @@ import { Copy, Tool } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
 import { counted, speed } from '../format'
+import { progressOf } from './chats'
 import { Markdown } from './markdown'
+import { parameterTexts } from './parameters'
 import type { Message } from './store'
 
 interface MessageItemProps {
   message: Message
-  progress: Signal<string> | null // the gateway's progress while the answer streams, else null
+  writing: boolean // the answer is being received, here or in another tab
+  versions: readonly Message[] // this message and the others in its place, the oldest first
+  choose: (version: Message) => void
   regenerate: () => void
   edit: (text: string) => void
 }
@@ -21,7 +25,7 @@ export function MessageItem(props: MessageItemProps): JSX.Element {
   return props.message.role === 'user' ? <UserMessage {...props} /> : <AssistantMessage {...props} />
 }
 
-function UserMessage({ message, edit }: MessageItemProps): JSX.Element {
+function UserMessage({ message, versions, choose, edit }: MessageItemProps): JSX.Element {
   const [editing, setEditing] = useState(false)
   return (
     <li class="user-message">
@@ -50,9 +54,44 @@ function UserMessage({ message, edit }: MessageItemProps): JSX.Element {
         <div class="tools">
           <Tool icon="edit" label="Edit and submit again" onClick={() => setEditing(true)} />
           <Copy text={message.text} label="Copy the message" quiet />
+          <Versions message={message} versions={versions} choose={choose} />
         </div>
       )}
     </li>
+  )
+}
+
+// Selects one of several versions: an edited question or a repeated answer keeps the earlier ones.
+function Versions({
+  message,
+  versions,
+  choose,
+}: Pick<MessageItemProps, 'message' | 'versions' | 'choose'>): JSX.Element | null {
+  if (versions.length < 2) return null
+  const at = versions.findIndex((one) => one.id === message.id)
+  const step = (by: number, icon: 'back' | 'chevron', label: string): JSX.Element => {
+    const next = versions[at + by]
+    return (
+      <button
+        type="button"
+        class="tool"
+        title={label}
+        disabled={next === undefined}
+        onClick={() => next !== undefined && choose(next)}
+      >
+        <Icon name={icon} size={16} />
+        <span class="unseen">{label}</span>
+      </button>
+    )
+  }
+  return (
+    <div class="versions" role="group" aria-label="Versions of this message">
+      {step(-1, 'back', 'Earlier version')}
+      <span role="status">
+        {at + 1} of {versions.length}
+      </span>
+      {step(1, 'chevron', 'Later version')}
+    </div>
   )
 }
 
@@ -96,30 +135,47 @@ function Editor({ text, done }: { text: string; done: (text: string | null) => v
   )
 }
 
-function AssistantMessage({ message, progress, regenerate }: MessageItemProps): JSX.Element {
-  const streaming = progress !== null
+function AssistantMessage({ message, writing, versions, choose, regenerate }: MessageItemProps): JSX.Element {
   return (
-    <li class={`assistant-message${streaming ? ' streaming' : ''}`} aria-busy={streaming}>
+    <li class={`assistant-message${writing ? ' streaming' : ''}`} aria-busy={writing}>
       <h2 class="unseen">{message.model ?? 'The model'}</h2>
-      {message.thinking !== undefined && <Thinking message={message} streaming={streaming && message.text === ''} />}
+      {message.thinking !== undefined && <Thinking message={message} streaming={writing && message.text === ''} />}
       {message.text !== '' && <Markdown text={message.text} />}
-      {streaming && message.text === '' && <Pending progress={progress} />}
+      {writing && message.text === '' && <Pending progress={progressOf(message)} />}
       {message.ended === 'error' && (
         <p class="notice bad" role="alert">
           <Icon name="warning" size={16} /> {message.error}
         </p>
       )}
       {message.ended === 'stopped' && <p class="quiet">Stopped.</p>}
-      {message.ended === 'length' && <p class="quiet">The answer was cut off because the context is full.</p>}
-      {!streaming && (
+      {message.ended === 'length' && <p class="quiet">{lengthText(message)}</p>}
+      {!writing && message.writing !== undefined && (
+        <p class="quiet">Stopped: the tab that received this answer was closed.</p>
+      )}
+      {!writing && (
         <div class="tools">
           {message.text !== '' && <Copy text={message.text} label="Copy the answer" quiet />}
-          <Tool icon="retry" label="Regenerate" onClick={regenerate} />
+          {message.ended === 'error' ? (
+            <button type="button" class="button small" onClick={regenerate}>
+              <Icon name="retry" size={16} />
+              Try again
+            </button>
+          ) : (
+            <Tool icon="retry" label="Regenerate" onClick={regenerate} />
+          )}
+          <Versions message={message} versions={versions} choose={choose} />
           <Statistics message={message} />
         </div>
       )}
     </li>
   )
+}
+
+function lengthText({ parameters, tokens }: Message): string {
+  const most = parameters?.maxTokens
+  return most !== undefined && (tokens ?? most) >= most
+    ? `The answer ended at the limit of this chat: ${counted(most, 'token')}.`
+    : 'The answer was cut off because the context is full.'
 }
 
 function Pending({ progress }: { progress: Signal<string> }): JSX.Element {
@@ -162,6 +218,8 @@ function Statistics({ message }: { message: Message }): JSX.Element {
     message.firstSeconds === undefined
       ? ''
       : `first token after ${message.firstSeconds < 10 ? message.firstSeconds.toFixed(1) : Math.round(message.firstSeconds)} s`,
+    ...parameterTexts(message.parameters ?? {}),
+    message.prompted === true ? 'system prompt' : '',
   ].filter(Boolean)
   return (
     <p class="statistics">

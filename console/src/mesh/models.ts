@@ -136,6 +136,7 @@ function visionByModel(nodes: readonly MeshNode[]): Map<string, Set<boolean | nu
 
 function availabilityOf(model: MeshModel): Availability {
   if (model.hosts.some((node) => node.status === 'alive')) return 'serving'
+  if (model.phase === 'available') return 'serving' // the first request loads it
   if (model.phase === 'failed') return 'failed'
   if (STARTING.includes(model.phase)) return 'starting'
   if (model.hosts.length > 0) return 'unconfirmed'
@@ -175,9 +176,11 @@ export function explanation(model: MeshModel): string {
         ? `Requested by ${listed(model.wantedBy)}. ${listed(model.onDisk)} has the file and may serve it.`
         : `Requested by ${listed(model.wantedBy)}, but no known node has the file.`
     case 'unconfirmed':
-      return `Reported to be served by ${listed(model.hosts.map((node) => node.name))}, which this node cannot reach.`
+      return model.hosts.some((node) => node.here)
+        ? `Served by ${listed(model.hosts.map((node) => node.name))} when this node answered last.`
+        : `Reported to be served by ${listed(model.hosts.map((node) => node.name))}, which this node cannot reach.`
     case 'on disk':
-      return `On the disk of ${listed(model.onDisk)}, not requested. Serve it with --model ${model.name}.`
+      return `On the disk of ${listed(model.onDisk)}, not loaded. To serve it, start that node with --model ${model.name}.`
   }
 }
 

@@ -68,6 +68,15 @@ export function nodesOf(status: NodeStatus, wall: number, before: readonly MeshN
   return shares.size === 0 ? found : found.map((node) => withShares(node, shares.get(node.id) ?? []))
 }
 
+// The nodes while this node does not answer: what was known last, with no claim that it still holds.
+export function lastKnown(nodes: readonly MeshNode[]): MeshNode[] {
+  return nodes.map((node) => {
+    const models = node.models.map((model) => ({ ...model, active: 0, waiting: 0 }))
+    if (node.here) return { ...node, models, status: 'suspect', reason: 'It does not answer. This was known last.' }
+    return node.status === 'alive' ? { ...node, models, status: 'unverified', linked: false } : { ...node, models }
+  })
+}
+
 function withShares(node: MeshNode, shares: LayerShare[]): MeshNode {
   const works = shares.some((share) => share.phase !== 'ended')
   return { ...node, shares, role: works && node.role === 'standby' ? 'worker' : node.role }
@@ -119,6 +128,8 @@ function ownModel(model: ModelStatus, load: readonly LoadStatus[]): NodeModel {
 
 function peerNode(peer: PeerInfo, load: readonly LoadStatus[], wall: number, before: MeshNode | undefined): MeshNode {
   const status = PEER_STATUSES.find((known) => known === peer.status) ?? 'unverified' // a newer daemon may know more
+  // A member that has gone serves nothing, whatever its record says.
+  const serves = status === 'dead' || status === 'left' ? [] : peer.serves
   const began = Math.round(wall - peer.since_seconds)
   // Latency moves the calculated moment by a second or two.
   const steady = before?.status === status && before.since !== null && Math.abs(before.since - began) <= 2
@@ -126,11 +137,11 @@ function peerNode(peer: PeerInfo, load: readonly LoadStatus[], wall: number, bef
     id: peer.id,
     name: peer.name || 'unnamed',
     here: false,
-    role: peer.serves.length > 0 ? 'host' : 'standby',
+    role: serves.length > 0 ? 'host' : 'standby',
     status,
     reason: peer.reason,
     version: peer.software.replace(/^mesh-llm /, ''),
-    models: peer.serves.map((served) =>
+    models: serves.map((served) =>
       peerModel(
         served,
         load.find((one) => isLoadOf(one, peer.id, served.name)),
@@ -270,7 +281,7 @@ export function isForeign(target: string, nodes: readonly MeshNode[]): boolean {
 const ROLE_TEXTS: Record<DisplayRole, string> = {
   host: 'host',
   worker: 'worker',
-  standby: 'standby',
+  standby: 'idle',
   client: 'client',
   backend: 'backend',
 }
@@ -282,11 +293,18 @@ const STATUS_TEXTS: Record<PeerStatus, string> = {
   left: 'left',
 }
 
-const TRANSPORT_TEXTS = { lane: 'lane (TLS over TCP)', quic: 'QUIC', http: 'HTTP' } as const
+const TRANSPORT_TEXTS = { lane: 'fast connection (lane)', quic: 'connection (QUIC)', http: 'HTTP' } as const
 
 // A node's role, or its status if it is not alive.
 export function statusText(node: MeshNode): string {
   return node.status === 'alive' ? ROLE_TEXTS[node.role] : STATUS_TEXTS[node.status]
+}
+
+// How many requests a node answers: "1 of 4 slots busy, 2 waiting"; empty if there is nothing to say.
+export function loadText(node: MeshNode): string {
+  const { active, waiting, slots } = loadOf(node)
+  const busy = slots > 0 ? `${active} of ${slots} slots busy` : active > 0 ? `${active} active` : ''
+  return [busy, waiting > 0 ? `${waiting} waiting` : ''].filter(Boolean).join(', ')
 }
 
 // The transport of requests to a node; empty before the first request.

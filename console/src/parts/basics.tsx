@@ -121,14 +121,16 @@ export function Empty({ title, children }: { title: string; children?: Component
   )
 }
 
-// A command or a piece of configuration with a copy button.
-export function Command({ text, label }: { text: string; label: string }): JSX.Element {
+// A command or a piece of configuration with a copy button. `copied` is copied in place of the shown text, if it differs
+// (a key); null: the text is an example that must be completed, and cannot be copied.
+export function Command(props: { text: string; label: string; copied?: string | null }): JSX.Element {
+  const { text, label, copied = text } = props
   return (
     <div class="command">
       <pre tabIndex={0} role="region" aria-label={label}>
         {text}
       </pre>
-      <Copy text={text} label="Copy" quiet />
+      {copied !== null && <Copy text={copied} label="Copy" quiet />}
     </div>
   )
 }

@@ -8,7 +8,7 @@ export interface ClientSetup {
 // `base` is the API's URL without `/v1`, `needed` the placeholder for the API key, null if no key is required.
 export function clientSetups(base: string, model: string, needed: string | null = null): ClientSetup[] {
   const key = needed ?? 'none'
-  const bearer = needed === null ? '' : ` -H 'Authorization: Bearer ${needed}'`
+  const bearer = needed === null ? '' : ` -H ${quoted(`Authorization: Bearer ${needed}`)}`
   const body = JSON.stringify({ model, messages: [{ role: 'user', content: 'Say hello.' }] })
   const opencode = {
     $schema: 'https://opencode.ai/config.json',
@@ -33,7 +33,7 @@ export function clientSetups(base: string, model: string, needed: string | null 
       steps: [
         [
           'In a shell:',
-          `GOOSE_PROVIDER=openai OPENAI_HOST=${base} OPENAI_API_KEY=${key} \\\n  GOOSE_MODEL=${quoted(model)} goose session`,
+          `GOOSE_PROVIDER=openai OPENAI_HOST=${base} OPENAI_API_KEY=${quoted(key)} \\\n  GOOSE_MODEL=${quoted(model)} goose session`,
         ],
       ],
     },
@@ -42,7 +42,7 @@ export function clientSetups(base: string, model: string, needed: string | null 
       steps: [
         [
           'In a shell:',
-          `ANTHROPIC_BASE_URL=${base} ANTHROPIC_AUTH_TOKEN=${key} \\\n  ANTHROPIC_MODEL=${quoted(model)} ANTHROPIC_SMALL_FAST_MODEL=${quoted(model)} claude`,
+          `ANTHROPIC_BASE_URL=${base} ANTHROPIC_AUTH_TOKEN=${quoted(key)} \\\n  ANTHROPIC_MODEL=${quoted(model)} ANTHROPIC_SMALL_FAST_MODEL=${quoted(model)} claude`,
         ],
       ],
     },
@@ -65,7 +65,16 @@ export function clientSetups(base: string, model: string, needed: string | null 
       steps: [
         [
           'With the openai package:',
-          `import openai\n\nclient = openai.OpenAI(base_url="${base}/v1", api_key="${key}")`,
+          [
+            'import openai',
+            '',
+            `client = openai.OpenAI(base_url="${base}/v1", api_key=${JSON.stringify(key)})`,
+            'answer = client.chat.completions.create(',
+            `    model=${JSON.stringify(model)},`,
+            '    messages=[{"role": "user", "content": "Say hello."}],',
+            ')',
+            'print(answer.choices[0].message.content)',
+          ].join('\n'),
         ],
       ],
     },

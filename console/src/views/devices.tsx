@@ -2,12 +2,12 @@
 
 import type { JSX } from 'preact'
 import { useState } from 'preact/hooks'
-import type { ErrorAnswer, KeyAnswer } from '../api'
-import { consoleHeaders, urlWithKey } from '../key'
+import { fetchKey, urlWithKey } from '../key'
 import { Command, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { Qr } from '../parts/qr'
 import { lock, status } from '../state'
+import { restartWith } from './commands'
 
 export function Devices(): JSX.Element {
   const urls = status.value?.lan_urls ?? []
@@ -29,10 +29,13 @@ export function Devices(): JSX.Element {
       {url === '' ? (
         <>
           <p>
-            This console and the API accept connections from this machine only. To allow other devices, add this option
-            to the command that starts the node:
+            This console and the API accept connections from this machine only. To allow other devices, restart the node
+            with one more option. In a terminal, which it then runs in:
           </p>
-          <Command text="--listen-all" label="Option that allows other devices" />
+          <Command
+            text={restartWith(status.value?.start ?? null, '--listen-all')}
+            label="Command that allows other devices"
+          />
         </>
       ) : (
         <>
@@ -80,12 +83,6 @@ export function Devices(): JSX.Element {
       )}
     </section>
   )
-}
-
-async function fetchKey(): Promise<string> {
-  const answer = await fetch('/api/key', { method: 'POST', headers: consoleHeaders() })
-  if (!answer.ok) throw new Error(((await answer.json()) as ErrorAnswer).error.message)
-  return ((await answer.json()) as KeyAnswer).key
 }
 
 export function ReadOnly(): JSX.Element {

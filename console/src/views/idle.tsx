@@ -2,25 +2,42 @@
 
 import type { JSX } from 'preact'
 import { Command } from '../parts/basics'
+import { status } from '../state'
+import { restartWith } from './commands'
 
-const COMMANDS: readonly [string, string][] = [
-  ['Serve a model from the catalogue', 'mesh-llm --model SmolLM2-135M-Instruct'],
-  ['Serve a model file', 'mesh-llm --model ./model.gguf'],
-  ['Add a running OpenAI-compatible server', 'mesh-llm --backend http://localhost:8000'],
-  ['Join a mesh, share this machine and use its models', 'mesh-llm --join INVITE'],
+interface Choice {
+  title: string
+  options: string
+  example?: true // to be completed: it cannot be copied
+}
+
+const CHOICES: readonly Choice[] = [
+  { title: 'Serve a model from the catalogue', options: '--model SmolLM2-135M-Instruct' },
+  { title: 'Join a mesh, share this machine and use its models (it asks for the invite)', options: '--join -' },
+  { title: 'Serve a model file, for example', options: '--model ./model.gguf', example: true },
+  {
+    title: 'Add a running OpenAI-compatible server, for example',
+    options: '--backend http://localhost:8000',
+    example: true,
+  },
 ]
 
 export function Idle(): JSX.Element {
+  const start = status.value?.start ?? null
   return (
     <section class="idle" aria-labelledby="idle-title">
       <h2 id="idle-title">This node serves no model</h2>
-      <p>The node is running. To serve a model or join a mesh, stop it and start it with one of these commands:</p>
+      <p>The node is running. To serve a model or join a mesh, restart it with one of these commands:</p>
       <dl>
-        {COMMANDS.map(([title, command]) => (
-          <div key={command}>
+        {CHOICES.map(({ title, options, example }) => (
+          <div key={options}>
             <dt>{title}</dt>
             <dd>
-              <Command text={command} label={title} />
+              <Command
+                text={example === true ? options : restartWith(start, options)}
+                label={title}
+                {...(example === true ? { copied: null } : {})}
+              />
             </dd>
           </div>
         ))}

@@ -4,20 +4,24 @@ import { signal } from '@preact/signals'
 import type { JSX } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
 import type { ErrorAnswer, InviteAnswer } from '../api'
-import { consoleHeaders } from '../key'
+import { consoleHeaders, key } from '../key'
 import { chatModels } from '../mesh/models'
 import { Command, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { Qr } from '../parts/qr'
-import { access, api, models } from '../state'
+import { access, api, models, status } from '../state'
 import { Devices, ReadOnly } from './devices'
 import { clientSetups } from './client-setup'
+import { placeElsewhere, startElsewhere } from './commands'
 
 const LIFETIMES: readonly [string, number][] = [
   ['Expires in a day', 0],
   ['Expires in 2 hours', 7200],
   ['Expires in a week', 604_800],
 ]
+
+// Stands for the API key where it is shown; the copied text has the key itself.
+const KEY = 'MESH_LLM_KEY'
 
 // Not stored: dropped when the view is left.
 const invite = signal<InviteAnswer | null>(null)
@@ -106,16 +110,17 @@ function Invite(): JSX.Element {
 }
 
 function InviteDetails({ invite: { invite: token, expires } }: { invite: InviteAnswer }): JSX.Element {
+  const start = status.value?.start ?? null
   return (
     <div class="invite" role="status">
       <Qr text={token} label="The invite as a QR code" />
       <div>
-        <p>On the other machine:</p>
-        <Command text={`mesh-llm --join ${token}`} label="Command to join" />
+        <p>{placeElsewhere(start)}</p>
+        <Command text={startElsewhere(start, `--join ${token}`)} label="Command to join" />
         <p class="quiet">
           It expires on {new Date(expires * 1000).toLocaleString()}. Add <code>--client</code> to only use the mesh from
-          there. On a machine with other users run <code>mesh-llm --join -</code> and paste the invite: they can read a
-          program’s arguments.
+          there. On a machine with other users run <code>{startElsewhere(start, '--join -')}</code> and paste the
+          invite: they can read a program’s arguments.
         </p>
         <Copy text={token} label="Copy the invite only" />
       </div>
@@ -137,14 +142,19 @@ function Programs({ remote }: { remote: boolean }): JSX.Element {
   const names = chatModels(models.value).map((model) => model.name)
   const [wanted, setWanted] = useState('')
   const model = names.includes(wanted) ? wanted : (names[0] ?? 'MODEL')
-  const list = clientSetups(api.value.replace(/\/v1$/, ''), model, remote ? 'KEY' : null)
+  // On this machine a tab has a key only if the node requires it there, too.
+  const needed = remote || key.value !== ''
+  const list = clientSetups(api.value.replace(/\/v1$/, ''), model, needed ? KEY : null)
+  // The same with the key, which is copied and not shown.
+  const keyed = needed ? clientSetups(api.value.replace(/\/v1$/, ''), model, key.value) : list
   const [open, setOpen] = useState(list[0]?.name ?? '')
   const program = list.find((one) => one.name === open)
+  const copied = keyed.find((one) => one.name === open)?.steps ?? []
   return (
     <section class="card" aria-labelledby="programs-title">
       <h2 id="programs-title">Programs</h2>
       <p>
-        Programs for the OpenAI or Anthropic API work with {remote ? 'the API key of this node' : 'any API key'}. The
+        Programs for the OpenAI or Anthropic API work with {needed ? 'the API key of this node' : 'any API key'}. The
         API is at <code>{api}</code>.
       </p>
       {names.length > 1 && (
@@ -170,12 +180,13 @@ function Programs({ remote }: { remote: boolean }): JSX.Element {
           </button>
         ))}
       </div>
-      {program?.steps.map(([title, text]) => (
+      {program?.steps.map(([title, text], index) => (
         <div key={text} class="step">
           <p>{title}</p>
-          <Command text={text} label={`${program.name}: ${title}`} />
+          <Command text={text} copied={copied[index]?.[1] ?? null} label={`${program.name}: ${title}`} />
         </div>
       ))}
+      {needed && <p class="quiet">Copy puts the API key of this tab in place of {KEY}.</p>}
     </section>
   )
 }

@@ -7,7 +7,7 @@ import { layout, type Layout, type Size, type Position } from '../mesh/layout'
 import { loadOf, transportText, statusText, type MeshNode } from '../mesh/nodes'
 import { layersText } from '../mesh/splits'
 import { memo } from '../parts/memo'
-import { idle, nodes, pipelines, status } from '../state'
+import { connection, idle, nodes, pipelines, status } from '../state'
 import { awayText, counted, milliseconds } from '../format'
 import { NodeDetails } from './node-details'
 import { Idle } from './idle'
@@ -43,6 +43,13 @@ function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
   ).length
   const suspect = list.filter((node) => node.status === 'suspect').length
   const all = list.filter((node) => isNode(node) && node.status !== 'dead' && node.status !== 'left').length
+  if (connection.value === 'lost')
+    return (
+      <div class="head">
+        <h1 id="mesh-title">{mesh === null ? 'This node' : 'Mesh'}</h1>
+        <p aria-live="polite">last known: {counted(all, 'node')}</p>
+      </div>
+    )
   const texts = [
     all === living.length ? counted(all, 'node') : `${living.length} of ${all} nodes alive`,
     hosts === 0 ? 'no model served' : `${hosts} serving`,
@@ -340,16 +347,16 @@ function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
   const marks: [string, string, boolean][] = [
     ['dot host', 'host', has((node) => node.role === 'host' && node.status === 'alive')],
     ['dot worker', 'worker', has((node) => node.role === 'worker' && node.status === 'alive')],
-    ['dot standby', 'standby', has((node) => node.role === 'standby' && node.status === 'alive')],
+    ['dot standby', 'idle', has((node) => node.role === 'standby' && node.status === 'alive')],
     ['dot client', 'client', has((node) => node.role === 'client')],
     ['dot backend', 'backend', has((node) => node.role === 'backend')],
     ['dot suspect', 'not responding', has((node) => node.status === 'suspect')],
     ['dot unverified', 'unverified', has((node) => node.status === 'unverified')],
     ['dot dead', 'dead or left', has((node) => node.status === 'dead' || node.status === 'left')],
-    ['line lane', 'lane', has((node) => node.transport === 'lane')],
-    ['line quic', 'QUIC', has((node) => node.transport === 'quic')],
+    ['line lane', 'fast connection (lane)', has((node) => node.transport === 'lane')],
+    ['line quic', 'connection (QUIC)', has((node) => node.transport === 'quic')],
     ['line pipe', 'pipeline split', pipelines.value.length > 0],
-    ['line unused', 'linked, no request yet', has((node) => node.linked && !node.here && node.transport === null)],
+    ['line unused', 'connected, no request yet', has((node) => node.linked && !node.here && node.transport === null)],
   ]
   return (
     <ul class="legend" aria-label="Legend">

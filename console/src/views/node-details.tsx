@@ -68,7 +68,7 @@ export function NodeDetails({ node, close }: { node: MeshNode; close: () => void
       <dl class="facts">
         {!node.here && node.role !== 'backend' && (
           <Fact name="Link">
-            {node.linked ? transportText(node) || 'QUIC, no request yet' : 'none (known from other nodes)'}
+            {node.linked ? transportText(node) || 'connected, no request yet' : 'none (known from other nodes)'}
           </Fact>
         )}
         {node.here && mesh != null && mesh.mesh !== '' && (

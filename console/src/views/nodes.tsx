@@ -2,7 +2,7 @@
 
 import type { JSX } from 'preact'
 import { useMemo, useState } from 'preact/hooks'
-import { loadOf, transportText, statusText, type MeshNode } from '../mesh/nodes'
+import { loadText, transportText, statusText, type MeshNode } from '../mesh/nodes'
 import { Badge } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
@@ -114,7 +114,7 @@ interface RowProps {
 }
 
 const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
-  const { active, waiting, slots } = loadOf(node)
+  const load = loadText(node)
   const context = Math.max(0, ...node.models.map((model) => model.context))
   const fastest = Math.max(0, ...node.models.map((model) => model.speed ?? 0))
   return (
@@ -127,18 +127,12 @@ const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
       <Badge tone={toneOf(node)}>{statusText(node)}</Badge>
       <p class="summary">{node.models.length === 0 ? <span class="quiet">no model loaded</span> : names(node)}</p>
       <p class="numbers">
-        {slots > 0 && (
-          <span title="Busy slots of all slots">
-            {active}/{slots} slots{waiting > 0 ? ` +${waiting}` : ''}
-          </span>
-        )}
-        {slots === 0 && active > 0 && <span>{active} active</span>}
+        {load !== '' && <span>{load}</span>}
         {context > 0 && <span title="Longest context">{tokens(context)} context</span>}
         {fastest > 0 && <span title="Speed of the last answer">{speed(fastest)}</span>}
         {node.rtt !== null && (
-          <span title={`Round trip ${transportText(node)}`}>
-            {milliseconds(node.rtt)}
-            {node.transport === null ? '' : ` ${node.transport}`}
+          <span title={`Round trip${node.transport === null ? '' : ` by ${transportText(node)}`}`}>
+            {milliseconds(node.rtt)} away
           </span>
         )}
         {node.version !== '' && <span>v{node.version}</span>}

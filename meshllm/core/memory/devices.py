@@ -36,7 +36,8 @@ class Device:
 @dataclass(frozen=True, slots=True)
 class MachineMemory:
     """The machine: its RAM (`limited`: by a cgroup) and the engine's devices, of which those named in `used` are used.
-    `cap`: --max-vram in bytes (None: no limit). `known`: the engine has listed its devices."""
+    `cap`: --max-vram in bytes (None: no limit). `known`: the engine has listed its devices. `planned`: bytes of the cap
+    that engine processes of this node have or were planned with."""
 
     total: int
     available: int
@@ -45,6 +46,12 @@ class MachineMemory:
     used: tuple[str, ...] = ()
     cap: int | None = None
     known: bool = False
+    planned: int = 0
+
+    @property
+    def cap_left(self) -> int | None:
+        """What is left of the cap; None without one."""
+        return None if self.cap is None else max(0, self.cap - self.planned)
 
     @property
     def in_use(self) -> tuple[Device, ...]:
@@ -84,14 +91,14 @@ def select(devices: Sequence[Device], wanted: Sequence[str]) -> tuple[str, ...]:
 def room(machine: MachineMemory) -> MemoryBudget:
     """The memory that may be used. A cap limits the accelerators, or the RAM if no accelerator is used."""
     host = int(machine.available * MEMORY_SHARE)
-    devices = machine.in_use
+    devices, cap = machine.in_use, machine.cap_left
     if not devices:
-        capped = machine.cap is not None and machine.cap < host
-        return MemoryBudget(min(host, machine.cap) if machine.cap is not None else host, capped=capped)
+        capped = cap is not None and cap < host
+        return MemoryBudget(min(host, cap) if cap is not None else host, capped=capped)
     rooms = [_room_of(device, host) for device in devices]
     whole = sum(rooms)
-    if machine.cap is not None and machine.cap < whole:
-        rooms = [room * machine.cap // whole for room in rooms]
+    if cap is not None and cap < whole:
+        rooms = [room * cap // whole for room in rooms]
     accelerators = tuple(
         AcceleratorBudget(device.name, room, device.shared) for device, room in zip(devices, rooms, strict=True)
     )

@@ -77,7 +77,7 @@ class TargetOffer:
     `name`: for users. `context_length`: tokens (0: unknown). `rtt`: seconds (None: unknown). `load`: the last load that
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
     when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
-    machines. `template`: what the chat template of an engine here renders.
+    machines. `template`: what the chat template of an engine here renders. `loaded`: the model is in memory there.
     """
 
     target: Target
@@ -91,6 +91,7 @@ class TargetOffer:
     vision: bool | None = None
     owned: bool = False
     template: TemplateTraits = ANY_TEMPLATE
+    loaded: bool = True
 
     @property
     def busy(self) -> float:
@@ -113,6 +114,7 @@ class ModelRoute:
     `purpose` and `vision` are known only for a model whose file is on this node. A caller waits at most `max_wait`
     seconds for a model that is COMING (None: the gateway's own limit) and then gets `timeout_message`; the time counts
     as long as `waits_for` stays the same. `dial_hosts`: an unverified node serves the model and should be dialled.
+    `loads`: the model is unloaded here, and this node loads it again for a request.
     `lost_reason`: why the engine here was withdrawn. `engine_failure`: why the engine process here ended, if there is
     no other yet.
     """
@@ -125,6 +127,7 @@ class ModelRoute:
     timeout_message: str = ""
     waits_for: str = ""
     dial_hosts: bool = False
+    loads: bool = False
     lost_reason: str = ""
     engine_failure: str = ""
     vision: bool | None = None
@@ -176,7 +179,7 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
         alive.add(peer.node.hex())
         for offer in _offers(peer):
             hosts.setdefault(offer.target.model, []).append(offer)
-    ordered = {model: tuple(sorted(offers, key=_by_reported_load)) for model, offers in hosts.items()}
+    ordered = {model: tuple(sorted(_loaded(offers), key=_by_reported_load)) for model, offers in hosts.items()}
     last: dict[str, AwayMember] = {}
     for member in mesh.away:
         if not only_from or member.node.hex().startswith(only_from):
@@ -202,7 +205,13 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
             served.size,
             vision=served.vision,
             owned=peer.owned,
+            loaded=served.loaded,
         )
+
+
+def _loaded(offers: list[TargetOffer]) -> list[TargetOffer]:
+    """The hosts that have the model in memory, if there are any: a request must not make another node load it."""
+    return [offer for offer in offers if offer.loaded] or offers
 
 
 def _by_reported_load(offer: TargetOffer) -> tuple[float, float, int, str]:
@@ -260,7 +269,18 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
     return tuple(offers)
 
 
+def route_here(snapshot: Snapshot, model: str) -> ModelRoute:
+    """The route to `model` on this node alone, for a request of a peer: UNKNOWN without a target, so that the peer asks
+    another host, unless the model is unloaded and this node loads it again."""
+    here, offers = snapshot.model(model), offers_here(snapshot, model)
+    if not offers and here is not None and here.reloads and not snapshot.stopping:
+        return _here(snapshot, here)
+    return replace(route_to(offers, here), availability=Availability.UNKNOWN)
+
+
 def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
+    if here.wanted and here.unloaded:
+        return replace(route_to((), here, next_step.progress_message(snapshot.engine, here)), loads=True)
     if next_step.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
         return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
     if next_step.download_failed(here):

@@ -6,18 +6,21 @@ Events of an engine process of an older generation are ignored. `next_step` deci
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.serving import next_step
+from meshllm.core.records import ModelLoad
+from meshllm.core.serving import next_step, unloading
 from meshllm.core.serving.next_step import ServingAction
 from meshllm.core.serving.phases import ENGINE_TRANSITIONS, FILE_TRANSITIONS, SERVER_TRANSITIONS
-from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelState, ServerPhase
+from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelOrigin, ModelState, ServerPhase
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.host import SplitState
 from meshllm.core.transitions import move
 from meshllm.util.backoff import backoff
+from meshllm.util.progress import Progress
 
 # A download that failed for a passing reason is retried after these delays (seconds), doubling from base to cap.
 FETCH_RETRY_BASE_SECONDS = 5.0
@@ -34,26 +37,40 @@ NO_MESH = SplitState("it is too large for this node, which is in no mesh", refus
 MORE_NODES = "Add a node with --join, or choose a smaller model, a smaller quantization or a smaller --ctx-size."
 RETRIED = "This node tries again by itself, at first after some seconds, later every 5 minutes."
 OTHER_NODES = "Add a node with --join, or leave out --split."
+NO_ROOM = "Drop another model ('mesh-llm drop'), or choose a smaller one, a smaller quantization or --ctx-size."
+DROPPED = "its owner dropped it on this node"
+LOAD_AGAIN = "Load it with 'mesh-llm load', or use another model."
+WAITING_FOR_MEMORY = Progress("waiting for memory")
 
 
 class LocalModels:
-    """The engine and the models by name. `splitting` is None for a node that is in no mesh, or a client."""
+    """The engine and the models by name. `splitting` is None for a node that is in no mesh, or a client.
 
-    def __init__(self, splitting: SplitCoordinator | None) -> None:
+    `expected`: models that this node may have to serve later.
+    """
+
+    def __init__(self, splitting: SplitCoordinator | None, idle_unload: float | None = None) -> None:
+        """`idle_unload`: a model that has been idle for so many seconds is unloaded (None: never)."""
+        self.expected: tuple[str, ...] = ()
+        self._idle_unload = idle_unload
+        self._generations: dict[str, int] = {}  # of models that were dropped
+        self._draining: set[str] = set()  # models whose process is stopped when its answers have ended
         self.speed = 0  # bytes of weights that this node reads in a second; 0: not known
         self.engine = EngineState()
         self.models: dict[str, ModelState] = {}
         self._splitting = splitting
         self._stopping = False
-        # Generations of models that were released: a later process must not be taken for an earlier one.
-        self._generations: dict[str, int] = {}
         self._measured_at: dict[str, float] = {}
 
     def handle(self, event: e.Event, now: float) -> bool:
         """Take in an event about the engine, a model's file or its process. Returns False for any other event."""
         match event:
             case e.ModelWanted():
-                self.want(event.model, force_split=event.split)
+                self.want(event.model, event.origin, force_split=event.split)
+            case e.LoadWanted():
+                self.load(event.model)
+            case e.ModelRequested():
+                return self._requested(event.model)
             case e.EngineProgress():
                 self._engine_progress(event, now)
             case e.EngineReady():
@@ -80,24 +97,63 @@ class LocalModels:
                 return False
         return True
 
-    def want(self, name: str, *, force_split: bool = False) -> None:
+    def want(self, name: str, origin: ModelOrigin = ModelOrigin.STARTED, *, force_split: bool = False) -> None:
         """Serve that model here; `force_split`: as a split, even if it fits on this node."""
         if not self._stopping and name not in self.models:
-            generation = self._generations.get(name, 0)
-            self.models[name] = ModelState(name, force_split=force_split, generation=generation)
+            generation = self._generations.pop(name, 0)
+            self.models[name] = ModelState(name, force_split=force_split, origin=origin, generation=generation)
 
-    def release(self, name: str) -> None:
-        """Serve that model no longer: its process ends when it has finished its answers, then it is removed."""
+    def load(self, name: str) -> None:
+        """The owner wants that model served here: try now, whatever failed before."""
+        model = self.models.get(name)
+        if self._stopping or model is None:
+            self.want(name, ModelOrigin.LOADED)
+            return
+        others_word = model.origin in (ModelOrigin.BESIDE, ModelOrigin.MESH)
+        origin = ModelOrigin.LOADED if others_word else model.origin
+        model = replace(model, wanted=True, dropped=False, unloaded=False, origin=origin, reason="", advice="")
+        if model.server is ServerPhase.NONE and not model.measuring:
+            file = FilePhase.ABSENT if model.file is FilePhase.FAILED else model.file
+            held = model.split is not None and model.split.lease is not None
+            model = replace(model, file=file, failures=0, not_before=None, measured=model.measured if held else None)
+            model = model if held else replace(model, split=None)
+        self.models[name] = model
+
+    def drop(self, name: str, reason: str = DROPPED, advice: str = LOAD_AGAIN) -> bool:
+        """The owner wants that model no longer served here, or for another `reason` it is not: stop it when its answers
+        have ended, then remove it. False if there is no such model."""
         model = self.models.get(name)
         if model is None:
-            return
-        self._generations[name] = model.generation
-        if model.server is not ServerPhase.NONE:
-            self.models[name] = replace(model, wanted=False)
-            return
-        if self._splitting is not None and model.split is not None:
-            self._splitting.release(name, "the model is not served any more")
-        del self.models[name]
+            return False
+        if model.split is not None and model.server is ServerPhase.NONE and self._splitting is not None:
+            self._splitting.release(name, reason)
+        self.models[name] = replace(model, wanted=False, dropped=True, reason=reason, advice=advice)
+        return True
+
+    def _requested(self, name: str) -> bool:
+        """A caller requests that model: load it again if it is unloaded."""
+        model = self.models.get(name)
+        if self._stopping or model is None or not model.wanted or not model.unloaded:
+            return False
+        self.models[name] = replace(model, unloaded=False, measured=None, split=None)
+        return True
+
+    def loads_changed(self, loads: Iterable[ModelLoad], now: float) -> None:
+        """The requests that the engines here process now."""
+        for load in loads:
+            model = self.models.get(load.name)
+            if model is None or model.server is not ServerPhase.SERVING:
+                continue
+            if load.active or load.waiting:
+                if model.idle_since is not None:
+                    self.models[load.name] = replace(model, idle_since=None)
+            elif model.idle_since is None:
+                self.models[load.name] = replace(model, idle_since=now)
+
+    def _unload(self, name: str) -> None:
+        """Free that model's memory; the next request loads it again."""
+        model = self.models[name]
+        self.models[name] = replace(model, unloaded=True, last_run=model.server_facts, idle_since=None)
 
     def memory_observed(self, free: int, now: float) -> None:
         """`free` bytes are free for models now: measure again the models that wait for memory, if it changed."""
@@ -138,6 +194,8 @@ class LocalModels:
             if _waits(model):
                 known = [at for at in (model.not_before, retry) if at is not None and at > now]
                 times.append(min(known, default=now + next_step.RECHECK_SECONDS))
+            elif (at := unloading.idle_deadline(model, self._idle_unload)) is not None:
+                times.append(at)
         return min(times, default=None)
 
     # -- deciding
@@ -145,10 +203,24 @@ class LocalModels:
     def decide(self, now: float) -> list[c.Command]:
         """The commands for all models, at `now`."""
         todo: list[c.Command] = []
-        for name in list(self.models):
+        for name, model in self.models.items():
+            at = unloading.idle_deadline(model, self._idle_unload)
+            if at is not None and at <= now:
+                self._unload(name)
+        if self._stopping:
+            draining = [self.models[name] for name in self._draining]
+            todo += [c.StopServer(model.name, model.generation) for model in draining]
+            self._draining.clear()
+        # Models that need room come first: they choose which others are unloaded.
+        for name in sorted(self.models, key=lambda name: self.models[name].server is not ServerPhase.NONE):
             # A model can need two things at once (its file and the engine): ask until there is no further command.
             while (command := self._step(name, now)) is not None:
                 todo.append(command)
+        for name, model in list(self.models.items()):
+            if model.dropped and model.server is ServerPhase.NONE:
+                self._generations[name] = model.generation
+                del self.models[name]
+                todo.append(c.ForgetModel(name))
         return todo
 
     def _step(self, name: str, now: float) -> c.Command | None:
@@ -157,7 +229,9 @@ class LocalModels:
             model = self.models[name] = replace(model, not_before=None)
         action = next_step.next_step(self.engine, model, now).action
         if action is ServingAction.ADVANCE_LEASE:
-            model = self._advance_lease(model, now)
+            if self._makes_room(model):
+                return None
+            model = self._advance_lease(self.models[name], now)
             action = next_step.next_step(self.engine, model, now).action
         match action:
             case ServingAction.FETCH:
@@ -173,13 +247,20 @@ class LocalModels:
             case ServingAction.MEASURE:
                 self.models[name] = replace(model, measuring=True)
                 self._measured_at[name] = now
-                return c.MeasureModel(name, model.force_split)
+                return c.MeasureModel(name, model.force_split, self._beside(name))
             case ServingAction.START:
                 return self._start(model)
             case ServingAction.STOP:
                 server = move(SERVER_TRANSITIONS, model.server, ServerPhase.STOPPING)
-                self.models[name] = replace(model, server=server, serving_since=None)
-                return c.StopServer(name, model.generation)
+                # Callers are no longer sent to an engine process that is unloaded.
+                facts = None if model.unloaded else model.server_facts
+                self.models[name] = replace(
+                    model, server=server, serving_since=None, server_facts=facts, idle_since=None
+                )
+                drain = model.dropped or model.unloaded
+                if drain:
+                    self._draining.add(name)
+                return c.StopServer(name, model.generation, drain=drain)
             case _:
                 return None
 
@@ -198,17 +279,58 @@ class LocalModels:
         names = tuple([member.name for member in split.members])
         return c.StartServer(model.name, generation, split.lease, split.size, names)
 
+    def _beside(self, name: str) -> tuple[str, ...]:
+        """The further models for which memory is kept when `name` is measured: they are not loaded yet."""
+        coming = [
+            other.name
+            for other in self.models.values()
+            if other.name != name
+            and _waits(other)
+            and other.server is ServerPhase.NONE
+            and not (other.measured is not None and other.measured.fits_locally)  # has its plan
+            and not other.force_split
+            and not (other.split is not None and other.split.refused)
+        ]
+        return tuple(dict.fromkeys([*coming, *(other for other in self.expected if other not in self.models)]))
+
+    def _others(self, name: str) -> list[ModelState]:
+        return [other for other in self.models.values() if other.name != name]
+
+    def _makes_room(self, model: ModelState) -> bool:
+        """Whether room is being made for a model that does not fit: another one is unloaded, or will be."""
+        held = model.split is not None and model.split.lease is not None
+        if held or model.force_split or model.measured is None:
+            return False
+        room = unloading.room_for(model, self._others(model.name))
+        if room.unload:
+            self._unload(room.unload)
+        if room.unload or room.waits:
+            self.models[model.name] = replace(model, progress=WAITING_FOR_MEMORY, reason="", advice="", split=None)
+            return True
+        return False
+
     def _advance_lease(self, model: ModelState, now: float) -> ModelState:
         assert model.measured is not None
+        others = self._others(model.name)
+        served = any(other.server is not ServerPhase.NONE for other in others)
+        if model.origin is ModelOrigin.BESIDE or (served and self._splitting is None):
+            reason = unloading.no_room_text(model, others)
+            refusal = SplitState(reason, refused=True)
+            found = replace(model, split=refusal, reason=f"{reason}.", advice=NO_ROOM, last_run=None)
+            self.models[model.name] = found
+            return found
         if self._splitting is not None:
             split = self._splitting.advance_lease(model, self.speed, now)
         else:
             split = replace(NO_MESH, disk_paging=model.measured.disk_paging and not model.force_split)
+        if served and split.disk_paging:
+            split = replace(split, disk_paging=False)  # it would take the memory of the others
         refused = split.refused and not split.disk_paging
         advice = OTHER_NODES if model.force_split and model.measured.fits_locally else MORE_NODES
         model = replace(
             model,
             split=split,
+            last_run=None if refused else model.last_run,
             reason=f"{split.reason}." if refused else "",
             advice=advice if refused else "",
         )
@@ -312,6 +434,14 @@ class LocalModels:
 
     # -- the engine processes
 
+    def _room_changed(self, ended: str) -> None:
+        """An engine process ended: measure the models again that did not fit beside it."""
+        for name, model in self.models.items():
+            held = model.split is not None and model.split.lease is not None
+            short = model.measured is not None and not model.measured.fits_locally
+            if name != ended and model.server is ServerPhase.NONE and short and not held:
+                self.models[name] = replace(model, measured=None, split=None, progress=None)
+
     def _current(self, name: str, generation: int) -> ModelState | None:
         model = self.models.get(name)
         return model if model is not None and model.generation == generation else None
@@ -329,6 +459,8 @@ class LocalModels:
                 server=move(SERVER_TRANSITIONS, model.server, ServerPhase.SERVING),
                 server_facts=event.facts,
                 serving_since=now,
+                idle_since=now,
+                last_run=None,
                 progress=None,
                 reason="",
                 advice="",
@@ -339,7 +471,9 @@ class LocalModels:
         if model is None or model.server is ServerPhase.NONE:
             return
         server = move(SERVER_TRANSITIONS, model.server, ServerPhase.NONE)
-        gone = replace(model, server=server, server_facts=None, serving_since=None, progress=None)
+        gone = replace(model, server=server, server_facts=None, serving_since=None, idle_since=None, progress=None)
+        self._draining.discard(model.name)
+        self._room_changed(model.name)
         if model.split is not None and self._splitting is not None:
             # The workers' state belongs to the closed connection: the next start takes a new lease. Measure again: the
             # free memory may have changed.
@@ -347,9 +481,11 @@ class LocalModels:
             gone = replace(gone, split=None, measured=None)
         if not model.wanted:
             self.models[event.model] = gone
-            if not self._stopping and model.name in self._generations:
-                self.release(model.name)
             return
+        if model.unloaded or (model.last_run is not None and model.server is ServerPhase.STOPPING):
+            self.models[event.model] = replace(gone, measured=None)  # its memory is planned again
+            return
+        gone = replace(gone, last_run=None)
         if model.server is ServerPhase.STOPPING:
             self.models[event.model] = replace(gone, restarts=model.restarts + 1)
             return
@@ -370,4 +506,5 @@ class LocalModels:
 
 
 def _waits(model: ModelState) -> bool:
-    return model.wanted and model.server is not ServerPhase.SERVING and model.file is not FilePhase.FAILED
+    wanted = model.wanted and not model.unloaded
+    return wanted and model.server is not ServerPhase.SERVING and model.file is not FilePhase.FAILED

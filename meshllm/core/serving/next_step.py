@@ -46,7 +46,7 @@ class ServingStep:
 
 def next_step(engine: EngineState, model: ModelState, now: float) -> ServingStep:
     """The next step for `model` at `now` (seconds, monotonic). Deterministic."""
-    if not model.wanted:
+    if not model.wanted or model.unloaded:
         return (
             ServingStep(ServingAction.STOP)
             if model.server in (ServerPhase.STARTING, ServerPhase.SERVING)
@@ -110,6 +110,8 @@ def phase(engine: EngineState, model: ModelState) -> ModelPhase:
     """The state of `model` for users."""
     if not model.wanted:
         return ModelPhase.STOPPED if model.server is ServerPhase.NONE else ModelPhase.STOPPING
+    if model.unloaded:
+        return ModelPhase.AVAILABLE if model.server is ServerPhase.NONE else ModelPhase.STOPPING
     if model.server is ServerPhase.SERVING:
         return ModelPhase.SERVING
     if model.file is FilePhase.FAILED or engine.broken:
@@ -137,11 +139,13 @@ def progress_message(engine: EngineState, model: ModelState) -> str:
     waiting = None
     if model.split is not None and model.server is ServerPhase.NONE:
         return f"{model.split.status_text()}: {model.name}"
+    if model.unloaded:
+        return f"loading {model.name}"
     if model.file is not FilePhase.READY:
         waiting = model.progress
     elif engine.phase is not EnginePhase.READY:
         waiting = engine.progress
-    elif model.measuring or model.server is ServerPhase.STARTING:
+    elif model.measuring or model.server is ServerPhase.STARTING or model.measured is not None:
         waiting = model.progress
     if waiting is None:
         return f"{phase(engine, model).value} {model.name}"

@@ -24,7 +24,7 @@ SERVER_TRANSITIONS: dict[tuple[ServerPhase, ServerPhase], str] = {
     (_S.NONE, _S.STARTING): "engine, file and memory are ready",
     (_S.STARTING, _S.SERVING): "llama-server answers",
     (_S.STARTING, _S.STOPPING): "no longer wanted, or a worker was lost",
-    (_S.SERVING, _S.STOPPING): "no longer wanted, or a worker was lost",
+    (_S.SERVING, _S.STOPPING): "no longer wanted, unloaded, or a worker was lost",
     (_S.STARTING, _S.NONE): "it ended",
     (_S.SERVING, _S.NONE): "it ended",
     (_S.STOPPING, _S.NONE): "it ended",

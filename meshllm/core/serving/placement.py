@@ -188,6 +188,11 @@ def stands_by(record: NodeRecord) -> bool:
     return not (record.serves or record.wants or record.loading or record.leaving or record.idle)
 
 
+def may_be_taken(model: str, others: Iterable[NodeRecord]) -> bool:
+    """Whether one of `others` loads `model`, or is a standby that takes it if that is requested."""
+    return any(model in record.loading or (holds(record, model) and stands_by(record)) for record in others)
+
+
 def rendezvous_weight(node: NodeId, model: str) -> bytes:
     """The weight of `node` for `model`; the node with the highest one is chosen. Source: rendezvous hashing (Thaler and
     Ravishankar, 1998)."""

@@ -57,13 +57,15 @@ class MeasuredModel:
 
     `fits_locally`: the model fits on this node in some size. `disk_paging`: it does not fit, but this node can serve it
     slowly with weights read from the disk. `free_bytes`: memory of this node for the model. `sizes`: sizes to try in a
-    split, best first. `files`: the files that workers need."""
+    split, best first. `files`: the files that workers need. `least_bytes`: an estimate of the least memory in which the
+    model fits (0: unknown)."""
 
     fits_locally: bool
     free_bytes: int
     sizes: tuple[SizeNeed, ...] = ()
     files: tuple[LeasedFile, ...] = ()
     disk_paging: bool = False
+    least_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

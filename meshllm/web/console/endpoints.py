@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from meshllm.web.console.downloads import DownloadRequest
 from meshllm.web.console.request_status import RequestsAnswer
@@ -130,6 +130,26 @@ class NodeKeyAnswer(_Body):
     node: str
 
 
+class ModelRequest(_Body):
+    """A model, as `--model` takes it."""
+
+    model: str = Field(min_length=1, max_length=4096)
+
+
+class LoadAnswer(_Body):
+    """The model is being loaded, or is served already (`serves`). `snapshot`: of the status before."""
+
+    model: str
+    snapshot: int
+    serves: bool
+
+
+class DropAnswer(_Body):
+    """The model that is no longer served, once its answers have ended."""
+
+    model: str
+
+
 class KeyAnswer(_Body):
     """The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console."""
 
@@ -219,6 +239,17 @@ DOWNLOADS: Final = ConsoleEndpoint(
     content_type="application/x-ndjson",
     owner_only=True,
 )
+LOAD: Final = ConsoleEndpoint(
+    "POST", "/api/models/load", "Begins to serve a model on this node.", LoadAnswer, ModelRequest, owner_only=True
+)
+DROP: Final = ConsoleEndpoint(
+    "POST",
+    "/api/models/drop",
+    "Stops serving a model on this node, once its answers have ended.",
+    DropAnswer,
+    ModelRequest,
+    owner_only=True,
+)
 OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
 
 ENDPOINTS: Final = (
@@ -234,5 +265,7 @@ ENDPOINTS: Final = (
     ROTATE_NODE,
     KEY,
     DOWNLOADS,
+    LOAD,
+    DROP,
     OPENAPI,
 )

@@ -24,6 +24,7 @@ from meshllm.web.console.downloads import Download, DownloadHandler
 from meshllm.web.console.endpoints import TOKEN_HEADER, ConsoleRoute, Handler, InviteAnswer, InviteOptions, KeyAnswer
 from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.members import MemberHandlers, Members
+from meshllm.web.console.model_acts import ModelActs, ModelHandlers
 from meshllm.web.console.openapi import document
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import Audience, redacted
@@ -67,6 +68,7 @@ class ConsoleSources:
     token: str
     audit: Callable[[str, Mapping[str, str]], None]
     members: Callable[[], Members]
+    models: Callable[[], ModelActs]
 
 
 class ConsoleHandlers:
@@ -92,7 +94,8 @@ class ConsoleHandlers:
         self._owner_only: set[Handler] = set()
         app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
         members = MemberHandlers(sources.members)
-        for route in (*self._routes(), *members.routes(), *sources.routes):
+        models = ModelHandlers(sources.models)
+        for route in (*self._routes(), *members.routes(), *models.routes(), *sources.routes):
             app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
             if route.endpoint.method == "GET":
                 app.router.add_route("HEAD", route.endpoint.path, route.handler)

@@ -17,6 +17,7 @@ from meshllm.errors import EnvironmentFailure, port_taken
 from meshllm.tasks import Owner
 from meshllm.util.threads import StopSignal, in_thread
 from meshllm.web.console.invitation import Invitation, InviteWish
+from meshllm.web.console.model_acts import ModelActs, no_models
 from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.http.access_control import AccessPolicy, is_loopback, network_of
 
@@ -54,8 +55,9 @@ class Console:
     """Serves the page and the console API.
 
     `status` returns the status now; `changed` must be called whenever it changes. `invite` makes an invite
-    as wished, or raises MeshError; `members` does the owner's other acts. `requests` returns the last API requests, the
-    newest first. `download` downloads models for the command line (None: refused).`routes` are additional endpoints.
+    as wished, or raises MeshError; `members` and `models` do the owner's other acts. `requests` returns the
+    last API requests, the newest first. `download` downloads models for the command line (None: refused). `routes` are
+    additional endpoints.
     `token` is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
@@ -71,11 +73,12 @@ class Console:
         token: str = "",
         audit: Callable[[str, Mapping[str, str]], None] = lambda event, fields: None,
         members: Callable[[], Members] = no_members,
+        models: Callable[[], ModelActs] = no_models,
     ) -> None:
         self._policy = policy
 
         def sources(make: type[ConsoleSources]) -> ConsoleSources:
-            return make(status, invite, page, requests, download, routes, token, audit, members)
+            return make(status, invite, page, requests, download, routes, token, audit, members, models)
 
         self._sources = sources
         self._handlers: ConsoleHandlers | None = None

@@ -22,6 +22,7 @@ from meshllm.core.snapshot import (
     ModelState,
     Purpose,
     ServerFacts,
+    ServerPhase,
     Snapshot,
 )
 from meshllm.util.progress import Progress
@@ -122,7 +123,8 @@ class FileStatus(StatusModel):
 
 class ModelStatus(StatusModel):
     """A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
-    been read."""
+    been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
+    processes one."""
 
     name: str
     purpose: Purpose | None
@@ -134,6 +136,8 @@ class ModelStatus(StatusModel):
     reason: str
     advice: str
     input_modalities: list[Modality] | None = None
+    loaded: bool = False
+    idle_seconds: float | None = None
 
 
 class BackendStatus(StatusModel):
@@ -197,11 +201,21 @@ class SharingStatus(StatusModel):
     checks: list[CheckStatus]
 
 
+class StartStatus(StatusModel):
+    """How the owner started this node, as shell texts that run as they stand. `program` runs mesh-llm here, `command`
+    starts this node again, without invites; `elsewhere` runs mesh-llm on a machine that was set up in the same way."""
+
+    program: str
+    command: str
+    elsewhere: str
+
+
 class NodeStatus(StatusModel):
     """The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
     `notices`: what the owner should know or do.
     `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
-    are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner."""
+    are URLs of this console for other machines. `start` is null for callers that are not the owner. `read_only`:
+    redacted: the caller is not the owner."""
 
     name: str
     version: str
@@ -224,6 +238,7 @@ class NodeStatus(StatusModel):
     sandbox: SandboxStatus | None = None
     worker_lease: WorkerLeaseStatus | None = None
     lan_urls: tuple[str, ...] = ()
+    start: StartStatus | None = None
     read_only: bool = False
 
 
@@ -265,6 +280,7 @@ class StatusInputs:
     traffic: LeaseTrafficReader = lambda lease: {}
     sandbox: SandboxStatus | None = None
     lan_urls: Sequence[str] = ()
+    start: StartStatus | None = None
 
 
 def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
@@ -293,6 +309,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         splits=split_status.splits(snapshot, inputs.traffic, inputs.drafts),
         worker_lease=split_status.worker_lease(snapshot),
         lan_urls=tuple(inputs.lan_urls),
+        start=inputs.start,
     )
 
 
@@ -350,6 +367,8 @@ def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: floa
         reason=model.reason,
         advice=model.advice,
         input_modalities=None if facts is None else input_modalities(facts.vision),
+        loaded=model.server is ServerPhase.SERVING and model.server_facts is not None,
+        idle_seconds=None if model.idle_since is None else round(max(0.0, now - model.idle_since), 1),
     )
 
 

@@ -18,7 +18,7 @@ from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
 from meshllm.wire.api.json_size import has_too_many_values
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
-from meshllm.wire.api.response_translation import MakeTranslator, TranslatedStream, Translator
+from meshllm.wire.api.response_translation import WRONG_SHAPE, MakeTranslator, TranslatedStream, Translator
 from meshllm.wire.api.routes import Api, find_route, model_in_path
 from meshllm.wire.api.several_choices import assembled, events_in
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
@@ -156,7 +156,9 @@ class ApiRequest:
         try:
             defaults = self._defaults(wall())
             if make is not None:
-                response = make(defaults["ident"]).whole(response)
+                response = _translated(make(defaults["ident"]), response)
+                if response is None:
+                    return None
             return orjson.dumps(repair_response(self.api, response, **defaults))
         except RequestRefused as refused:
             return refused.refusal
@@ -185,7 +187,17 @@ def _assembled(translator: Translator, stream: bytes) -> bytes | Refusal | None:
         return orjson.dumps(assembled(events))
     except RequestRefused as refused:
         return refused.refusal
-    except (ValueError, TypeError, RecursionError):
+    except WRONG_SHAPE:
+        return None
+
+
+def _translated(translator: Translator, response: dict[str, Any]) -> dict[str, Any] | None:
+    """The response translated; None if it is not of its API."""
+    try:
+        return translator.whole(response)
+    except RequestRefused:
+        raise
+    except WRONG_SHAPE:
         return None
 
 

@@ -143,6 +143,10 @@ class Gateway:
         """The active and waiting requests of each engine here."""
         return self._table.loads()
 
+    def is_busy(self, model: str, generation: int) -> bool:
+        """Whether the engine process of `model` with that generation has a request."""
+        return self._table.is_busy(model, generation)
+
     async def close(self, grace: float = 0.0, on_wait: Callable[[int], None] = lambda answers: None) -> int:
         """Stop listening; give responses in progress `grace` seconds, then end them with errors.
 

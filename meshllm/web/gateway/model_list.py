@@ -47,8 +47,10 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
             known |= {"size": here.facts.size, "architecture": here.facts.architecture}
             known["purpose"] = here.facts.purpose.value
             known["input_modalities"] = modalities(here.facts.vision)
-        if here.server_facts is not None:
-            known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
+        if (run := here.server_facts or here.last_run) is not None:
+            known |= {"context_length": run.context_length, "slots": run.slots}
+    # A model that is unloaded is loaded by the first request.
+    known["loaded"] = any(offer.loaded for offer in offers)
     if offers and offers[0].target.kind is TargetKind.PEER:
         known |= _peer_facts(offers, known)
     known["served_by"] = [offer.name for offer in offers[:MAX_HOSTS_LISTED]]
@@ -69,7 +71,11 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
 
 def _peer_facts(offers: Sequence[TargetOffer], known: dict[str, Any]) -> dict[str, Any]:
     """Facts of a model that only peers serve."""
-    found: dict[str, Any] = {"phase": "serving", "context_length": max(offer.context_length for offer in offers)}
+    loaded = any(offer.loaded for offer in offers)
+    found: dict[str, Any] = {
+        "phase": "serving" if loaded else "available",
+        "context_length": max(offer.context_length for offer in offers),
+    }
     found["slots"] = sum(offer.target.slots for offer in offers)
     size = max(offer.size for offer in offers)
     purpose = next((offer.purpose for offer in offers if offer.purpose is not None), None)

@@ -85,6 +85,7 @@ class TargetQueue:
     ) -> None:
         """`on_change`: called when requests start, wait or end here. `model`: the model of an engine."""
         self.target = target
+        self.model = model
         self.pool = pool
         self.limit = target.slots or BACKEND_SLOTS
         queued = target.kind is TargetKind.ENGINE or (target.kind is TargetKind.PEER and target.slots)

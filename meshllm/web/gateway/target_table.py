@@ -120,8 +120,8 @@ class TargetTable:
         route = routes.route(self.snapshot, model, self.index, now)
         if route.availability is Availability.UNKNOWN:
             route = replace(route, message=unknown_model_message(self.snapshot, model, self.index, now))
-        elif route.dial_hosts:
-            self._dial_hosts(model)
+        elif route.dial_hosts or route.loads:
+            self._ask_core(model)
         found = (route, [self._queue(offer, model) for offer in route.offers[:MAX_HOSTS]])
         if route.offers:
             self._routes[model] = found
@@ -131,10 +131,11 @@ class TargetTable:
         """The same with targets of this node only: for requests of peers, which must not make a second hop."""
         found = self._local_routes.get(model)
         if found is None:
-            offers = routes.offers_here(self.snapshot, model)
-            route = replace(routes.route_to(offers, self.snapshot.model(model)), availability=Availability.UNKNOWN)
-            found = (route, [self._queue(offer, model) for offer in offers])
-            if offers:
+            route = routes.route_here(self.snapshot, model)
+            if route.loads:
+                self._ask_core(model)
+            found = (route, [self._queue(offer, model) for offer in route.offers])
+            if route.offers:
                 self._local_routes[model] = found
         return found
 
@@ -159,7 +160,8 @@ class TargetTable:
             pool = self._peer_pools[target.address] = UpstreamPool(target, self._loop, self._peers)
         return pool
 
-    def _dial_hosts(self, model: str) -> None:
+    def _ask_core(self, model: str) -> None:
+        """Have the hosts of `model` dialled, or the model loaded."""
         now = self._loop.time()
         if self._on_dial is None or now - self._dialled.get(model, -DIAL_SECONDS) < DIAL_SECONDS:
             return
@@ -188,6 +190,14 @@ class TargetTable:
         return self._queues.values()
 
     # -- the load of this node
+
+    def is_busy(self, model: str, generation: int) -> bool:
+        """Whether the engine process of `model` with that generation has a request."""
+        return any(
+            queue.model == model and target.generation == generation and (queue.active or queue.users)
+            for target, queue in self._queues.items()
+            if target.kind is TargetKind.ENGINE
+        )
 
     def loads(self) -> tuple[ModelLoad, ...]:
         """The active and waiting requests of each engine here."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from meshllm.wire.api.chat_calls import ChatCalls, PlainLogprobs
 from meshllm.wire.api.chat_messages import kept_messages
-from meshllm.wire.api.engine_bounds import keep_bounds
+from meshllm.wire.api.engine_bounds import choices_of, keep_bounds
 from meshllm.wire.api.offered_tools import chat_tools
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
@@ -39,7 +39,7 @@ def prepare_chat(body: Mapping[str, Any]) -> Prepared:
     if draft.changes.get("json_schema") is not None and messages:
         refuse_prefill(messages[-1], f"messages[{len(messages) - 1}]")
     logprobs = keep_logprobs(draft) if "logprobs" in body or "top_logprobs" in body else None
-    count = draft.get("n") or draft.get("n_cmpl") or 1
+    count = choices_of(draft)
     return draft.prepared(chained(logprobs, calls), choices=count, each=count)
 
 

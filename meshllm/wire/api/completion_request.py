@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from meshllm.wire.api.engine_bounds import keep_bounds
+from meshllm.wire.api.engine_bounds import choices_of, keep_bounds
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
@@ -27,7 +27,7 @@ def prepare_completion(body: Mapping[str, Any]) -> Prepared:
     prompt = body.get("prompt")
     if not isinstance(prompt, str | list | None) or prompt == []:  # the engine refuses none
         raise invalid("prompt", "'prompt' must be a text, a list of texts, or a list of tokens.")
-    best, count = draft.get("best_of"), draft.get("n") or draft.get("n_cmpl") or 1
+    best, count = draft.get("best_of"), choices_of(draft)
     if best is not None and best != count:
         raise unsupported("best_of", "'best_of' is not supported: all 'n' completions are returned.")
     answer = answer_schema(body.get("response_format"), "response_format") or own_schema(body)
@@ -46,7 +46,8 @@ def _keep_logprobs(draft: Draft) -> MakeTranslator | None:
     if wanted is None or wanted is False:
         if wanted is False:
             draft.set("logprobs", None)
-        return None
+        # The engine's own field asks for the same.
+        return partial(_listed, probs) if (probs := draft.get("n_probs")) else None
     count = 1 if wanted is True else wanted
     if not isinstance(count, int) or not 0 <= count <= MAX_LOGPROBS:
         raise invalid("logprobs", f"'logprobs' must be a whole number of 0 to {MAX_LOGPROBS}.")

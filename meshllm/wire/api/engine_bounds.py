@@ -100,6 +100,15 @@ def keep_bounds(draft: Draft) -> None:
             rule(draft, field, value)
 
 
+def choices_of(draft: Draft) -> int:
+    """How many choices a request wants, in `n` or in the engine's own field, which then becomes `n`."""
+    count = draft.get("n") or draft.get("n_cmpl") or 1
+    if draft.get("n_cmpl") is not None:
+        draft.set("n_cmpl", None)
+        draft.set("n", count)
+    return int(count)
+
+
 def refuse_choices(body: Mapping[str, Any]) -> None:
     """Refuse several choices in an API whose answers have one: the engine would answer with a list of answers."""
     for field in ("n", "n_cmpl"):
@@ -217,6 +226,12 @@ def _boolean(_draft: Draft, field: str, value: object) -> None:
         raise invalid(field, f"'{field}' must be true or false.")
 
 
+def _post_sampling(draft: Draft, field: str, value: object) -> None:
+    _boolean(draft, field, value)
+    if value:
+        raise unsupported(field, f"'{field}' is not supported: log-probabilities are those before sampling.")
+
+
 def _text(_draft: Draft, field: str, value: object) -> None:
     if not isinstance(value, str):
         raise invalid(field, f"'{field}' must be a text.")
@@ -229,7 +244,6 @@ _BOOLEANS = (
     "timings_per_token",
     "verbose",
     "ignore_eos",
-    "post_sampling_probs",
     "backend_sampling",
     "add_generation_prompt",
     "parallel_tool_calls",
@@ -251,4 +265,5 @@ _RULES: dict[str, Callable[[Draft, str, Any], None]] = {
     "reasoning_effort": _reasoning_effort,
     "chat_template_kwargs": _kwargs,
     "grammar": _text,
+    "post_sampling_probs": _post_sampling,
 }

@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 
+WRONG_SHAPE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What a translator raises for a response of another shape than the engine's. Uncaught, it would leave the caller
+without an answer."""
+
 
 class Translator(Protocol):
     """Translates the parsed events of one stream, or one whole response. A new one for each attempt."""
 
     def event(self, event: Event) -> Iterable[Event]:
-        """The events to pass on in place of `event`; ValueError if it is not of this API."""
+        """The events to pass on in place of `event`; an error of WRONG_SHAPE if it is not of this API."""
 
     def whole(self, body: Event) -> Event:
-        """The response to pass on in place of a whole, successful one; RequestRefused if it cannot be kept."""
+        """The response to pass on in place of a whole, successful one; RequestRefused if it cannot be kept, an error of
+        WRONG_SHAPE if it is not of this API."""
 
 
 MakeTranslator = Callable[[str], Translator]
@@ -114,7 +119,7 @@ class TranslatedStream:
                 break
             try:
                 out.append(self._repair.feed(self._translated(raw)))
-            except (ValueError, RecursionError):
+            except WRONG_SHAPE:
                 out.append(self.fail("upstream_invalid", "The model server sent an event that this API does not have."))
         return b"".join(out)
 

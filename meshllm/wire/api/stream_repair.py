@@ -67,7 +67,9 @@ def stream_repair(
     if api in (Api.CHAT, Api.COMPLETIONS):
         prompts = request.get("prompt") if api is Api.COMPLETIONS else None
         listed = isinstance(prompts, list) and not all(isinstance(token, int) for token in prompts)
-        choices = _count(request.get("n")) * (len(prompts) if isinstance(prompts, list) and listed else 1)
+        choices = _count(request.get("n") or request.get("n_cmpl")) * (
+            len(prompts) if isinstance(prompts, list) and listed else 1
+        )
         return ChatRepair(
             api, model=model, ident=ident, created=created, choices=choices, shared=shared, request_id=request_id
         )

@@ -310,3 +310,41 @@ def test_claimed_slots_are_bounded_and_only_named_nodes_are_hosts() -> None:
 def test_of_equal_hosts_the_known_one_is_first() -> None:
     hosts = [RankedHost(0), RankedHost(1, known=True), RankedHost(2, busy=0.5, known=True)]
     assert [found.order for found in rank(hosts)] == [1, 0, 2]
+
+
+UNLOADED = replace(SERVED, unloaded=True, server=ServerPhase.NONE, server_facts=None, last_run=SERVED.server_facts)
+
+
+def test_unloaded_model_is_waited_for_here_and_by_peers() -> None:
+    for found in (
+        routes.route(snapshot(models=(UNLOADED,)), "m"),
+        routes.route_here(snapshot(models=(UNLOADED,)), "m"),
+    ):
+        assert (found.offers, found.availability, found.loads) == ((), Availability.COMING, True)
+        assert found.message == "loading m"
+    assert "m" in routes.models(snapshot(models=(UNLOADED,)))
+    loading = replace(UNLOADED, unloaded=False, server=ServerPhase.STARTING)
+    found = routes.route_here(snapshot(models=(loading,)), "m")
+    assert (found.availability, found.loads) == (Availability.COMING, False)
+
+
+def test_model_that_starts_or_fails_makes_peers_ask_another_host() -> None:
+    starting = replace(SERVED, server=ServerPhase.STARTING, server_facts=None)
+    assert routes.route_here(snapshot(models=(starting,)), "m").availability is Availability.UNKNOWN
+    assert routes.route_here(snapshot(), "m").availability is Availability.UNKNOWN
+    assert routes.route_here(snapshot(models=(SERVED,)), "m").offers == routes.offers_here(
+        snapshot(models=(SERVED,)), "m"
+    )
+
+
+def test_host_that_has_the_model_loaded_is_asked_instead_of_one_that_must_load_it() -> None:
+    awake, asleep = peer(1, "m", load=(3, 0), rtt=0.2), peer(2, "m", rtt=0.001)
+    served = replace(asleep.record.serves[0], slots=0, size=100)
+    asleep = replace(asleep, record=replace(asleep.record, serves=(served,)))
+    found = routes.route(snapshot(awake, asleep), "m")
+    assert [offer.target.address for offer in found.offers] == [awake.node.hex()]
+    found = routes.route(snapshot(asleep), "m")
+    assert [(offer.target.address, offer.loaded) for offer in found.offers] == [(asleep.node.hex(), False)]
+    # A backend behind a peer has no slots either, and no file.
+    pool = replace(asleep, record=replace(asleep.record, serves=(ServedModel("m"),)))
+    assert len(routes.route(snapshot(awake, pool), "m").offers) == 2

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from web_rig import STREAMING, Bench, Call, Caller, Response, ask, backend, broken, coming, never, served, well
+from web_rig import (
+    STREAMING,
+    Bench,
+    Call,
+    Caller,
+    Response,
+    ask,
+    backend,
+    bench,
+    broken,
+    coming,
+    never,
+    request,
+    served,
+    well,
+)
 
-from meshllm.core.snapshot import BackendState
+from meshllm.core.snapshot import BackendState, ModelState, ServerPhase
 from meshllm.core.split.host import SplitState
 from meshllm.web.http.client import UpstreamPool
 
@@ -388,3 +404,52 @@ async def test_close_while_connecting(table: Bench, monkeypatch: pytest.MonkeyPa
     await called.wait()
     await table.gateway.close()
     await caller.eof()
+
+
+def unloaded(model: str = "m") -> ModelState:
+    """A model whose memory was freed."""
+    state = served(model, "/none")
+    return replace(state, unloaded=True, server=ServerPhase.NONE, server_facts=None, last_run=state.server_facts)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_request_for_an_unloaded_model_has_it_loaded_and_waits(folder: Path, stream: bool) -> None:
+    asked: list[str] = []
+    async with bench(folder, on_dial=asked.append) as table:
+        engine = await table.engine(well)
+        table.publish(unloaded())
+        card = (await table.call(request("GET", "/v1/models/m", None))).json
+        assert (card["mesh"]["phase"], card["mesh"]["loaded"]) == ("available", False)
+        assert card["max_input_tokens"] == 4096
+        caller = await table.caller()
+        caller.send(ask(stream=stream))
+        if stream:
+            await caller.head()
+            await caller.until(b": loading m\n\n")
+        else:
+            await table.gateway.watch.until(lambda: table.gateway.waiting == 1)
+        assert asked == ["m"]
+        table.publish(served("m", engine.address))
+        response = await (finish(caller) if stream else caller.response())
+        assert b"Hello" in response.body
+        card = (await table.call(request("GET", "/v1/models/m", None))).json
+        assert (card["mesh"]["phase"], card["mesh"]["loaded"]) == ("serving", True)
+
+
+async def test_engine_is_busy_until_the_answer_of_a_withdrawn_model_has_ended(table: Bench) -> None:
+    gate = Gate()
+    engine = await table.engine(gate)
+    table.publish(served("m", engine.address, slots=1))
+    answering, waiting = await queue(table, 2)
+    assert table.gateway.is_busy("m", 1)
+    assert not table.gateway.is_busy("m", 2)
+    assert not table.gateway.is_busy("other", 1)
+    dropped = served("m", engine.address, slots=1)
+    table.publish(replace(dropped, wanted=False, dropped=True, reason="its owner dropped it"))
+    refused = await waiting.response()
+    assert (refused.status, refused.json["error"]["code"]) == (503, "model_unavailable")
+    assert "its owner dropped it" in refused.json["error"]["message"]
+    assert table.gateway.is_busy("m", 1), "the answer in progress goes on"
+    gate.let(1)
+    assert (await answering.response()).status == 200
+    assert not table.gateway.is_busy("m", 1)

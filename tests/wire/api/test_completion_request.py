@@ -44,6 +44,15 @@ def test_fields_that_ask_for_nothing_are_no_fault(fields: dict[str, Any]) -> Non
     assert isinstance(prepare(Api.COMPLETIONS, {"prompt": "a", **fields}), Prepared)
 
 
+def test_the_engines_own_field_for_logprobs_gives_them_in_the_apis_shape() -> None:
+    found = prepare(Api.COMPLETIONS, {"prompt": "a", "n_probs": 2})
+    assert isinstance(found, Prepared)
+    assert found.translator is not None
+    translator = found.translator("x")
+    answer = translator.whole({"choices": [{"text": "a", "logprobs": {"content": [{"token": "a", "logprob": -1.0}]}}]})
+    assert answer["choices"][0]["logprobs"]["tokens"] == ["a"]
+
+
 def test_logprobs_are_listed_by_kind_through_a_stream() -> None:
     tops = [{"token": "b", "logprob": -2.0}, {"token": "c", "logprob": -3.0}]
     body = {

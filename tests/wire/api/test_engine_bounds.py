@@ -84,6 +84,8 @@ def test_values_are_cut_to_what_they_mean(api: Api, field: str, value: Any, want
         ("chat_template_kwargs", {"enable_thinking": "yes"}),
         ("chat_template_kwargs", []),
         ("cache_prompt", "yes"),
+        ("post_sampling_probs", True),
+        ("post_sampling_probs", 1),
         ("grammar_triggers", [{"type": 99}]),
         ("chat_parser", "x"),
         ("preserved_tokens", ["a"]),
@@ -104,3 +106,15 @@ def test_null_is_not_there(api: Api, field: str) -> None:
     found = kept(api, field, None)
     assert found.param == field if isinstance(found, Refusal) else found is None
     assert isinstance(found, Refusal) is required
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.COMPLETIONS])
+@pytest.mark.parametrize(
+    ("fields", "count"), [({"n": 2}, 2), ({"n_cmpl": 3}, 3), ({"n": 1, "n_cmpl": 3}, 1), ({"n": None, "n_cmpl": 1}, 1)]
+)
+def test_the_engine_gets_one_number_of_choices(api: Api, fields: dict[str, Any], count: int) -> None:
+    found = prepare(api, {"model": "m", **ASKED[api], **fields})
+    assert isinstance(found, Prepared)
+    body = found.body if found.body is not None else fields
+    assert (body["n"], body.get("n_cmpl")) == (count, None)
+    assert found.streamed == (count > 1)

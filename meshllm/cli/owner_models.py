@@ -1,0 +1,85 @@
+"""`mesh-llm load` and `mesh-llm drop`: the owner changes what a running node serves."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from meshllm.cli.console_client import console_port
+from meshllm.cli.engines import Port, cells, engine_rows, state_text, status_of
+from meshllm.errors import EnvironmentFailure
+
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="As --model takes it: a name, org/repo:QUANT, or the path of a GGUF file."),
+]
+# How often the node is asked for the progress. A name may have to be looked up at the hub.
+ASK_SECONDS = 0.5
+LOOK_UP_SECONDS = 60.0
+
+
+def load(
+    model: ModelName,
+    node_port: Port = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the model answers.")] = False,
+) -> None:
+    """Serve a further model on the running node. It is downloaded if missing; Ctrl-C leaves the node loading it."""
+    from meshllm.cli.members import call
+
+    port = console_port(node_port)
+    begun = call(port, "POST", "/api/models/load", {"model": absolute(model)}, within=LOOK_UP_SECONDS)
+    if begun["serves"]:
+        typer.echo(f"{begun['model']} is served already.")
+    elif no_wait:
+        typer.echo(f"{begun['model']} is being loaded. 'mesh-llm ps' shows the progress.")
+    else:
+        _follow(port, begun)
+
+
+def drop(model: ModelName, node_port: Port = None) -> None:
+    """Stop serving a model on the running node, once its answers have ended.
+
+    The node does not take it again for the mesh for 24 hours; 'mesh-llm load' brings it back.
+    """
+    from meshllm.cli.members import call
+
+    port = console_port(node_port)
+    name = call(port, "POST", "/api/models/drop", {"model": absolute(model)}, within=LOOK_UP_SECONDS)["model"]
+    typer.echo(f"{name} is dropped: answers in progress end, new requests go to other nodes.")
+
+
+def absolute(model: str) -> str:
+    """`model`, as an absolute path if it is a file here: the node has another working directory."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.is_file() else model
+
+
+def _follow(port: int, begun: dict[str, Any]) -> None:
+    """Show the progress until the model answers. Raises EnvironmentFailure if it cannot be served."""
+    shown, rewrite = "", sys.stdout.isatty()
+    while True:
+        status = status_of(port)
+        row = next((row for row in engine_rows(status) if row["model"] == begun["model"]), None)
+        if row is None and status["snapshot"] > begun["snapshot"]:
+            raise EnvironmentFailure(f"{begun['model']} was dropped meanwhile.")
+        if row is not None and row["loaded"]:
+            break
+        if row is not None and row["phase"] == "failed" and status["snapshot"] > begun["snapshot"]:
+            if rewrite and shown:
+                typer.echo()
+            raise EnvironmentFailure(
+                f"{begun['model']} cannot be served: {row['reason'] or 'see mesh-llm logs'}", advice=row["advice"]
+            )
+        text = state_text(row) if row is not None else "waiting"
+        stage = text if rewrite else text.rstrip("0123456789% ")
+        if stage != shown:
+            typer.echo(f"\r\033[K{begun['model']}: {text}" if rewrite else f"{begun['model']}: {text}", nl=not rewrite)
+            shown = stage
+        time.sleep(ASK_SECONDS)
+    typer.echo("\r\033[K" if rewrite else "", nl=False)
+    _, _, memory, slots, _, _, context, _ = cells(row)
+    typer.echo(f"{begun['model']} is served: {memory}, {slots.partition('/')[2]} slots, context {context}.")

@@ -1,0 +1,91 @@
+"""The owner's words to a running node: which model a name means, and what is posted to the core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from meshllm.core import events as e
+from meshllm.core.snapshot import ModelState, ServerPhase, Snapshot
+from meshllm.daemon.owner_models import OwnerModels
+from meshllm.daemon.settings import Settings
+from meshllm.daemon.supervisor import Supervisor
+from meshllm.errors import UnknownModel, UsageError
+from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.web.console.model_acts import LoadBegun
+from tests import engine_samples
+
+NAME = "SmolLM2-135M-Instruct"
+
+
+class Rig:
+    """A node with these models; the core and the supervisor only remember."""
+
+    def __init__(self, folder: Path, *models: ModelState, wants: tuple[str, ...] = (), client: bool = False) -> None:
+        self.sources: dict[str, Wanted | None] = {}
+        self.posted: list[e.Event] = []
+        snapshot = Snapshot(version=9, models=models, wants=wants)
+        settings = Settings(folder, client=client)
+        self.owner = OwnerModels(settings, cast(Supervisor, self), self.posted.append, lambda: snapshot)
+
+    def request(self, name: str, source: Wanted | None) -> None:
+        self.sources[name] = source
+
+    def source(self, name: str) -> Wanted | None:
+        return self.sources.get(name)
+
+
+@pytest.fixture(autouse=True)
+def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["smollm2", NAME, NAME.lower(), "SmolLM2 135M Instruct"])
+async def test_load_takes_names_in_any_spelling(tmp_path: Path, text: str) -> None:
+    rig = Rig(tmp_path)
+    assert await rig.owner.load(text) == LoadBegun(NAME, 9, serves=False)
+    assert rig.posted == [e.LoadWanted(NAME)]
+    assert isinstance(rig.sources[NAME], CatalogEntry)
+
+
+async def test_load_takes_a_file_and_refuses_another_one_of_the_same_name(tmp_path: Path) -> None:
+    file = engine_samples.model_without_needed_tensors(tmp_path / "mine.gguf")
+    rig = Rig(tmp_path, ModelState("other"))
+    assert (await rig.owner.load(str(file))).model == "mine"
+    assert rig.sources == {"mine": file}
+    (tmp_path / "elsewhere").mkdir()
+    other = engine_samples.model_without_needed_tensors(tmp_path / "elsewhere" / "mine.gguf")
+    served = Rig(tmp_path, ModelState("mine"))
+    served.sources["mine"] = file
+    with pytest.raises(UsageError, match="Two different models are both called mine"):
+        await served.owner.load(str(other))
+    assert served.posted == []
+
+
+async def test_load_of_a_model_here_keeps_its_file(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, ModelState(NAME, server=ServerPhase.SERVING))
+    assert await rig.owner.load(NAME.upper()) == LoadBegun(NAME, 9, serves=True)
+    assert rig.sources == {}
+
+
+async def test_unknown_models_are_refused_with_what_there_is(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, ModelState(NAME), ModelState("gone", wanted=False), wants=("b",))
+    for text in ("no such model", "./missing.gguf"):
+        with pytest.raises(UnknownModel):
+            await rig.owner.load(text)
+    for text in ("no such model", "gone", "Qwen3-8B"):
+        with pytest.raises(UnknownModel, match="This node does not serve") as caught:
+            await rig.owner.drop(text)
+        assert caught.value.advice == f"Models here: {NAME}, b."
+    with pytest.raises(UsageError, match="client"):
+        await Rig(tmp_path, client=True).owner.load(NAME)
+    assert rig.posted == []
+
+
+@pytest.mark.parametrize(("text", "name"), [("smollm2", NAME), (NAME.lower(), NAME), ("b", "b"), ("MINE", "mine")])
+async def test_drop_takes_names_in_any_spelling(tmp_path: Path, text: str, name: str) -> None:
+    rig: Any = Rig(tmp_path, ModelState(NAME), ModelState("mine"), wants=("b",))
+    assert await rig.owner.drop(text) == name
+    assert rig.posted == [e.DropWanted(name)]

@@ -1,0 +1,90 @@
+"""POST /api/models/load and /drop: for the owner only, and with the node's own words."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import aiohttp
+import pytest
+from web_rig import OWNER, TOKEN
+
+from meshllm.errors import UnknownModel
+from meshllm.web.console.model_acts import LoadBegun
+from meshllm.web.console.server import Console
+from meshllm.web.console.status import NodeStatus
+from meshllm.web.http.access_control import AccessPolicy
+
+
+class FakeModels:
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def load(self, text: str) -> LoadBegun:
+        """As a node does."""
+        self.asked.append(f"load {text}")
+        return LoadBegun("Model", 7, serves=False)
+
+    async def drop(self, text: str) -> str:
+        """As a node that does not serve it."""
+        self.asked.append(f"drop {text}")
+        if text == "none":
+            raise UnknownModel("This node does not serve none.", advice="Models here: a.")
+        return "Model"
+
+
+@pytest.fixture
+def models() -> FakeModels:
+    return FakeModels()
+
+
+@pytest.fixture
+async def url(models: FakeModels) -> AsyncIterator[str]:
+    def status() -> NodeStatus:
+        raise AssertionError("it is not read")
+
+    reading = cast(Callable[[], NodeStatus], status)
+    console = Console(AccessPolicy(), reading, token=TOKEN, models=lambda: models)
+    port = await console.start(("127.0.0.1",), 0)
+    yield f"http://127.0.0.1:{port}/api/models/"
+    await console.close()
+
+
+async def post(url: str, body: Any, headers: dict[str, str]) -> tuple[int, Any]:
+    """Status and body."""
+    async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=headers) as response:
+        return response.status, await response.json()
+
+
+async def test_owner_loads_and_drops(url: str, models: FakeModels) -> None:
+    assert await post(url + "load", {"model": "m"}, OWNER) == (200, {"model": "Model", "snapshot": 7, "serves": False})
+    assert await post(url + "drop", {"model": "m"}, OWNER) == (200, {"model": "Model"})
+    status, answer = await post(url + "drop", {"model": "none"}, OWNER)
+    assert (status, answer["error"]["code"]) == (409, "model_not_found")
+    assert "Models here: a." in answer["error"]["message"]
+    assert models.asked == ["load m", "drop m", "drop none"]
+
+
+@pytest.mark.parametrize("act", ["load", "drop"])
+@pytest.mark.parametrize("body", [{}, [], {"model": ""}, {"model": 1}, {"model": "x" * 5000}, {"name": "m"}])
+async def test_body_without_a_model_is_refused(url: str, models: FakeModels, act: str, body: Any) -> None:
+    status, answer = await post(url + act, body, OWNER)
+    assert (status, answer["error"]["code"]) == (400, "invalid_request")
+    assert models.asked == []
+
+
+@pytest.mark.parametrize("act", ["load", "drop"])
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"x-mesh-llm-token": "wrong"}, {**OWNER, "origin": "http://evil.example"}, {**OWNER, "cookie": "a=b"}],
+)
+async def test_others_load_and_drop_nothing(url: str, models: FakeModels, act: str, headers: dict[str, str]) -> None:
+    status, answer = await post(url + act, {"model": "m"}, headers)
+    assert (status, answer["error"]["code"]) in [
+        (403, "token_required"),
+        (403, "not_for_pages"),
+        (403, "origin_not_allowed"),
+    ]
+    assert models.asked == []
