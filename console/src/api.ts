@@ -248,8 +248,9 @@ export interface MembersAnswer {
 }
 
 // The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
-// `away`: members that were known and are not here now, the last seen first. `memory`, `on_disk` and `aliases` (see
-// PeerInfo) are what this node publishes. `demand`: the models that are asked for, most requests first.
+// `away`: members that were known and are not here now, the last seen first. `memory`, `memory_planned`,
+// `memory_used`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes. `demand`: the models that are
+// asked for, most requests first.
 export interface MeshStatus {
   node: string
   mesh: string
@@ -263,6 +264,8 @@ export interface MeshStatus {
   join_attempts: JoinAttemptStatus[]
   peers: PeerInfo[]
   memory: number
+  memory_planned: number | null
+  memory_used: number | null
   on_disk: string[]
   aliases: Record<string, string>
   client_list: ClientInfo[]
@@ -340,8 +343,10 @@ export type Outcome = (typeof OUTCOMES)[number]
 
 // Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
 // first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
-// another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer. A peer
-// that is dead or has left serves, asks for and does nothing.
+// another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer.
+// `memory` are the bytes that it offers for further models; `memory_planned` those that its engine processes may come
+// to, `memory_used` those that they take now (null: unknown). A peer that is dead or has left serves, asks for, takes
+// and does nothing.
 export interface PeerInfo {
   id: string
   name: string
@@ -357,6 +362,8 @@ export interface PeerInfo {
   models: string[]
   wants: string[]
   memory: number
+  memory_planned: number | null
+  memory_used: number | null
   active: number
   waiting: number
   serves: ServedStatus[]
@@ -446,14 +453,18 @@ export interface ServedStatus {
   input_modalities: Modality[] | null
 }
 
-// The engine process of a model. `socket` is its Unix socket, `memory` is what the engine reports that it
-// needs, `placement_text` describes which layers are in which memory.
+// The engine process of a model. `socket` is its Unix socket, `memory` are the bytes that it may come to with its
+// caches full (planned), `memory_used` those that it takes now (null: unknown; RAM, and of GPUs what NVIDIA's driver
+// tells), `memory_parts` are those of the planned ones that are not weights, context or buffers. `placement_text`
+// describes which layers are in which memory.
 export interface ServerStatus {
   pid: number
   socket: string
   slots: number
   context_length: number
   memory: number
+  memory_used: number | null
+  memory_parts: Record<string, number>
   placement_text: string
   serving_seconds: number
   speculation: SpeculationStatus
@@ -481,9 +492,10 @@ export interface SpeculationStatus {
   reason: string
 }
 
-// A model that this node hosts as a pipeline split. `forecast` and `measured` are seconds per token (null:
-// unknown), `considered` are the plans that were compared, `reason` explains the plan or what is
-// missing.
+// A model that this node hosts as a pipeline split. `forecast` and `measured` are seconds for one computed token
+// (null: unknown; drafted tokens that were accepted do not count). `corrected`: earlier measurements changed the
+// forecast; `deviation` says how far it is off and why, empty if it is not. `considered` are the plans that were
+// compared, `reason` explains the plan or what is missing.
 export interface SplitStatus {
   model: string
   session: string
@@ -492,6 +504,8 @@ export interface SplitStatus {
   reason: string
   forecast: number | null
   measured: number | null
+  corrected: boolean
+  deviation: string
   considered: ForecastStatus[]
   shares: WorkerShareStatus[]
 }
@@ -521,7 +535,8 @@ export interface TransferStatus {
 export const TRANSPORT_KINDS = ['lane', 'quic'] as const
 export type TransportKind = (typeof TRANSPORT_KINDS)[number]
 
-// This node's part as a worker in the split of another host. `host_name` is empty if it is not known.
+// This node's part as a worker in the split of another host. `host_name` is empty if it is not known. `memory` is
+// planned, `memory_used` what the worker process takes (null: unknown).
 export interface WorkerLeaseStatus {
   model: string
   host: string
@@ -533,18 +548,21 @@ export interface WorkerLeaseStatus {
   first: number
   layers: number
   memory: number
+  memory_used: number | null
 }
 
 // The share of `node`: `layers` layers starting at layer `first`. `phase` is that of its lease, null for the host.
 //
-// `rtt` from the host, null if never measured. `transport` carries the host's tunnels to the worker, `sent` and
-// `received` are their bytes, `rate` is bytes/s of both directions.
+// `memory` is planned, `memory_used` what the node's engine processes take (null: unknown). `rtt` from the host, null
+// if never measured. `transport` carries the host's tunnels to the worker, `sent` and `received` are their bytes,
+// `rate` is bytes/s of both directions.
 export interface WorkerShareStatus {
   node: string
   name: string
   first: number
   layers: number
   memory: number
+  memory_used: number | null
   phase: LeasePhase | null
   detail: string
   rtt: number | null

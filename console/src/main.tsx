@@ -147,13 +147,14 @@ const hidden = signal<ReadonlySet<string>>(new Set())
 
 function Notices(): JSX.Element {
   const known = status.value
+  const answering = (known?.load ?? []).reduce((sum, load) => sum + load.active, 0)
   const shown = (known?.notices ?? []).filter((text) => !hidden.value.has(text))
   return (
     <>
       {known?.stopping === true && (
         <p class="notice worrying" role="alert">
-          <Icon name="warning" /> {known.name} is stopping. It finishes the answers that it has begun, for a few
-          seconds.
+          <Icon name="warning" /> {known.name} is stopping.
+          {answering > 0 && ` It waits for ${counted(answering, 'answer')} to end, some seconds at most.`}
         </p>
       )}
       {shown.map((text) => (

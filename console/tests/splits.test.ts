@@ -16,6 +16,7 @@ const share = (
     first,
     layers,
     memory: 100,
+    memory_used: 80,
     phase,
     detail: '',
     rtt: null,
@@ -33,6 +34,8 @@ const split: SplitStatus = {
   reason: '',
   forecast: null,
   measured: null,
+  corrected: false,
+  deviation: '',
   considered: [],
   shares: [share('b', 20, 10), share('me', 0, 12, null), share('a', 12, 8)],
 }
@@ -67,10 +70,16 @@ describe('pipelinesOf', () => {
       first: 5,
       layers: 1,
       memory: 9,
+      memory_used: 7,
     }
     const known = status([peer('a')], { worker_lease: lease })
     expect(pipelinesOf(known)).toEqual([{ model: 'm', committed: false, nodeIds: ['a', 'me'] }])
-    expect(nodesOf(known, 1)[0]).toMatchObject({ role: 'worker', shares: [{ host: 'a', traffic: null }] })
+    expect(nodesOf(known, 1)[0]).toMatchObject({
+      role: 'worker',
+      shares: [{ host: 'a', traffic: null }],
+      planned: 9,
+      used: 7,
+    })
     expect(layersText(lease)).toBe('layer 5')
   })
 

@@ -17,7 +17,8 @@ def split_lines(split: dict[str, Any]) -> list[str]:
     if not split["shares"]:
         return [f"{model}: {reason}"]
     headline = f"{model} split over {len(split['shares'])} nodes ({_speed(split)}): {reason}"
-    return [headline, *(_share_line(share) for share in split["shares"])]
+    deviation = [f"  {printable(split['deviation'])}"] if split.get("deviation") else []
+    return [headline, *deviation, *(_share_line(share) for share in split["shares"])]
 
 
 def worker_lease_line(lease: dict[str, Any]) -> str:
@@ -26,7 +27,13 @@ def worker_lease_line(lease: dict[str, Any]) -> str:
     detail = f", {printable(lease['detail'])}" if lease["detail"] else ""
     host = printable(lease["host_name"]) or lease["host"][:10]
     share = f"layers {lease['first']} to {last} of {printable(lease['model'])} for {host}"
-    return f"worker for {share}: {gigabytes(lease['memory'])}, {_phase_text(lease['phase'])}{detail}"
+    return f"worker for {share}: {memory_text(lease)}, {_phase_text(lease['phase'])}{detail}"
+
+
+def memory_text(part: dict[str, Any]) -> str:
+    """Planned and used memory of an engine process, from the status."""
+    used = part.get("memory_used")
+    return f"{gigabytes(part['memory'])} planned" + (f", {gigabytes(used)} used" if used else "")
 
 
 def worker_news(snapshot: Snapshot) -> str:
@@ -49,7 +56,7 @@ def waiting(model: ModelState) -> str:
 
 def _share_line(share: dict[str, Any]) -> str:
     first, last = share["first"], share["first"] + share["layers"] - 1
-    memory = gigabytes(share["memory"])
+    memory = memory_text(share)
     if share["phase"] is None:
         return f"  layers {first} to {last} on this node: {memory}"
     name = printable(share["name"]) or share["node"][:10]
@@ -74,6 +81,11 @@ def _phase_text(phase: str) -> str:
 
 def _speed(split: dict[str, Any]) -> str:
     texts = [
-        f"{key} {split[key] * 1000:.0f} ms per token" for key in ("forecast", "measured") if split[key] is not None
+        f"{text} {split[key] * 1000:.0f} ms per token"
+        for key, text in (
+            ("forecast", "corrected forecast" if split.get("corrected") else "forecast"),
+            ("measured",) * 2,
+        )
+        if split[key] is not None
     ]
     return ", ".join(texts) or "no forecast"

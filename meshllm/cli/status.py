@@ -229,13 +229,19 @@ def _sharing_lines(sharing: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _memory(size: int | None) -> str:
+    """Memory of engine processes; "" if it is unknown."""
+    return gigabytes(size) if size else ""
+
+
 def _peer_table(mesh: dict[str, Any] | None) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("node", "id", "status", "rtt", "transport", "models", *LOAD):
-        table.add_column(heading, justify="right" if heading in ("rtt", *LOAD) else "left")
+    figures = ("rtt", "planned", "used", *LOAD)
+    for heading in ("node", "id", "status", "rtt", "transport", "models", "planned", "used", *LOAD):
+        table.add_column(heading, justify="right" if heading in figures else "left")
     peers = sorted(mesh["peers"] if mesh else [], key=lambda peer: (PEER_ORDER.index(peer["status"]), peer["name"]))
     for peer in peers[:MAX_PEERS]:
         table.add_row(
@@ -245,6 +251,8 @@ def _peer_table(mesh: dict[str, Any] | None) -> Table:
             "" if peer["rtt"] is None else f"{peer['rtt'] * 1000:.1f} ms",
             peer["transport"] or "",
             escape(", ".join(printable(model) for model in peer["models"])),
+            _memory(peer["memory_planned"]),
+            _memory(peer["memory_used"]),
             *([str(peer["active"]), str(peer["waiting"])] if peer["models"] else ("", "")),
         )
     clients = mesh["client_list"] if mesh else []
@@ -279,7 +287,7 @@ def _model_table(status: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("model", "state", "slots", "context", "memory", "restarts", *LOAD):
+    for heading in ("model", "state", "slots", "context", "planned", "used", "restarts", *LOAD):
         table.add_column(heading, justify="left" if heading in ("model", "state") else "right")
     loads = {load["target"]: load for load in status["load"] if load["kind"] == "engine"}
     for model in status["models"]:
@@ -293,7 +301,8 @@ def _model_table(status: dict[str, Any]) -> Table:
             f"[{MODEL_STYLES.get(model['phase'], 'dim')}]{state}[/]",
             str(engine["slots"]) if engine else "",
             str(engine["context_length"]) if engine else "",
-            gigabytes(engine["memory"]) if engine else "",
+            _memory(engine["memory"]) if engine else "",
+            _memory(engine["memory_used"]) if engine else "",
             str(model["restarts"]),
             *([str(load["active"]), str(load["waiting"])] if load else ("", "")),
         )

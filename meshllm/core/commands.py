@@ -11,6 +11,7 @@ from meshllm.core.records import BootstrapAddress, MeshId, NodeId
 
 if TYPE_CHECKING:
     from meshllm.core.memory.context_size import ContextSize
+    from meshllm.core.split.corrections import Correction
     from meshllm.core.split.lease import Lease
 
 
@@ -49,7 +50,7 @@ class StartServer(Command):
     """Start an engine process for the model. Answered by ServerProgress..., ServerReady, and at its end ServerGone.
 
     With a `lease` the engine reaches its workers through tunnels, and serves with `size`; `names`: of the workers, for
-    users, in the order of the lease.
+    users, in the order of the lease. `sharers`: how many nodes of the lease share this machine's processor.
     """
 
     model: str
@@ -57,6 +58,7 @@ class StartServer(Command):
     lease: Lease | None = None
     size: ContextSize | None = None
     names: tuple[str, ...] = ()
+    sharers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +91,11 @@ class SaveDropped(Command):
 class StartWorker(Command):
     """Serve this node's share of `lease`: get the model's files if possible, and run an rpc-server.
 
-    Answered by WorkerProgress..., WorkerReady, and at its end WorkerGone.
+    Answered by WorkerProgress..., WorkerReady, and at its end WorkerGone. `sharers`: as in `StartServer`.
     """
 
     lease: Lease
+    sharers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,13 @@ class SaveIncarnation(Command):
     """Keep this number over a restart; the next start uses a higher one."""
 
     incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCorrections(Command):
+    """What forecasts of splits learned: keep it over a restart. Times are those of the core's clock."""
+
+    corrections: tuple[Correction, ...]
 
 
 @dataclass(frozen=True, slots=True)

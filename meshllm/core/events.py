@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from meshllm.core.membership.certificates import Certificate, SignedCertificate
 from meshllm.core.membership.messages import AskInvite, Message, ReplaceKey
+from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, Role
 from meshllm.core.snapshot import ModelFacts, ModelOrigin, ServerFacts
 from meshllm.util.progress import Progress
@@ -248,7 +249,8 @@ class MachineObserved(Event):
 
     `memory`: bytes that this node offers for models; `devices`: the same for each accelerator, if there are several;
     `disk_free`: bytes for model files. `models`, `aliases` and `model_sizes` (bytes): the models on the disk (see
-    `MachineFacts`).
+    `MachineFacts`). `machine_memory`: see `NodeRecord`. `used`: bytes that the engine process of each model takes, and
+    of the worker process under the name "".
     """
 
     memory: int | None = None
@@ -256,6 +258,8 @@ class MachineObserved(Event):
     disk_free: int | None = None
     models: tuple[str, ...] | None = None
     aliases: tuple[tuple[str, str], ...] = ()
+    machine_memory: int | None = None
+    used: tuple[tuple[str, int], ...] | None = None
     model_sizes: tuple[int, ...] = ()
 
 
@@ -264,6 +268,17 @@ class SpeedMeasured(Event):
     """The speed of this node: bytes of weights read per second while it computes a token."""
 
     bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeMeasured(Event):
+    """What the engine of a split at `endpoint` has written since its start. `others`: the part of this machine's
+    processors that other programs used meanwhile (None: unknown)."""
+
+    model: str
+    endpoint: str
+    counts: DraftCounts
+    others: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from meshllm.core.serving.placement import MIB, PlacementView, may_be_taken
 from meshllm.core.serving.pressure import PressureWatch
 from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
+from meshllm.core.split.corrections import Correction
 from meshllm.core.split.lease import LeaseMessage
 from meshllm.util.backoff import backoff
 
@@ -76,15 +77,17 @@ class NodeCore:
         *,
         idle_unload: float | None = None,
         dropped: Mapping[str, float] | None = None,
+        corrections: tuple[Correction, ...] = (),
     ) -> None:
         """Without `config` this node is in no mesh. With `config`, `rng` is required. `idle_unload`: models are
         unloaded when they have been idle for so many seconds (None: never). `dropped`: models that the owner dropped in
-        an earlier run, and until when that counts."""
+        an earlier run, and until when that counts. `corrections`: what forecasts of splits learned in earlier runs."""
         self._backends: dict[str, BackendState] = {}
         # Models requested from the mesh, and since when no other node has served each (None: one does, or unknown).
         self._requested: dict[str, float | None] = {}
         self._machine = MachineFacts()
         self._free_memory = 0  # as last observed, not quantised
+        self._used_memory = 0  # of all engine processes
         self._loads: tuple[ModelLoad, ...] = ()
         self._placement = DemandPlacement()
         self._claims = LoadingClaims()
@@ -108,7 +111,13 @@ class NodeCore:
         if config is not None and rng is not None and isinstance(self._mesh, Member):
             member = self._mesh
             self._splitting = SplitCoordinator(
-                config.node, member.link_policy, rng, lambda: member.phase, member.away.names
+                config.node,
+                member.link_policy,
+                rng,
+                lambda: member.phase,
+                member.away.names,
+                lambda: (member.record.machine, self._machine.machine_memory),
+                corrections,
             )
         self._local = LocalModels(self._splitting, idle_unload)
         self._demand = NodeDemand(self._mesh, self._own_names)
@@ -334,15 +343,32 @@ class NodeCore:
             memory=0 if self._lease_refusal else self._machine.memory,
             devices=() if self._lease_refusal else self._machine.devices[:MAX_DEVICES],
             speed=self._local.speed,
+            machine_memory=self._machine.machine_memory,
+            planned=self._planned_memory(),
+            used=self._used_memory,
             demand=self._demand.levels,
             disk_sizes=tuple([size // MIB for _, size in disk]) if self._machine.model_sizes else (),
             loading=self._loading(),
         )
 
+    def _planned_memory(self) -> int:
+        """Bytes that the engine processes of this node may come to."""
+        planned = sum(model.server_facts.memory for model in self._local.models.values() if model.server_facts)
+        return planned + (self._splitting.leased_memory if self._splitting is not None else 0)
+
+    def _memory_used(self, used: dict[str, int]) -> None:
+        """What the engine processes take now; the one of a worker has no name."""
+        self._local.memory_used(used)
+        if self._splitting is not None:
+            self._splitting.memory_used(used.get("", 0))
+        self._used_memory = quantise(sum(used.values()), self._used_memory)
+
     def _candidates(self) -> tuple[SplitCandidate, ...]:
         if self._splitting is None:
             return ()
-        found = [self._splitting.candidate(model) for model in self._local.models.values()]
+        # A model that does not fit beside others is not split by this node: no other one must wait for that.
+        models = [model for model in self._local.models.values() if model.origin is not ModelOrigin.BESIDE]
+        found = [self._splitting.candidate(model) for model in models]
         return tuple(candidate for candidate in found if candidate is not None)[:MAX_SPLITS]
 
     def _served_elsewhere(self, model: str) -> bool:
@@ -479,6 +505,8 @@ class NodeCore:
                 self._loads = event.loads
                 self._pressure_new = True
                 self._local.loads_changed(event.loads, now)
+                if self._splitting is not None:
+                    self._splitting.loads_changed(event.loads)
             case e.BackendAdded():
                 if not self._stopping and event.url not in self._backends:
                     self._backends[event.url] = BackendState(event.url, next_probe=now)
@@ -498,6 +526,10 @@ class NodeCore:
             self._free_memory = event.memory
             machine = machine.with_memory(event.memory, event.devices)
             self._local.memory_observed(event.memory, now)
+        if event.machine_memory is not None:
+            machine = machine.with_machine_memory(event.machine_memory)
+        if event.used is not None:
+            self._memory_used(dict(event.used))
         if event.disk_free is not None:
             machine = machine.with_disk_free(event.disk_free)
         if event.models is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import blake2b
 
 from meshllm.core.demand.levels import MAX_DEMANDED, DemandLevel
 from meshllm.core.ids import MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId
@@ -16,6 +17,7 @@ from meshllm.core.membership.certificates import Certificate
 from meshllm.core.snapshot import Purpose
 
 __all__ = [
+    "MACHINE_BYTES",
     "MAX_ADDRESSES",
     "MAX_BACKEND_MODELS",
     "MAX_DEMANDED",
@@ -47,6 +49,7 @@ __all__ = [
     "SignedRecord",
     "Signer",
     "SplitCandidate",
+    "machine_in",
     "short",
 ]
 
@@ -61,6 +64,8 @@ MAX_SPLITS = 8
 MAX_DEVICES = 16
 MAX_LOADING = 8
 MAX_NAME_BYTES = 256
+# Enough to tell the machines of a mesh apart.
+MACHINE_BYTES = 8
 MAX_RECORD_BYTES = 32 << 10
 # The largest integer in a record or message: JavaScript reads larger JSON numbers inexactly.
 MAX_NUMBER = (1 << 53) - 1
@@ -69,6 +74,12 @@ MAX_NUMBER = (1 << 53) - 1
 def short(node: NodeId) -> str:
     """The first 10 hexadecimal digits of a node id, for display."""
     return node[:5].hex()
+
+
+def machine_in(mesh: MeshId, machine: bytes) -> bytes:
+    """How a record names the machine with the secret id `machine`: the same for all nodes of that machine in `mesh`,
+    another one in each mesh. Empty if the machine is not known."""
+    return blake2b(machine, key=bytes(mesh), digest_size=MACHINE_BYTES, person=b"machine").digest() if machine else b""
 
 
 class Role(Enum):
@@ -155,8 +166,8 @@ class OwnFacts:
     """What this node publishes about its models and its machine, as far as the rest of the core knows it.
 
     The fields have the meaning of those of `NodeRecord`. A change of `loads` alone never causes a new record; changes
-    of `memory`, `devices`, `splits`, `speed` and flags of `serves` cause a limited number per hour. A change of
-    `demand` waits for the next heartbeat, unless `demand_is_news`.
+    of `memory`, `devices`, `splits`, `speed`, `machine_memory` and flags of `serves` cause a limited number per hour. A
+    change of `demand` waits for the next heartbeat, unless `demand_is_news`.
     """
 
     serves: tuple[ServedModel, ...] = ()
@@ -168,6 +179,9 @@ class OwnFacts:
     memory: int = 0
     devices: tuple[int, ...] = ()
     speed: int = 0
+    machine_memory: int = 0
+    planned: int = 0
+    used: int = 0
     demand: tuple[DemandLevel, ...] = ()
     disk_sizes: tuple[int, ...] = ()
     loading: tuple[str, ...] = ()
@@ -183,6 +197,9 @@ class NodeRecord:
     order of its engine (empty: not divided). `splits`: models it would host as a split. `speed`: bytes of weights it
     reads per second (0: unknown). `idle`: it serves only models that were requested on it. `aliases`: (name, other
     name of the same file), both in `on_disk`. `certificate`: its membership certificate, as signed by the mesh key.
+    `machine`: see `machine_in`; `machine_memory`: bytes of the machine's RAM that all nodes on it have together for
+    models (0: unknown, or the node offers accelerators with memory of their own). `planned`: bytes that the engine
+    processes of the node may come to; `used`: bytes that they take (0: unknown).
     `demand`: what callers of its API and its clients ask for, each model once.
     `disk_sizes`: MiB of the models in `on_disk`, in its order (0: unknown). `loading`: models that it loads now.
     """
@@ -207,6 +224,10 @@ class NodeRecord:
     idle: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
     certificate: bytes = b""
+    machine: bytes = b""
+    machine_memory: int = 0
+    planned: int = 0
+    used: int = 0
     demand: tuple[DemandLevel, ...] = ()
     disk_sizes: tuple[int, ...] = ()
     loading: tuple[str, ...] = ()

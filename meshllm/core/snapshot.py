@@ -119,7 +119,8 @@ class ModelFacts:
 class ServerFacts:
     """What a ready engine process says of itself. `context_length` is what one request may use, in tokens;
     `speculation`: its source of draft tokens; `placement_text`: where its layers are, for users; `template`: what its
-    chat template renders."""
+    chat template renders. `memory`: bytes that it may come to, with its caches full; `memory_parts`: those beside the
+    weights, the context and the buffers, by name."""
 
     endpoint: str
     pid: int
@@ -129,6 +130,7 @@ class ServerFacts:
     speculation: Speculation = PLAIN
     placement_text: str = ""
     template: TemplateTraits = ANY_TEMPLATE
+    memory_parts: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ class ModelState:
     `last_failure` is the cause of the last unrequested one (kept while the model serves again). `not_before` is when
     the next start is allowed. `measured` is the memory that the model needs here; `split` the state of its split, if it
     needs one; `force_split`: split the model even if it fits here (`--split`). `origin`: why it is served here.
+    `memory_used`: bytes that its engine process takes (0: unknown).
 
     `unloaded`: its memory was freed, and the next request loads it again; `last_run`: what its engine process said of
     itself before that, until it serves again or fails to. `dropped`: the owner dropped it: it is removed once its
@@ -165,6 +168,7 @@ class ModelState:
     measured: MeasuredModel | None = None
     force_split: bool = False
     split: SplitState | None = None
+    memory_used: int = 0
     origin: ModelOrigin = ModelOrigin.STARTED
     unloaded: bool = False
     last_run: ServerFacts | None = None

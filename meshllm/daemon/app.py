@@ -371,7 +371,13 @@ class App:
         config = session.config if session is not None else None
         now, home = asyncio.get_running_loop().time(), self._settings.home
         dropped = await in_thread(lambda stop: dropped_models.load(home, now, system_time()), "dropped models")
-        core = NodeCore(config, Random(), idle_unload=self._settings.idle_unload, dropped=dropped)
+        core = NodeCore(
+            config,
+            Random(),
+            idle_unload=self._settings.idle_unload,
+            dropped=dropped,
+            corrections=session.corrections() if session is not None else (),
+        )
 
         def execute(command: c.Command) -> None:
             if session is None or not session.carry_out(command):
@@ -449,6 +455,7 @@ class App:
         """The engines here have written more."""
         split = {model.name for model in self._snapshot.models if model.split is not None}
         self._supervisor.update_speed(self._draft_stats.counts(), split)
+        self._supervisor.measure_splits(self._draft_stats.current(), split)
         self._console.changed()
 
     def _is_busy(self, model: str, generation: int) -> bool:

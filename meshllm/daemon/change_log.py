@@ -107,6 +107,10 @@ def _log_split(name: str, old: SplitState | None, split: SplitState) -> None:
         _info("lease proposed", model=name, session=lease.session.hex(), generation=lease.generation, workers=workers)
     if lease is not None and split.committed and not (old is not None and old.committed and before is lease):
         _info("lease committed", model=name, session=lease.session.hex(), generation=lease.generation)
+    if split.measured.text and _cause(split) != (_cause(old) if old is not None else ""):
+        forecast = round(split.plan.seconds, 6) if split.plan is not None else None
+        measured = round(split.measured.seconds, 6)
+        _info(f"split {split.measured.text}", model=name, forecast_seconds=forecast, measured_seconds=measured)
     if before is not None and lease is None:
         _info(
             "lease released",
@@ -115,6 +119,11 @@ def _log_split(name: str, old: SplitState | None, split: SplitState) -> None:
             generation=before.generation,
             reason=split.reason,
         )
+
+
+def _cause(split: SplitState) -> str:
+    """Why the forecast missed, without the figure, which changes with each answer."""
+    return split.measured.text.partition(": ")[2]
 
 
 def _log_worker_lease(old: WorkerLeaseState | None, new: WorkerLeaseState | None) -> None:

@@ -70,6 +70,10 @@ class DraftStats:
             for model in sorted(models)
         }
 
+    def current(self) -> Mapping[str, tuple[str, DraftCounts]]:
+        """The socket of each running engine, and its counts since its own start, by model."""
+        return {model: (self._engines[model], counts) for model, counts in self._now.items() if model in self._engines}
+
     async def close(self) -> None:
         """Stop asking."""
         self._engines = {}

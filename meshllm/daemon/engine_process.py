@@ -161,6 +161,11 @@ class EngineProcesses:
         finally:
             child.stop()
 
+    def pids(self) -> dict[str, int]:
+        """The process id of each engine process that runs, by model."""
+        running = [(name, server.child) for (name, _), server in list(self._tasks.items())]
+        return {name: child.pid for name, child in running if child is not None and child.pid}
+
     async def close(self) -> None:
         """End everything that still runs."""
         await self._owner.close()
@@ -285,6 +290,7 @@ class EngineProcesses:
         """Run the process to its end. Returns why it ended and what to do."""
         name, generation = command.model, command.generation
         plan, started = start.plan, False
+        threads = self._planner.threads_of(command.sharers)
         log_file = engine_log(self._context.home, name)
         template = await self._templates.file(model, socket.parent)
 
@@ -303,11 +309,12 @@ class EngineProcesses:
                 plan.memory,
                 plan.speculation,
                 plan.placement_text,
+                memory_parts=plan.memory_parts,
             )
             probing.append(self._owner.start(self._report_ready(model, command, engine, facts), f"template of {name}"))
 
         probing: list[asyncio.Task[None]] = []
-        server = replace(_server_plan(model, name, start, self._planner.threads), chat_template=template)
+        server = replace(_server_plan(model, name, start, threads), chat_template=template)
         spec = llama_server.child_spec(engine.server, server, socket, log_file, loading, self._context.sandboxing)
         child = Child(spec, self._context.registry, ready)
         self._tasks[name, generation].child = child

@@ -29,10 +29,12 @@ SCAN_PART = 1 / 1000
 
 @dataclass(frozen=True, slots=True)
 class FreeMemory:
-    """Bytes offered for models, and for each accelerator, if there are several."""
+    """Bytes offered for models, and for each accelerator, if there are several. `machine`: see `NodeRecord`'s
+    `machine_memory`."""
 
     memory: int
     devices: tuple[int, ...] = ()
+    machine: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,9 @@ class MachineReader(Protocol):
 
     def free_memory(self) -> FreeMemory:
         """What is free now, and what this node's idle worker processes hold."""
+
+    def used_memory(self) -> tuple[tuple[str, int], ...]:
+        """Bytes that the engine process of each model uses; that of a worker has no name."""
 
     def disk_free(self) -> int | None:
         """Bytes free for model files."""
@@ -113,6 +118,7 @@ class MachineObserver:
             took = loop.time() - begun
             self._files_due = min(self._files_due, begun + max(self._interval, took / SCAN_PART))
         free = await self._read("the free memory", in_thread(lambda stop: self._reader.free_memory(), "free memory"))
+        used = await self._read("the used memory", in_thread(lambda stop: self._reader.used_memory(), "used memory"))
         disk_free = await self._read("the disk", in_thread(lambda stop: self._reader.disk_free(), "free disk"))
         self._post(
             e.MachineObserved(
@@ -121,6 +127,8 @@ class MachineObserver:
                 disk_free=disk_free,
                 models=found.models if found is not None else None,
                 aliases=found.aliases if found is not None else (),
+                machine_memory=free.machine if free is not None else None,
+                used=used,
                 model_sizes=found.sizes if found is not None else (),
             )
         )

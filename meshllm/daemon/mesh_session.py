@@ -26,7 +26,8 @@ from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.messages import GrantedInvite, Message
 from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, SignedRecord
-from meshllm.daemon import home_place
+from meshllm.core.split.corrections import Correction
+from meshllm.daemon import forecast_file, home_place
 from meshllm.daemon.admission import MemberAdmission
 from meshllm.daemon.audit_log import WriteAudit, no_audit
 from meshllm.daemon.duplicate_notice import DuplicateNotice
@@ -34,12 +35,14 @@ from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.member_management import HomeState, MemberManagement
 from meshllm.daemon.member_sightings import MemberSightings
 from meshllm.daemon.mesh_choice import MeshChoice, decide
+from meshllm.daemon.mesh_notice_texts import EXPELLED, LEFT_MESH, NOT_SERVED_TO_OTHERS, owner_refusal
 from meshllm.daemon.mesh_state import PRIVATE_BYTES, UPGRADED, public_key
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.state_writer import StateWriter
 from meshllm.errors import EnvironmentFailure, LinkClosed, MeshError, PortTaken
+from meshllm.machine import identity
 from meshllm.net.addresses import InterfaceAddress, ObservedAddresses, addresses, read_interfaces
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.handshake import Credentials
@@ -69,29 +72,6 @@ RIGHTS_FOR = {
     StreamKind.RPC_TUNNEL: Right.WORK | Right.HOST,
     StreamKind.LANE_TICKET: ALL_RIGHTS,
 }
-EXPELLED = (
-    "This node was expelled from its mesh. It does not retry, and goes on alone with its own models. "
-    "To join again: ask the owner of the mesh for a fresh invite, and start a node with a new MESH_LLM_HOME and that."
-)
-
-
-LEFT_MESH = (
-    "This node left the mesh %s for the mesh %s. What it knew of the old one is in mesh.previous.json of its home; "
-    "to be in both, start a second node with a home of its own (MESH_LLM_HOME)."
-)
-NOT_SERVED_TO_OTHERS = (
-    "The membership of this node does not let it serve others: only this machine uses its models. "
-    "For more, ask the owner of the mesh for another invite: 'mesh-llm invite --rights use,serve' makes one."
-)
-
-
-def _owner_refusal(settings: Settings, *, founded: bool) -> str:
-    """Why the owner does not let this node work for splits of other nodes; "": it may."""
-    if settings.worker is False:
-        return "This node's owner does not let it work for splits (--no-worker)"
-    if settings.worker is None and founded and not (settings.models or settings.backends):
-        return "This node is idle: it began its mesh without a model (its owner can start it with --worker)"
-    return ""
 
 
 class MeshSession:
@@ -153,8 +133,9 @@ class MeshSession:
             key_grace=found.keys.authority.grace_left(found.clock.now()),
             moved=found.moved,
             rejoins=bool(found.state.peers) and not self._choice.foreign,
+            machine=identity.machine(),
             lease_refusal=lease_refusal
-            or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
+            or owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
         )
         self._observed = ObservedAddresses()
         self._admission = MemberAdmission(
@@ -201,6 +182,10 @@ class MeshSession:
     def has_no_mesh(self) -> bool:
         """Whether this is a client without a mesh to join."""
         return not (self._choice.addresses or self._state.peers) and self.config.role is Role.CLIENT
+
+    def corrections(self) -> tuple[Correction, ...]:
+        """What forecasts of splits learned in earlier runs. Reads a small file."""
+        return forecast_file.load(self._settings.home, asyncio.get_running_loop().time(), self._wall.now())
 
     async def begin(self, serve: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
         """Listen for peers, whose HTTP tunnels `serve` serves, and post this node's addresses and the peers to dial.
@@ -285,6 +270,9 @@ class MeshSession:
                 self._writer.add(lambda: self._state.save_incarnation(incarnation))
             case c.SavePeers(peers):
                 self._writer.add(lambda: self._state.save_peers(peers))
+            case c.SaveCorrections(corrections):
+                now, unix = asyncio.get_running_loop().time(), self._wall.now()
+                self._writer.add(lambda: forecast_file.save(self._settings.home, corrections, now, unix))
             case c.SaveMesh(mesh):
                 self._choice = replace(self._choice, mesh=mesh)
                 if not self._choice.foreign:

@@ -54,7 +54,8 @@ CHECKPOINTS_MOST = 32
 
 @dataclass(frozen=True, slots=True)
 class StartPlan:
-    """How to start the engine for a model. `memory`: bytes it needs in all; `placement_text`: the placement, for users.
+    """How to start the engine for a model. `memory`: bytes it may come to, with its caches full; `memory_parts`: those
+    beside weights, context and buffers, by name. `placement_text`: the placement, for users.
 
     `micro_batch`: tokens that the engine must compute in one batch (None: its default). `devices`, `layers`,
     `experts_aside`, `checkpoints` and `projector` are those of `llama_server.ServerPlan`. `speculation`: what was
@@ -77,6 +78,7 @@ class StartPlan:
     disk_paging: bool = False
     projector: Projector | None = None
     memory_limit: int | None = None
+    memory_parts: tuple[tuple[str, int], ...] = ()
     planned: PlannedMemory = NOTHING_PLANNED
 
 
@@ -159,6 +161,20 @@ class StartPlanner:
     def free_memory(self, held: int = 0) -> int:
         """Bytes that this machine has for further models now."""
         return offer(self.left(held))
+
+    def machine_memory(self, held: int = 0) -> int:
+        """Bytes of the machine's RAM for models that all nodes on this machine have together, whatever --max-vram says;
+        0 if this node offers accelerators with memory of their own."""
+        machine = replace(self.left(held), cap=None)
+        own = [device for device in machine.in_use if not device.shared]
+        return 0 if own else offer(machine)
+
+    def threads_of(self, sharers: int) -> int | None:
+        """CPU threads of an engine process, if `sharers` nodes of a split share this machine's processor (None: the
+        engine's choice). Threads that wait for each other at every step are slow if there are more than processors."""
+        if self.threads is not None or sharers <= 1:
+            return self.threads
+        return max(1, resources.processors().usable // sharers)
 
     def device_memory(self, held: int = 0) -> tuple[int, ...]:
         """The same for each accelerator, if there are several."""
@@ -247,7 +263,9 @@ class StartPlanner:
         if task.how.purpose is Purpose.GENERATE:
             checkpoints = _checkpoints(checkpoint_bytes(task.shape), trial.size, spare)
             cache = _prompt_cache_mib(spare)
-        memory = found.need.host + sum(found.need.accelerators) + sum(draft_taken) + task.beside
+        states = checkpoint_bytes(task.shape) * trial.size.slots * (checkpoints or 0)
+        parts = _parts(cache << 20, states, sum(draft_taken), task.beside)
+        memory = found.need.host + sum(found.need.accelerators) + sum(size for _, size in parts)
         device = None if task.projector is None else task.projector.device
         on_devices = {
             it.name: taken
@@ -255,14 +273,16 @@ class StartPlanner:
             + (task.beside if it.name == device else 0)
             for it, taken in zip(given.accelerators, found.need.accelerators, strict=True)
         }
-        kept = checkpoint_bytes(task.shape) * trial.size.slots * (checkpoints or 0) + (cache << 20)
+        kept = states + (cache << 20)
         host = found.need.host + draft_taken[0] + (task.beside if device is None else 0) + kept
         return StartPlan(
             size=trial.size,
             memory=memory,
             micro_batch=task.asked_micro_batch(trial.size),
             prompt_cache_mib=cache,
-            placement_text=describe(found, wish, task.shape, given) + _vision_text(task.projector),
+            placement_text=describe(found, wish, task.shape, given)
+            + _vision_text(task.projector)
+            + _caches_text((cache << 20) + states),
             devices=tuple(task.names(trial)) if task.chosen else None,
             layers=tuple(count for count in trial.layers if count),
             experts_aside=trial.experts_aside,
@@ -271,7 +291,8 @@ class StartPlanner:
             draft_device=draft_device,
             disk_paging=found.verdict is FitVerdict.PAGES,
             projector=task.projector,
-            memory_limit=memory_limit(memory + (cache << 20) + int(spare * CHECKPOINTS_SHARE)),
+            memory_limit=memory_limit(memory - states + int(spare * CHECKPOINTS_SHARE)),
+            memory_parts=parts,
             planned=PlannedMemory(host, tuple((name, taken) for name, taken in on_devices.items() if taken)),
         )
 
@@ -304,9 +325,12 @@ class StartPlanner:
         pairs = zip(labels, others, strict=True)
         placement = ", ".join(f"{'+'.join(map(str, share.runs))} on {label}" for label, share in pairs)
         projector = None if model.projector is None else Projector(model.projector, device=None)
+        drafted = draft is not None and speculation.source is DraftSource.DRAFT
+        parts = _parts(0, 0, draft.size * 3 // 2 if draft is not None and drafted else 0, 0)
         return StartPlan(
             size=size,
-            memory=own.memory,
+            memory=own.memory + sum(size for _, size in parts),
+            memory_parts=parts,
             micro_batch=size.context_length if how.at_once else None,
             prompt_cache_mib=0,  # it would transfer the workers' state of whole prompts
             placement_text=f"split by layers: {own.layers} of {model.header.layers} here, {placement}"
@@ -429,6 +453,17 @@ def _with_projector(task: _Task) -> _Task:
     taken = projector_bytes(path)
     here_and_there = (taken, 0) if device is None else (0, taken)
     return replace(task, room=_less(task.room, here_and_there, device), projector=Projector(path, device), beside=taken)
+
+
+def _parts(cache: int, states: int, draft: int, projector: int) -> tuple[tuple[str, int], ...]:
+    """The parts of an engine's memory that have a size, by name."""
+    named = (("prompt cache", cache), ("checkpoints", states), ("draft model", draft), ("image encoder", projector))
+    return tuple((name, size) for name, size in named if size)
+
+
+def _caches_text(grows: int) -> str:
+    """The text about memory that fills with use, for users; "" if none does."""
+    return f"; grows by up to {gigabytes(grows)} of prompt cache" if grows else ""
 
 
 def _vision_text(projector: Projector | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,8 +45,10 @@ from meshllm.errors import (
     UnknownModel,
     UsageError,
 )
-from meshllm.machine import resources
+from meshllm.machine import device_memory, resources
+from meshllm.machine import usage as usage_of
 from meshllm.machine.packages import PipFetcher
+from meshllm.machine.usage import OtherPrograms
 from meshllm.models.catalog.entry import CatalogEntry, Wanted
 from meshllm.models.gguf.purpose import usage
 from meshllm.models.hub.manifest import HubReference, Manifest
@@ -122,6 +125,8 @@ class Supervisor:
         self._engines = EngineProvider()
         self._models: dict[str, LocalModel] = {}
         self._observer = MachineObserver(self, post)
+        self._other_programs = OtherPrograms()
+        self._device_memory: dict[int, int] = {}  # bytes by process id, where the driver tells
         self._workers = WorkerProcesses(self._context, self._ensure_files, planner, self._engines)
         self._servers = EngineProcesses(
             self._context,
@@ -176,8 +181,8 @@ class Supervisor:
             case c.SaveDropped(dropped):
                 now, unix = asyncio.get_running_loop().time(), system_time()
                 self._writer.add(lambda: dropped_models.save(self._context.home, dict(dropped), now, unix))
-            case c.StartWorker(lease):
-                self._workers.start(lease)
+            case c.StartWorker(lease, sharers):
+                self._workers.start(lease, sharers)
             case c.StopWorker(session, generation):
                 self._workers.stop((session, generation))
             case c.OpenAhead(peer):
@@ -221,6 +226,15 @@ class Supervisor:
                 read = token_bytes(model.header.shape) * (count.written - count.accepted)
                 self._post(e.SpeedMeasured(int(read / count.seconds)))
 
+    def measure_splits(self, counts: Mapping[str, tuple[str, DraftCounts]], split: Container[str]) -> None:
+        """Tell the core what the engines of the `split` models have written (socket and `counts` of each)."""
+        written = [(name, *found) for name, found in counts.items() if name in split]
+        if not written:
+            return
+        others = self._other_programs.read([os.getpid(), *self._servers.pids().values(), *self._workers.pids()])
+        for name, endpoint, count in written:
+            self._post(e.DecodeMeasured(name, endpoint, count, others))
+
     async def close(self) -> None:
         """Stop everything that still runs."""
         await self._writer.close()
@@ -236,7 +250,13 @@ class Supervisor:
     def free_memory(self) -> FreeMemory:
         """Bytes that this node offers: free now, or held by a worker process, whose memory its next lease gets."""
         held = self._workers.held_memory()
-        return FreeMemory(self._planner.free_memory(held), self._planner.device_memory(held))
+        planner = self._planner
+        return FreeMemory(planner.free_memory(held), planner.device_memory(held), planner.machine_memory(held))
+
+    def used_memory(self) -> tuple[tuple[str, int], ...]:
+        """Bytes that the engine process of each model uses, and the worker process: RAM, and memory of NVIDIA GPUs."""
+        processes = [*self._servers.pids().items(), *(("", pid) for pid in self._workers.pids())]
+        return tuple((name, usage_of.memory_used(pid) + self._device_memory.get(pid, 0)) for name, pid in processes)
 
     def disk_free(self) -> int | None:
         """Bytes free in the file system of the models."""
@@ -273,6 +293,8 @@ class Supervisor:
         """Read the devices' free memory. Not while a worker process runs: the next lease gets what was free before."""
         if not self._workers.active:
             await self._planner.refresh_free_memory()
+        if self._planner.machine().in_use:
+            self._device_memory = await device_memory.used_by_process()
 
     async def _measure_speed(self) -> None:
         """Measure the memory speed, which counts until an engine ran here. It says nothing about accelerators."""

@@ -150,10 +150,10 @@ class WorkerProcesses:
 
     # -- as a worker
 
-    def start(self, lease: Lease) -> None:
-        """Serve this node's share of `lease`; ends in `WorkerGone`."""
+    def start(self, lease: Lease, sharers: int = 1) -> None:
+        """Serve this node's share of `lease`; ends in `WorkerGone`. `sharers`: nodes of it on this machine."""
         earlier = [worker.task for worker in self._tasks.values()]
-        task = self._owner.start(self._serve(lease, earlier), f"worker {lease.model} {lease.generation}")
+        task = self._owner.start(self._serve(lease, sharers, earlier), f"worker {lease.model} {lease.generation}")
         self._tasks[_key(lease)] = _WorkerTask(lease, task)
         task.add_done_callback(partial(self._ended, _key(lease)))
 
@@ -169,19 +169,22 @@ class WorkerProcesses:
         """Whether this node serves layers for another one, or prepares to."""
         return bool(self._tasks)
 
+    def pids(self) -> list[int]:
+        """The process ids of the rpc-servers."""
+        children = [worker.child for worker in list(self._tasks.values())]
+        return [child.pid for child in children if child is not None and child.pid]
+
     def held_memory(self) -> int:
         """Bytes of the computer's memory that the rpc-servers hold: free again as soon as their lease ends."""
         held = 0
-        for worker in list(self._tasks.values()):
-            pid = worker.child.pid if worker.child is not None else 0
-            if pid:
-                with contextlib.suppress(psutil.Error):
-                    found = psutil.Process(pid).memory_info()
-                    # The system counts pages of files as available; so does `shared` (Linux).
-                    held += max(0, found.rss - int(getattr(found, "shared", 0)))
+        for pid in self.pids():
+            with contextlib.suppress(psutil.Error):
+                found = psutil.Process(pid).memory_info()
+                # The system counts pages of files as available; so does `shared` (Linux).
+                held += max(0, found.rss - int(getattr(found, "shared", 0)))
         return held
 
-    async def _serve(self, lease: Lease, earlier: list[asyncio.Task[str]]) -> str:
+    async def _serve(self, lease: Lease, sharers: int, earlier: list[asyncio.Task[str]]) -> str:
         """Serve this node's share of `lease`. Returns why it ended."""
         if refusal := self._context.sandboxing.refusal:
             return refusal
@@ -190,7 +193,7 @@ class WorkerProcesses:
             if earlier:
                 await asyncio.wait(earlier)  # their memory must be free first
             with llama_server.private_directory(self._context.sockets) as folder:
-                return await self._run(lease, folder, onward)
+                return await self._run(lease, sharers, folder, onward)
         except (MeshError, OSError) as error:
             log.warning("worker of %s: cannot serve its layers: %s", lease.model, error)
             return str(error)
@@ -208,7 +211,7 @@ class WorkerProcesses:
         self._tasks.pop(key, None)
         self._post(e.WorkerGone(*key, STOPPED if task.cancelled() else task.result()))
 
-    async def _run(self, lease: Lease, folder: Path, onward: Path) -> str:
+    async def _run(self, lease: Lease, sharers: int, folder: Path, onward: Path) -> str:
         """Prepare the share, then run the rpc-server, whose sockets are in `folder`, to its end. `onward`: the socket
         for the next worker. Returns why it ended."""
         key, tunnels = _key(lease), self._mesh()
@@ -235,7 +238,7 @@ class WorkerProcesses:
             files=self._write_list(lease, files),
             peers=peers,
             devices=self._planner.worker_devices(share),
-            threads=self._planner.threads or resources.processors().usable,
+            threads=self._planner.threads_of(sharers) or resources.processors().usable,
             models=files,
             memory=memory_limit(share.memory, WORKER_MARGIN_BYTES),
             leased=int(share.memory * FORECAST_TOLERANCE),

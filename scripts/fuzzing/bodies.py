@@ -139,7 +139,7 @@ class Run:
 
     def go(self, kept: Sequence[Case], fresh: bool = True) -> Report:
         """Post the kept cases, then new ones until the bounds are reached, unless not `fresh`."""
-        with contextlib.suppress(KeyboardInterrupt):  # what was found by then is reported and kept
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # what was found by then is reported and kept
             uvloop.run(self._go(kept, fresh))
         report = self.report
         report.seconds = time.monotonic() - self._began

@@ -29,6 +29,7 @@ from meshllm.core.snapshot import (
 )
 from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease, LeasePhase, MemberState
+from meshllm.core.split.measurement import MeasuredSplit
 from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
 from meshllm.util.progress import Progress
 from meshllm.web.console.invitation import Invitation, InviteWish
@@ -89,6 +90,8 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
         serves=(ServedModel(model, Purpose.GENERATE, context, 4, int(size * GB)),) if serves else (),
         on_disk=(model,) if number % 4 == 0 else (),
         memory=memory,
+        planned=int(size * 1.4 * GB) if serves else 0,
+        used=int(size * 1.1 * GB) if serves else 0,
     )
     status = (
         PeerStatus.SUSPECT if number % 40 == 7 else PeerStatus.UNVERIFIED if number % 40 == 23 else PeerStatus.ALIVE
@@ -102,7 +105,8 @@ def served(name: str, size: float, context: int, memory: float) -> ModelState:
     """A model that this node's engine serves."""
     facts = ModelFacts(f"/models/{name}.gguf", int(size * GB), "llama", context, "Q4_K_M", "sha256:0")
     server = ServerFacts(f"/run/{name}.sock", 4242, 4, context, int(memory * GB))
-    return ModelState(name, file=FilePhase.READY, facts=facts, server=ServerPhase.SERVING, server_facts=server)
+    state = ModelState(name, file=FilePhase.READY, facts=facts, server=ServerPhase.SERVING, server_facts=server)
+    return replace(state, memory_used=int(memory * 0.8 * GB))
 
 
 @dataclass
@@ -246,8 +250,9 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
     return Stage(snapshot, load=tuple(load), transports=transports, machine=machine, sharing=_sharing(peers))
 
 
-def split_over(stage: Stage, committed: bool = True) -> Stage:
-    """The same mesh, in which this node hosts a pipeline split with two workers."""
+def split_over(stage: Stage, committed: bool = True, plain: float = 0.118, text: str = "") -> Stage:
+    """The same mesh, in which this node hosts a pipeline split with two workers. `plain`: its forecast without the
+    correction; `text`: why the forecast is off."""
     assert stage.snapshot.mesh is not None
     workers = [view for view in stage.snapshot.mesh.peers if not view.record.serves and view.linked][:2]
     one, two = (view.node for view in workers)
@@ -258,19 +263,20 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
         SplitForecast((HERE,), 2.4),
     )
     reason = "39.6 GB of weights do not fit into this node's 24.0 GB; the two nearest nodes have room for the rest"
-    plan = SplitPlan(shares, 0.118, reason, considered)
+    plan = SplitPlan(shares, 0.118, reason, considered, plain)
     name = "Llama-3.3-70B-Instruct-Q4_K_M"
     lease = Lease(b"s" * 16, 1, name, (), shares)
     phase = LeasePhase.COMMITTED if committed else LeasePhase.PREPARING
     detail = "" if committed else "loads its layers, 40 %"
     members = (MemberState(one, phase, detail), MemberState(two, phase))
     split = SplitState(reason, plan=plan, lease=lease, members=members, committed=committed)
+    if committed:
+        split = replace(split, measured=MeasuredSplit(0.121, 1000.0, text))
     model = replace(served(name, 39.6, 16384, 17.4), split=split)
     if not committed:
         model = replace(model, server=ServerPhase.NONE, server_facts=None)
     others = [other for other in stage.snapshot.models if other.file is FilePhase.READY]
     stage.snapshot = replace(stage.snapshot, models=(model, *others))
-    stage.drafts = {name: DraftCounts(written=1000, seconds=121.0)} if committed else {}
     stage.traffic = {
         one: LeaseTraffic(31 * MB, 29 * MB, 1840, "lane"),
         two: LeaseTraffic(22 * MB, 21 * MB, 1310, "lane"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from playwright.sync_api import expect
 
 from meshllm.core.membership.views import PeerStatus, PeerView
 from meshllm.errors import EnvironmentFailure
+from meshllm.web.console.page_files import FOLDER
 from meshllm.web.console.status import StartStatus
 from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged, with_requests
@@ -143,9 +145,11 @@ def test_nodes_view_shows_memory_load_and_speed(stage: Stage, visitor: Visitor) 
         "v0.1.0",
     ):
         expect(here).to_contain_text(words)
-    expect(here.get_by_role("img", name=re.compile("models use 9.2 GB"))).to_have_count(1)
+    expect(here.get_by_role("img", name=re.compile("models use 7.4 GB"))).to_have_count(1)
     amber = page.get_by_role("listitem").filter(has_text="amber")
-    expect(amber).to_contain_text("Offered memory")
+    # The same quantities in the row of this node and in that of another.
+    expect(here).to_contain_text(re.compile(r"Models7.4 GB used of 9.2 GB planned, 56.0 GB offered for more"))
+    expect(amber).to_contain_text(re.compile(r"Models[\d.]+ GB used of [\d.]+ GB planned, [\d.]+ GB offered for more"))
     expect(amber).to_contain_text("ms away")
 
 
@@ -189,7 +193,7 @@ def test_split_is_drawn_as_a_pipeline_with_its_shares(visitor: Visitor) -> None:
         expect(page.get_by_role("list", name="Legend")).to_contain_text("worker")
         page.get_by_role("button", name="birch layers 34 to 59").click()
         details = page.get_by_role("complementary", name="Node birch")
-        expect(details).to_contain_text("layers 34 to 59 · 13.0 GB · 60.0 MB transferred")
+        expect(details).to_contain_text("layers 34 to 59 · 13.0 GB planned · 60.0 MB transferred")
         page.get_by_role("link", name="Models").click()
         row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
         carriers = row.get_by_role("list", name="Layers of Llama-3.3-70B-Instruct-Q4_K_M")
@@ -199,6 +203,17 @@ def test_split_is_drawn_as_a_pipeline_with_its_shares(visitor: Visitor) -> None:
         expect(row).to_contain_text("do not fit into this node")
         row.get_by_text("Plans that were compared").click()
         expect(row).to_contain_text("workbench → birch → cedar: 118 ms per token")
+
+
+def test_split_says_why_its_forecast_is_off_and_that_it_is_corrected(visitor: Visitor) -> None:
+    with staged(
+        split_over(mesh_of(6), plain=0.02, text="2.0 times slower than forecast: the cause is unknown")
+    ) as stage:
+        page = visitor.open(f"{stage.url}/#/models")
+        row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
+        expect(row).to_contain_text("Corrected forecast 118 ms per token, measured 121 ms.")
+        expect(row).to_contain_text("2.0 times slower than forecast: the cause is unknown.")
+        expect(row).to_contain_text("Memory here: 17.4 GB planned, 13.9 GB used.")
 
 
 def test_split_in_preparation_shows_progress_and_forecast(visitor: Visitor) -> None:
@@ -275,6 +290,15 @@ def test_page_reports_a_lost_daemon_and_reconnects(visitor: Visitor) -> None:
         expect(page.locator("svg [role=button]")).to_have_count(2)
 
 
+def test_first_view_loads_neither_the_chat_nor_formulas(stage: Stage, visitor: Visitor) -> None:
+    visitor.open(stage.url)
+    scripts = [url for url in visitor.requested if url.endswith(".js")]
+    assert len(scripts) == 1
+    script = FOLDER / "assets" / scripts[0].rpartition("/")[2]
+    assert len(gzip.compress(script.read_bytes())) < 300_000
+    assert not any("katex" in url.lower() or "chat-view" in url for url in visitor.requested)
+
+
 def test_lost_daemon_is_not_shown_as_serving(visitor: Visitor) -> None:
     visitor.allow("ERR_")
     with staged(mesh_of(4)) as stage:
@@ -316,7 +340,7 @@ def test_stopping_node_and_its_notices_are_shown(stage: Stage, visitor: Visitor)
     expect(page.get_by_role("status").filter(has_text=stage.notices[1])).to_be_visible()
     expect(page.get_by_role("alert")).to_have_count(0)
     stage.show(replace(stage.snapshot, stopping=True))
-    expect(page.get_by_role("alert")).to_contain_text("workbench is stopping")
+    expect(page.get_by_role("alert")).to_contain_text("workbench is stopping. It waits for 1 answer to end")
 
 
 def test_commands_are_those_of_the_start_of_the_node(stage: Stage, visitor: Visitor) -> None:

@@ -26,6 +26,7 @@ from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.node import NodeCore
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, Role, SignedRecord
 from meshllm.core.snapshot import ModelFacts, ServerFacts
+from meshllm.core.split.corrections import Correction
 from meshllm.core.split.host import MeasuredModel
 from tests.mesh_key import FOUNDER, FakeMeshKey, admitted
 
@@ -71,6 +72,8 @@ class SmallMesh:
         self.numbers: dict[NodeId, int] = {}
         self.roles: dict[int, Role] = {}
         self.rejoins: set[int] = set()  # nodes that were in the mesh before
+        self.machines: dict[int, bytes] = {}  # the secret id of each node's machine
+        self.corrections: dict[int, tuple[Correction, ...]] = {}  # what each keeps on disk
         self.busy = 0.0  # seconds that a handshake takes beside the way
         self.cut: Callable[[int, int], bool] = lambda a, b: False
         self.sent: list[tuple[int, int, object]] = []
@@ -94,9 +97,11 @@ class SmallMesh:
         mine = self.meshes.setdefault(number, MeshId(bytes([mesh]) * 16))
         incarnation = self.incarnations[number]
         config = MeshConfig(node_id(number), mine, role, incarnation, f"n{number}", "t", (1, 1), sign, idle)
-        config = replace(config, rejoins=number in self.rejoins)
+        config = replace(config, rejoins=number in self.rejoins, machine=self.machines.get(number, b""))
         config = self._certified(number, config)
-        self.cores[number] = NodeCore(config, random.Random(self.rng.random()))
+        self.cores[number] = NodeCore(
+            config, random.Random(self.rng.random()), corrections=self.corrections.get(number, ())
+        )
         self.tell(number, e.AddressesFound((address(number),)))
         ways = tuple(ways)
         if ways or self.saved.get(number):
@@ -222,6 +227,8 @@ class SmallMesh:
                     self.links[other].discard(number)
                     self._at(0.0, lambda: self.tell(number, e.LinkDown(peer, reason)))
                     self._at(DELAY, lambda: self.tell(other, e.LinkDown(node_id(number), reason)))
+            case c.SaveCorrections(corrections):
+                self.corrections[number] = corrections
             case c.SavePeers(ways):
                 self.saved[number] = ways
             case c.SaveIncarnation(incarnation):

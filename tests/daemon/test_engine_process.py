@@ -238,7 +238,8 @@ async def test_forgotten_model_is_no_longer_measured(tmp_path: Path, monkeypatch
         it.servers.measure(local, "m", ENGINE, split=False)
         await planning.wait()
         it.servers.forget("m")
-        await ended.wait()
+        async with asyncio.timeout(20):
+            await ended.wait()
         monkeypatch.setattr(it.fitter, "plan", it.plan)
         it.servers.measure(local, "other", ENGINE, split=False)
         event = await it.told()

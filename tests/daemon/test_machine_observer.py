@@ -33,7 +33,10 @@ class Machine:
     def free_memory(self) -> FreeMemory:
         if self.fault is not None:
             raise self.fault
-        return FreeMemory(self.memory)
+        return FreeMemory(self.memory, machine=90)
+
+    def used_memory(self) -> tuple[tuple[str, int], ...]:
+        return (("a", 5),)
 
     def disk_free(self) -> int | None:
         return 7
@@ -84,10 +87,13 @@ async def observed(machine: Machine, interval: float = 3600.0) -> AsyncIterator[
 async def test_observer_posts_all_facts_at_once_and_again_after_a_change() -> None:
     machine = Machine()
     async with observed(machine) as it:
-        assert await it.next() == e.MachineObserved(100, (), 7, ("a",), model_sizes=(7,))
+        assert await it.next() == e.MachineObserved(
+            100, (), 7, ("a",), model_sizes=(7,), machine_memory=90, used=(("a", 5),)
+        )
         machine.memory = 50
         it.observer.refresh()
-        assert await it.next() == e.MachineObserved(50, (), 7, None), "files are scanned only if they may have changed"
+        again = e.MachineObserved(50, (), 7, None, machine_memory=90, used=(("a", 5),))
+        assert await it.next() == again, "files are scanned only if they may have changed"
         machine.models = ("a", "b")
         it.observer.refresh(files=True, devices=True)
         assert (await it.next()).models == ("a", "b")
@@ -125,7 +131,7 @@ async def test_scan_that_fails_takes_no_memory_away_and_is_retried(caplog: pytes
     machine.scan_fault = OSError("the disk is on fire")
     with caplog.at_level(logging.WARNING):
         async with observed(machine) as it:
-            assert await it.next() == e.MachineObserved(100, (), 7, None)
+            assert await it.next() == e.MachineObserved(100, (), 7, None, machine_memory=90, used=(("a", 5),))
             it.observer.refresh(files=True)
             assert (await it.next()).models is None
             machine.scan_fault = None
@@ -138,7 +144,7 @@ async def test_memory_that_cannot_be_read_is_reported_as_unknown() -> None:
     machine = Machine()
     machine.fault = OSError("no /proc")
     async with observed(machine) as it:
-        assert await it.next() == e.MachineObserved(None, (), 7, ("a",), model_sizes=(7,))
+        assert await it.next() == e.MachineObserved(None, (), 7, ("a",), model_sizes=(7,), used=(("a", 5),))
 
 
 async def test_close_ends_the_observer_although_something_changed_in_the_same_moment() -> None:

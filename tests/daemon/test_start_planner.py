@@ -94,8 +94,11 @@ async def test_plan_without_accelerators(machine: Machine, tmp_path: Path) -> No
     assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (ContextSize(32768, 4), None, (), None)
     assert machine.asked == [machine.asked[0] | {"devices": None, "split": [], "gpu_layers": 0}]
     assert fit.placement_text.startswith("on the CPU: 4.")
-    assert 4 * GB < fit.memory < 5 * GB
     assert 0 < fit.prompt_cache_mib <= 3200
+    # The planned memory is what the process comes to with its prompt cache full.
+    assert fit.memory_parts == (("prompt cache", fit.prompt_cache_mib * MIB),)
+    assert 4 * GB < fit.memory - fit.prompt_cache_mib * MIB < 5 * GB
+    assert "grows by up to 3.2 GB of prompt cache" in fit.placement_text
 
 
 async def test_plan_logs_what_is_reduced(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -196,11 +199,13 @@ async def test_plan_places_the_image_encoder_first(machine: Machine, tmp_path: P
     local = replace(local, projector=sees)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.projector == Projector(sees)
-    assert fit.memory == blind.memory + taken
+    bare = blind.memory - dict(blind.memory_parts)["prompt cache"]
+    assert dict(fit.memory_parts)["image encoder"] == taken
+    assert fit.memory - dict(fit.memory_parts)["prompt cache"] == bare + taken
     assert "vision (0.93 GB at most)" in fit.placement_text
     assert blind.projector is None
     assert "pictures" not in blind.placement_text
-    machine.available = int((blind.memory + taken - 10 * MIB) / 0.9)
+    machine.available = int((bare + taken - 10 * MIB) / 0.9)
     assert (await StartPlanner().plan(ENGINE, local, usage(local.header))).size.slots < 4, "it has no room for all"
     machine.available = 32 * GB
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
@@ -305,4 +310,4 @@ async def test_planned_memory_says_where_it_is(machine: Machine, tmp_path: Path)
     local = model(tmp_path / "m.gguf")
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert [name for name, _ in fit.planned.devices] == ["CUDA1"]
-    assert fit.planned.host + sum(size for _, size in fit.planned.devices) == fit.memory + (fit.prompt_cache_mib << 20)
+    assert fit.planned.host + sum(size for _, size in fit.planned.devices) == fit.memory

@@ -92,6 +92,9 @@ class Bench:
     def free_memory(self, held: int = 0) -> int:
         return self.free + held
 
+    def threads_of(self, sharers: int) -> int | None:
+        return self.threads
+
     def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
         if len(share.devices) == 3:
             raise NotEnoughSpace("three accelerators were planned for")

@@ -384,6 +384,18 @@ def test_items_of_other_services_do_not_end_a_session(ask: Ask) -> None:
     assert status == 200, answer
 
 
+@pytest.mark.parametrize("grammar", ["root ::= [z-a]", "root ::= [^\\x00-\\U0010FFFF]"])
+def test_a_grammar_that_no_token_fits_fails_its_request_alone(ask: Ask, served: Daemon, grammar: str) -> None:
+    """The token that ends an answer aborted the engine."""
+    (engine,) = [process.pid for process in served.children() if "llama-server" in process.name()]
+    for fields in ({"top_k": 1}, {"top_k": 4, "top_p": 0}, {"stream": True, "top_k": 1}):
+        status, answer = ask("/v1/completions", prompt="-1", grammar=grammar, max_tokens=2, **fields)
+        error = answer[-1]["error"] if isinstance(answer, list) else answer["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", "grammar")
+        assert status == 400 or "stream" in fields
+    assert engine in [process.pid for process in served.children()]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_several_choices_of_an_empty_prompt_end(ask: Ask, stream: bool) -> None:
     """They waited for a prompt that was answered without them."""

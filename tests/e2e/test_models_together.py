@@ -113,7 +113,8 @@ def test_two_models_take_the_memory_that_was_planned_for_both(both: Node) -> Non
         assert fill(both, model) > 0.9 * CONTEXT
     status = both.status()
     engines = [engine_of(status, name) for name in (MODEL, "second")]
-    planned = sum(engine["memory"] for engine in engines)
+    # The prompt cache is planned in full, and two prompts do not fill it.
+    planned = sum(engine["memory"] - engine["memory_parts"].get("prompt cache", 0) for engine in engines)
     measured = sum(used(engine["pid"]) for engine in engines)
     print(f"planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB: {measured / planned - 1:+.2%}")
     assert abs(measured / planned - 1) < TOLERANCE

@@ -17,6 +17,8 @@ import pytest
 from here import Site, client, joined, serves, site
 
 from meshllm import paths
+from meshllm.core.split.measurement import MISS_FACTOR
+from meshllm.daemon import forecast_file
 from meshllm.models.gguf.projector import projector_bytes
 from tests import engine_samples
 from tests.daemons import MODEL, OPEN_WAIT_SECONDS
@@ -111,6 +113,18 @@ def test_split_answers_as_one_node_does(here: Site) -> None:
     said(host, tokens=40)
     after = split_of(host.status())["shares"][1]["received"]
     assert (after - before) / 40 <= 4 * HIDDEN + 1000 + 200, "hidden states come back, not scores"
+
+    # What a token took is compared with the forecast, and kept for the next one.
+    measured = split_of(host.until(lambda s: split_of(s)["measured"], "a measured time per token"))
+    ratio = measured["measured"] / measured["forecast"]
+    assert ("forecast: " in measured["deviation"]) == (not 1 / MISS_FACTOR < ratio < MISS_FACTOR)
+    host.until(lambda s: (host.home / forecast_file.FILE).exists(), "a saved correction")
+    # Planned and used memory of each node are the same quantities, seen from either.
+    used = host.until(lambda s: (s["mesh"]["peers"][0]["memory_used"] or 0) > WEIGHTS / 4, "the worker's used memory")
+    peer, lease = used["mesh"]["peers"][0], worker.status()["worker_lease"]
+    assert peer["memory_planned"] == lease["memory"]
+    assert used["models"][0]["engine"]["memory_used"] <= 1.1 * used["models"][0]["engine"]["memory"]
+    assert peer["memory_used"] <= 1.1 * peer["memory_planned"]
 
     (process,) = rpc_servers(worker)
     assert host.stop() == 0

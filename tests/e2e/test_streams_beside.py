@@ -33,7 +33,7 @@ def test_a_stream_goes_on_while_a_long_prompt_is_computed(served: Daemon) -> Non
 
     first = Event()
     with openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS) as client:
-        thread = Thread(target=stream)
+        thread = Thread(target=stream, daemon=True)
         thread.start()
         try:
             assert first.wait(OPEN_WAIT_SECONDS)

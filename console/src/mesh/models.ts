@@ -2,6 +2,7 @@
 
 import type { ModelPhase, ModelStatus, NodeStatus, Purpose } from '../api'
 import type { MeshNode } from './nodes'
+import { bytes } from '../format'
 
 export type Availability = 'serving' | 'starting' | 'failed' | 'requested' | 'unconfirmed' | 'on disk'
 
@@ -79,7 +80,7 @@ function addNode(node: MeshNode, at: (name: string) => MeshModel): void {
     model.slots += served.slots
     model.active += served.active
     model.waiting += served.waiting
-    if (!node.here) model.size ||= served.memory
+    if (!node.here) model.size ||= served.size
   }
   for (const name of node.wants) at(name).wantedBy.push(node.name)
 }
@@ -166,7 +167,7 @@ export function explanation(model: MeshModel): string {
   if (here?.progress != null) return [here.progress.stage, here.progress.detail].filter(Boolean).join(': ')
   switch (model.availability) {
     case 'serving':
-      return [servedBy(model.hosts), placementOf(here), speculationOf(here)].filter(Boolean).join(' ')
+      return [servedBy(model.hosts), placementOf(here), memoryOf(here), speculationOf(here)].filter(Boolean).join(' ')
     case 'starting':
       return 'Starting.'
     case 'failed':
@@ -192,6 +193,16 @@ function servedBy(hosts: readonly MeshNode[]): string {
 function placementOf(here: ModelStatus | null): string {
   const text = here?.engine?.placement_text ?? ''
   return text === '' ? '' : `Placement here: ${text.replace(/\.$/, '')}.`
+}
+
+// What the engine process here takes, and what of it is not weights, context and buffers.
+function memoryOf(here: ModelStatus | null): string {
+  const engine = here?.engine
+  if (engine == null) return ''
+  const used = engine.memory_used === null ? '' : `, ${bytes(engine.memory_used)} used`
+  const parts = Object.entries(engine.memory_parts).map(([name, size]) => `${name} ${bytes(size)}`)
+  const of = parts.length === 0 ? '' : ` (${parts.join(', ')} of it)`
+  return `Memory here: ${bytes(engine.memory)} planned${of}${used}.`
 }
 
 function speculationOf(here: ModelStatus | null): string {

@@ -27,7 +27,9 @@ export interface NodeModel {
   slots: number
   active: number
   waiting: number
-  memory: number // memory of the engine, or the file's size; 0: unknown
+  planned: number | null // bytes that its engine process may come to; null: unknown, as of other nodes
+  used: number | null // bytes that it takes now
+  size: number // of the file; 0: unknown
   speed: number | null
 }
 
@@ -44,7 +46,9 @@ export interface MeshNode {
   onDisk: string[]
   aliases: Record<string, string> // maps file names on its disk to another name of the same file
   shares: LayerShare[] // its layers of split models
-  memory: number // offered, in bytes
+  memory: number // offered for further models, in bytes
+  planned: number | null // bytes that its engine processes may come to; null: none run, or unknown
+  used: number | null // bytes that they take now
   linked: boolean
   owned: boolean // this node, a backend of it, or one of the owner's own machines; others read the prompts they answer
   rtt: number | null
@@ -99,6 +103,7 @@ function ownNode(status: NodeStatus): MeshNode {
     aliases: mesh?.aliases ?? {},
     shares: [],
     memory: mesh?.memory ?? 0,
+    ...ownMemory(status),
     linked: true,
     owned: true,
     rtt: null,
@@ -106,6 +111,15 @@ function ownNode(status: NodeStatus): MeshNode {
     addresses: mesh?.addresses ?? [],
     since: null,
   }
+}
+
+// What the engine processes here take: the same figures as other nodes publish, and not rounded.
+function ownMemory({ models, worker_lease: lease }: NodeStatus): Pick<MeshNode, 'planned' | 'used'> {
+  const engines = models.flatMap(({ engine }) => (engine === null ? [] : [engine]))
+  const parts = lease === null ? engines : [...engines, lease]
+  const planned = parts.reduce((sum, part) => sum + part.memory, 0)
+  const used = parts.reduce((sum, part) => sum + (part.memory_used ?? 0), 0)
+  return { planned: planned || null, used: used || null }
 }
 
 function ownModel(model: ModelStatus, load: readonly LoadStatus[]): NodeModel {
@@ -121,7 +135,9 @@ function ownModel(model: ModelStatus, load: readonly LoadStatus[]): NodeModel {
     slots: engine?.slots ?? 0,
     active: busy?.active ?? 0,
     waiting: busy?.waiting ?? 0,
-    memory: engine?.memory ?? model.file?.size ?? 0,
+    planned: engine?.memory ?? null,
+    used: engine?.memory_used ?? null,
+    size: model.file?.size ?? 0,
     speed: busy?.tokens_per_second ?? null,
   }
 }
@@ -152,6 +168,8 @@ function peerNode(peer: PeerInfo, load: readonly LoadStatus[], wall: number, bef
     aliases: peer.aliases,
     shares: [],
     memory: peer.memory,
+    planned: peer.memory_planned,
+    used: peer.memory_used,
     linked: peer.linked,
     owned: peer.owned,
     rtt: peer.rtt,
@@ -179,6 +197,8 @@ function clientNode(client: ClientInfo, wall: number, before: MeshNode | undefin
     aliases: {},
     shares: [],
     memory: 0,
+    planned: null,
+    used: null,
     linked: true,
     owned: true, // it answers no requests
     rtt: client.rtt,
@@ -202,7 +222,9 @@ function peerModel(served: ServedStatus, load: LoadStatus | undefined): NodeMode
     slots: served.slots,
     active: served.active,
     waiting: served.waiting,
-    memory: served.size,
+    planned: null,
+    used: null,
+    size: served.size,
     speed: load?.tokens_per_second ?? null,
   }
 }
@@ -223,7 +245,9 @@ function backendNode(backend: NodeStatus['backends'][number], load: readonly Loa
       slots: 0,
       active: 0,
       waiting: 0,
-      memory: 0,
+      planned: null,
+      used: null,
+      size: 0,
       speed: null,
     }
   })
@@ -244,6 +268,8 @@ function backendNode(backend: NodeStatus['backends'][number], load: readonly Loa
     aliases: {},
     shares: [],
     memory: 0,
+    planned: null,
+    used: null,
     linked: true,
     owned: true,
     rtt: null,

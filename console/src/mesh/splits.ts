@@ -9,7 +9,8 @@ export interface LayerShare {
   host: string // id
   first: number
   layers: number
-  memory: number
+  memory: number // planned
+  used: number | null // by the engine processes of the node; null: unknown
   phase: LeasePhase | null // null: the host itself
   detail: string
   traffic: number | null // bytes in both directions between host and worker; null: unknown
@@ -30,13 +31,13 @@ export function sharesByNode(status: NodeStatus): Map<string, LayerShare[]> {
     for (const share of split.shares) add(share.node, shareOf(split.model, here, share))
   }
   const lease = status.worker_lease
-  if (lease !== null) add(here, { ...lease, traffic: null })
+  if (lease !== null) add(here, { ...lease, used: lease.memory_used, traffic: null })
   return found
 }
 
 function shareOf(model: string, host: string, share: WorkerShareStatus): LayerShare {
-  const { first, layers, memory, phase, detail } = share
-  return { model, host, first, layers, memory, phase, detail, traffic: share.sent + share.received }
+  const { first, layers, memory, memory_used: used, phase, detail } = share
+  return { model, host, first, layers, memory, used, phase, detail, traffic: share.sent + share.received }
 }
 
 export function pipelinesOf(status: NodeStatus): Pipeline[] {

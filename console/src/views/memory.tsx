@@ -1,4 +1,4 @@
-// Memory bars: of this node, models, other use and free memory; of other nodes, the offered memory.
+// Memory bars: of every node what its models use of what is planned for them; of this node the machine's memory, too.
 
 import type { JSX } from 'preact'
 import type { DeviceStatus, MachineStatus } from '../api'
@@ -13,6 +13,7 @@ export function Machine({ node }: { node: MeshNode }): JSX.Element | null {
   if (machine !== null) {
     return (
       <div class="memory">
+        <ModelMemory node={node} />
         <OwnMemory node={node} machine={machine} />
         {(machine.devices ?? []).map((device) => (
           <Device key={device.name} device={device} />
@@ -20,25 +21,48 @@ export function Machine({ node }: { node: MeshNode }): JSX.Element | null {
       </div>
     )
   }
-  if (node.role === 'backend' || (node.memory === 0 && usedByModels(node) === 0)) return null
+  if (node.role === 'backend' || (node.memory === 0 && node.planned === null)) return null
   return (
     <div class="memory">
-      <OfferedMemory node={node} />
+      <ModelMemory node={node} />
     </div>
   )
 }
 
-function usedByModels(node: MeshNode): number {
-  const models = node.models.reduce((sum, model) => sum + (model.phase === 'serving' ? model.memory : 0), 0)
-  // The host's own share is part of its engine's memory.
-  return node.shares.reduce((sum, share) => sum + (share.phase === null ? 0 : share.memory), models)
+// The same quantities of this node and of others: what the engine processes take, may come to, and what is left.
+function ModelMemory({ node }: { node: MeshNode }): JSX.Element | null {
+  if (node.planned === null && node.memory === 0) return null
+  const planned = node.planned ?? 0
+  const used = node.used ?? 0
+  const total = Math.max(1, planned + node.memory, used)
+  const models = node.planned === null ? '' : node.used === null ? `${bytes(planned)} planned` : usedText(used, planned)
+  const text = [models, node.memory > 0 ? `${bytes(node.memory)} offered for more` : ''].filter(Boolean).join(', ')
+  return (
+    <div>
+      <p>
+        <span>Models</span>
+        <span>{text}</span>
+      </p>
+      <Bar
+        label={`Models: ${text}`}
+        parts={[
+          { fraction: used / total, kind: 'models' },
+          { fraction: Math.max(0, planned - used) / total, kind: 'other' },
+        ]}
+      />
+    </div>
+  )
+}
+
+function usedText(used: number, planned: number): string {
+  return `${bytes(used)} used of ${bytes(planned)} planned`
 }
 
 function OwnMemory({ node, machine }: { node: MeshNode; machine: MachineStatus }): JSX.Element {
   const total = Math.max(1, machine.memory_total)
   const used = Math.max(0, machine.memory_total - machine.memory_available)
   // Memory of the engine may be on a GPU, or mapped and not counted as used.
-  const models = Math.min(usedByModels(node), used)
+  const models = Math.min(node.used ?? 0, used)
   const text = `${bytes(machine.memory_available)} free of ${bytes(machine.memory_total)}`
   return (
     <div>
@@ -77,24 +101,6 @@ function Device({ device }: { device: DeviceStatus }): JSX.Element {
           parts={[{ fraction: used / device.memory_total, kind: device.used ? 'models' : 'other' }]}
         />
       )}
-    </div>
-  )
-}
-
-function OfferedMemory({ node }: { node: MeshNode }): JSX.Element {
-  const models = usedByModels(node)
-  const total = Math.max(node.memory, models, 1)
-  const text = node.memory > 0 ? `${bytes(models)} of ${bytes(node.memory)}` : bytes(models)
-  return (
-    <div>
-      <p>
-        <span>{node.memory > 0 ? 'Offered memory' : 'Models'}</span>
-        <span>{text}</span>
-      </p>
-      <Bar
-        label={`Models use ${text}${node.memory > 0 ? ' offered' : ''}`}
-        parts={[{ fraction: models / total, kind: 'models' }]}
-      />
     </div>
   )
 }

@@ -94,7 +94,8 @@ export function NodeDetails({ node, close }: { node: MeshNode; close: () => void
 function shareText(share: LayerShare): string {
   const traffic = share.traffic === null || share.traffic === 0 ? '' : `${bytes(share.traffic)} transferred`
   const state = share.phase === null || share.phase === 'committed' ? '' : share.detail || share.phase
-  return [layersText(share), bytes(share.memory), state, traffic].filter(Boolean).join(' · ')
+  const used = share.used === null ? '' : `${bytes(share.used)} used`
+  return [layersText(share), `${bytes(share.memory)} planned`, used, state, traffic].filter(Boolean).join(' · ')
 }
 
 function Fact({ name, children }: { name: string; children: ComponentChildren }): JSX.Element {
@@ -111,7 +112,9 @@ function Model({ model }: { model: NodeModel }): JSX.Element {
     model.context > 0 ? `${tokens(model.context)} context` : '',
     model.slots > 0 ? `${model.active} of ${model.slots} busy` : '',
     model.waiting > 0 ? `${model.waiting} waiting` : '',
-    model.memory > 0 ? bytes(model.memory) : '',
+    model.planned === null ? '' : `${bytes(model.planned)} planned`,
+    model.used === null ? '' : `${bytes(model.used)} used`,
+    model.planned === null && model.size > 0 ? `file of ${bytes(model.size)}` : '',
     model.speed !== null ? speed(model.speed) : '',
   ].filter(Boolean)
   return (

@@ -21,6 +21,7 @@ export function Split({ split }: { split: SplitStatus }): JSX.Element {
       )}
       {split.reason !== '' && <p>{split.reason}</p>}
       {(split.forecast !== null || split.measured !== null) && <p>{forecastText(split)}</p>}
+      {split.deviation !== '' && <p>{sentence(split.deviation)}</p>}
       {split.considered.length > 1 && (
         <details>
           <summary>Plans that were compared</summary>
@@ -40,7 +41,8 @@ export function Split({ split }: { split: SplitStatus }): JSX.Element {
 function Share({ share }: { share: WorkerShareStatus }): JSX.Element {
   const state = share.phase === null || share.phase === 'committed' ? '' : `, ${share.detail || share.phase}`
   const facts = [
-    bytes(share.memory),
+    `${bytes(share.memory)} planned`,
+    share.memory_used === null ? '' : `${bytes(share.memory_used)} used`,
     share.rtt === null ? '' : milliseconds(share.rtt),
     share.transport === 'quic' ? 'QUIC' : (share.transport ?? ''),
     share.rate === 0 ? '' : `${bytes(share.rate)}/s`,
@@ -61,9 +63,13 @@ function nameOf(id: string): string {
   return nodes.value.find((node) => node.id === id)?.name ?? id.slice(0, 10)
 }
 
-function forecastText({ forecast, measured }: SplitStatus): string {
-  const predicted = forecast === null ? '' : `forecast ${milliseconds(forecast)} per token`
+function forecastText({ forecast, measured, corrected }: SplitStatus): string {
+  const word = corrected ? 'corrected forecast' : 'forecast'
+  const predicted = forecast === null ? '' : `${word} ${milliseconds(forecast)} per token`
   const result = measured === null ? 'not measured yet' : `measured ${milliseconds(measured)}`
-  const text = [predicted, result].filter(Boolean).join(', ')
+  return sentence([predicted, result].filter(Boolean).join(', '))
+}
+
+function sentence(text: string): string {
   return `${text[0]?.toUpperCase() ?? ''}${text.slice(1)}.`
 }

@@ -319,7 +319,7 @@ def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
     if Right.SERVE not in rights and (record.serves or record.on_disk or record.aliases or record.loading):
         record = replace(record, serves=(), loads=(), on_disk=(), aliases=(), disk_sizes=(), loading=())
     if Right.WORK not in rights and (record.memory or record.devices):
-        record = replace(record, memory=0, devices=(), speed=0)
+        record = replace(record, memory=0, devices=(), speed=0, machine_memory=0)
     if Right.HOST not in rights and record.splits:
         record = replace(record, splits=())
     if Right.USE not in rights and (record.wants or record.demand):

@@ -26,6 +26,7 @@ from meshllm.core.records import (
     Role,
     SignedRecord,
     Signer,
+    machine_in,
 )
 
 # Reports about dead nodes stay this long, so that a node that was unreachable derives the same death.
@@ -42,7 +43,7 @@ class MeshConfig:
     `key_grace`: how long those of the previous mesh key count yet (seconds). `lease_refusal`: why it accepts no lease
     at all ("": it does). `rejoins`: it was in this mesh with others before, so that without an answer it is alone for
     now, and nothing has failed. `moved`: this home comes from another place; if another machine has the same identity,
-    this one steps back.
+    this one steps back. `machine`: the secret id of this machine, published as `machine_in`.
     """
 
     node: NodeId
@@ -61,6 +62,7 @@ class MeshConfig:
     key_grace: float = 0.0
     rejoins: bool = False
     moved: bool = False
+    machine: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class OwnRecord:
 
     def __init__(self, config: MeshConfig) -> None:
         self._sign = config.sign
+        self._machine = config.machine
         self._record = NodeRecord(
             node=config.node,
             version=RecordVersion(config.incarnation, 0),
@@ -85,6 +88,7 @@ class OwnRecord:
             protocol=config.protocol,
             idle=config.idle,
             certificate=config.certificate,
+            machine=machine_in(config.mesh, config.machine),
         )
         self._loads: tuple[ModelLoad, ...] = ()
         self._reports: dict[NodeId, _Report] = {}
@@ -131,6 +135,9 @@ class OwnRecord:
                 memory=facts.memory,
                 devices=facts.devices,
                 speed=facts.speed,
+                machine_memory=facts.machine_memory,
+                planned=facts.planned,
+                used=facts.used,
                 demand=facts.demand,
                 disk_sizes=facts.disk_sizes,
                 loading=facts.loading,
@@ -144,7 +151,7 @@ class OwnRecord:
 
     def set_mesh(self, mesh: MeshId) -> None:
         """This node belongs to `mesh`."""
-        self._update(replace(self._record, mesh=mesh))
+        self._update(replace(self._record, mesh=mesh, machine=machine_in(mesh, self._machine)))
 
     def set_certificate(self, certificate: bytes) -> None:
         """This node has a new certificate."""
@@ -212,7 +219,9 @@ class OwnRecord:
 
 
 def _without_measurements(record: NodeRecord) -> NodeRecord:
-    """The record without the figures that vary all the time."""
+    """The record without the figures that vary all the time. Used memory does not: it grows while a model is loaded and
+    its caches fill, and is quantised."""
     splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
     serves = tuple([replace(m, movable=False, pressed=False) if m.movable or m.pressed else m for m in record.serves])
-    return replace(record, memory=0, devices=(), splits=splits, speed=0, demand=(), serves=serves)
+    quiet = replace(record, memory=0, devices=(), splits=splits, speed=0, machine_memory=0)
+    return replace(quiet, demand=(), serves=serves)

@@ -14,19 +14,23 @@ STEP_PART = 64
 # It rises only when this many steps more are free; it falls at once. The last fall rounded down by less than a step, so
 # a swing must span more than two steps (at least 1.56 %) to be published again and again.
 RISE_STEPS = 3
+# A change of used memory by less than this part is not worth a new status for every reader.
+SHOWN_CHANGE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
     """What this node publishes about its machine, in bytes. `memory`: offered for models; `devices`: the same for each
-    accelerator, if there are several; `disk_free`: for model files. `models`: names of the models on the disk;
-    `model_sizes`: theirs, in their order; `aliases`: further names, each with the name of the same file in `models`."""
+    accelerator, if there are several; `machine_memory`: as in `NodeRecord`; `disk_free`: for model files. `models`:
+    names of the models on the disk; `model_sizes`: theirs, in their order; `aliases`: further names, each with the name
+    of the same file in `models`."""
 
     memory: int = 0
     devices: tuple[int, ...] = ()
     disk_free: int = 0
     models: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    machine_memory: int = 0
     model_sizes: tuple[int, ...] = ()
 
     def with_memory(self, memory: int, devices: Sequence[int]) -> MachineFacts:
@@ -34,6 +38,10 @@ class MachineFacts:
         old = self.devices if len(self.devices) == len(devices) else (0,) * len(devices)
         found = tuple(published(was, now) for was, now in zip(old, devices, strict=True))
         return replace(self, memory=sum(found) if found else published(self.memory, memory), devices=found)
+
+    def with_machine_memory(self, machine_memory: int) -> MachineFacts:
+        """The facts after `machine_memory` was observed."""
+        return replace(self, machine_memory=published(self.machine_memory, machine_memory))
 
     def with_disk_free(self, disk_free: int) -> MachineFacts:
         """The facts after `disk_free` was observed."""

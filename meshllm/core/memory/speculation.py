@@ -84,11 +84,6 @@ class DraftCounts:
     seconds: float = 0.0
 
     @property
-    def seconds_per_token(self) -> float | None:
-        """Mean seconds for one token; None before the first."""
-        return self.seconds / self.written if self.written else None
-
-    @property
     def acceptance(self) -> float | None:
         """Accepted draft tokens, 0 to 1; None before the first draft."""
         return self.accepted / self.drafted if self.drafted else None

@@ -6,11 +6,12 @@ Events of an engine process of an older generation are ignored. `next_step` deci
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.memory.observation import SHOWN_CHANGE
 from meshllm.core.records import ModelLoad
 from meshllm.core.serving import next_step, unloading
 from meshllm.core.serving.next_step import ServingAction
@@ -93,6 +94,8 @@ class LocalModels:
                 self._server_ready(event, now)
             case e.ServerGone():
                 self._server_gone(event, now)
+            case e.DecodeMeasured():
+                self._decode_measured(event, now)
             case _:
                 return False
         return True
@@ -166,6 +169,13 @@ class LocalModels:
             changed = abs(free - measured.free_bytes) > MEASURE_AGAIN_PART * measured.free_bytes
             if changed and now - self._measured_at.get(name, now) >= MEASURE_AGAIN_SECONDS:
                 self.models[name] = replace(model, measured=None, split=None)
+
+    def memory_used(self, used: Mapping[str, int]) -> None:
+        """Bytes that the engine process of each model takes now. Small changes are not shown."""
+        for name, model in self.models.items():
+            now = used.get(name, 0)
+            if abs(now - model.memory_used) > SHOWN_CHANGE * model.memory_used:
+                self.models[name] = replace(model, memory_used=now)
 
     def stop(self) -> None:
         """Stop all models."""
@@ -277,7 +287,8 @@ class LocalModels:
         if split is None or split.lease is None:
             return c.StartServer(model.name, generation)
         names = tuple([member.name for member in split.members])
-        return c.StartServer(model.name, generation, split.lease, split.size, names)
+        sharers = self._splitting.sharers(split.lease) if self._splitting is not None else 1
+        return c.StartServer(model.name, generation, split.lease, split.size, names, sharers)
 
     def _beside(self, name: str) -> tuple[str, ...]:
         """The further models for which memory is kept when `name` is measured: they are not loaded yet."""
@@ -433,6 +444,15 @@ class LocalModels:
             )
 
     # -- the engine processes
+
+    def _decode_measured(self, event: e.DecodeMeasured, now: float) -> None:
+        model = self.models.get(event.model)
+        facts = model.server_facts if model is not None else None
+        if model is None or facts is None or facts.endpoint != event.endpoint or self._splitting is None:
+            return  # of an engine process that has ended
+        split = self._splitting.on_decode(model, event, self.speed, now)
+        if split is not None and split.committed:
+            self.models[event.model] = replace(model, split=split)
 
     def _room_changed(self, ended: str) -> None:
         """An engine process ended: measure the models again that did not fit beside it."""

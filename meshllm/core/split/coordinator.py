@@ -14,10 +14,12 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership.links import Rng
 from meshllm.core.membership.views import JoinPhase
-from meshllm.core.records import NodeId, NodeRecord, SplitCandidate, short
+from meshllm.core.records import ModelLoad, NodeId, NodeRecord, SplitCandidate, short
 from meshllm.core.snapshot import ModelState
+from meshllm.core.split.corrections import Correction, Corrections
 from meshllm.core.split.host import SplitHost, SplitState
-from meshllm.core.split.lease import LeaseMessage, Propose, WorkerReport
+from meshllm.core.split.lease import Lease, LeaseMessage, Propose, WorkerReport
+from meshllm.core.split.measurement import Circumstances
 from meshllm.core.split.planner import WorkerOffer, choose_host
 from meshllm.core.split.worker import SplitWorker, WorkerLeaseState
 
@@ -62,18 +64,24 @@ class SplitCoordinator:
         rng: Rng,
         phase: Callable[[], JoinPhase],
         away: Callable[[], tuple[str, ...]] = tuple,
+        machine: Callable[[], tuple[bytes, int]] = lambda: (b"", 0),
+        corrections: Iterable[Correction] = (),
     ) -> None:
-        """`phase`: how far this node is with joining its mesh; `away`: the names of members that are away."""
+        """`phase`: how far this node is with joining its mesh; `away`: the names of members that are away; `machine`:
+        `machine` and `machine_memory` of this node's record; `corrections`: what earlier splits took."""
         self._own = own
         self._mesh = mesh
         self._phase = phase
         self._away = away
+        self._machine = machine
+        self._loads: dict[str, int] = {}  # running requests by model
+        self._most_loads: dict[str, int] = {}  # the most at a time since the last measurement
         self._linked_at = float("-inf")  # when the last link to a node came up
         self._refused_since: dict[str, float] = {}
         self._commands: list[c.Command] = []
         self._opened: dict[NodeId, tuple[bytes, int]] = {}  # the newest lease proposed to each worker
         self._hosts: set[NodeId] = set()  # linked peers that may host splits
-        self._host = SplitHost(own, rng, self._send, mesh.linked, mesh.dial)
+        self._host = SplitHost(own, rng, self._send, mesh.linked, mesh.dial, Corrections(corrections))
         self._worker = SplitWorker(own, self._send)
 
     def _send(self, peer: NodeId, message: LeaseMessage) -> None:
@@ -86,7 +94,7 @@ class SplitCoordinator:
 
     def drain_commands(self) -> list[c.Command]:
         """The commands since the last call."""
-        done = [*self._commands, *self._worker.drain_commands()]
+        done = [*self._commands, *map(self._with_sharers, self._worker.drain_commands())]
         self._commands.clear()
         return done
 
@@ -102,9 +110,20 @@ class SplitCoordinator:
         """The lease that this node holds as a worker; None if it holds none."""
         return self._worker.state
 
+    @property
+    def leased_memory(self) -> int:
+        """Bytes that this node's share of that lease needs."""
+        state = self._worker.state
+        share = state.lease.share(self._own) if state is not None else None
+        return share.memory if share is not None else 0
+
     def on_worker_event(self, event: e.WorkerProgress | e.WorkerReady | e.WorkerGone, now: float) -> None:
         """The rpc-server of a lease, or its preparation, made progress or ended."""
         self._worker.on_worker_event(event, now)
+
+    def memory_used(self, used: int) -> None:
+        """Bytes that the worker process takes now."""
+        self._worker.memory_used(used)
 
     # -- events of other nodes
 
@@ -177,7 +196,7 @@ class SplitCoordinator:
             name = next((record.name for record in alive if record.node == other), "") or short(other)
             return SplitState(f"{name} will host this model (more memory, or already serving it)")
         workers = [self._offer(record) for record in alive if is_idle_worker(record, model.name)]
-        host = WorkerOffer(self._own, model.measured.free_bytes, 0.0, speed)
+        host = self._own_offer(model.measured.free_bytes, speed)
         split = self._host.advance_lease(model.name, model.measured, host, workers, now, force=model.force_split)
         if not split.refused:
             self._refused_since.pop(model.name, None)
@@ -197,6 +216,31 @@ class SplitCoordinator:
             return ", ".join(away[:MAX_NAMES])
         return "the free memory of a node that has just come" if now - self._linked_at < NEW_NODE_SECONDS else ""
 
+    def loads_changed(self, loads: Iterable[ModelLoad]) -> None:
+        """The load of the models served here."""
+        self._loads = {load.name: load.active for load in loads}
+        for name, active in self._loads.items():
+            self._most_loads[name] = max(active, self._most_loads.get(name, 0))
+
+    def on_decode(self, model: ModelState, event: e.DecodeMeasured, speed: int, now: float) -> SplitState | None:
+        """The engine of a split has written more: compare that with the forecast, and learn from it.
+
+        Returns the split; None if this node does not host it."""
+        split = self._host.state(model.name)
+        if split is None or split.plan is None or model.measured is None:
+            return None
+        records = {record.node: record for record in self._mesh.alive()}
+        team = (
+            self._own_offer(model.measured.free_bytes, speed),
+            *[self._offer(records[share.node]) for share in split.plan.members if share.node in records],
+        )
+        found = Circumstances(team, self._most_loads.pop(model.name, 1), event.others)
+        self._most_loads[model.name] = self._loads.get(model.name, 0)
+        need = model.measured.need_of(split.size)
+        if self._host.on_decode(model.name, need, event.counts, found, now):
+            self._commands.append(c.SaveCorrections(self._host.corrections.all))
+        return self._host.state(model.name)
+
     def state(self, model: str) -> SplitState | None:
         """The split of `model`; None if there is none."""
         return self._host.state(model)
@@ -207,8 +251,30 @@ class SplitCoordinator:
 
     def _offer(self, record: NodeRecord) -> WorkerOffer:
         return WorkerOffer(
-            record.node, record.memory, self._mesh.rtt(record.node), record.speed, record.devices, record.name
+            record.node,
+            record.memory,
+            self._mesh.rtt(record.node),
+            record.speed,
+            record.devices,
+            record.name,
+            record.machine,
+            record.machine_memory,
         )
+
+    def _own_offer(self, free: int, speed: int) -> WorkerOffer:
+        return WorkerOffer(self._own, free, 0.0, speed, (), "this node", *self._machine())
+
+    def sharers(self, lease: Lease) -> int:
+        """How many nodes of `lease` share the processor of this machine, this one included."""
+        machine, memory = self._machine()
+        if not machine or not memory:
+            return 1
+        others = [record for record in self._mesh.alive() if lease.share(record.node) is not None]
+        return 1 + sum(record.machine == machine and record.machine_memory > 0 for record in others)
+
+    def _with_sharers(self, command: c.Command) -> c.Command:
+        """A command of the worker, which knows nothing of the other nodes."""
+        return replace(command, sharers=self.sharers(command.lease)) if isinstance(command, c.StartWorker) else command
 
     def _other_host(self, model: ModelState, alive: Iterable[NodeRecord]) -> NodeId | None:
         """The node that hosts `model`; None if that is this node."""

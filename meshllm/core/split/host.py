@@ -1,7 +1,8 @@
 """The host side of splits: plan, propose, wait for the workers, commit, renew.
 
 Invariants: one lease for each split model; a lease without one of its workers is released, and the next generation is
-planned without that worker. A better worker that appears later changes nothing that is committed.
+planned without that worker. A better worker that appears later changes nothing that is committed, nor does a
+measurement: it corrects the forecasts of later plans.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass, replace
 
 from meshllm.core.membership.links import Rng
 from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId, short
+from meshllm.core.split.corrections import LEAST_STEPS, Corrections
 from meshllm.core.split.lease import (
     RENEW_SECONDS,
     SESSION_BYTES,
@@ -27,8 +30,10 @@ from meshllm.core.split.lease import (
     Renew,
     WorkerReport,
 )
-from meshllm.core.split.planner import NoPlan, SplitNeed, SplitPlan, WorkerOffer, plan, seconds_per_token
+from meshllm.core.split.measurement import Circumstances, MeasuredSplit, continued, explain, new_steps
+from meshllm.core.split.planner import Correct, NoPlan, SplitNeed, SplitPlan, WorkerOffer, forecast_for, plan
 from meshllm.core.transitions import move
+from meshllm.util.format import gigabytes
 
 # Until the first report about a proposal: a dial (5 s at most) and a round trip.
 ASKED_SECONDS = 8.0
@@ -41,6 +46,9 @@ REFUSED_SECONDS = 30.0
 AGAIN_SECONDS = 1.0
 # Without a plan, planning is repeated this often: memory may appear at any time.
 PLAN_SECONDS = 1.0
+
+
+UNMEASURED = MeasuredSplit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,10 @@ class MeasuredModel:
     disk_paging: bool = False
     least_bytes: int = 0
 
+    def need_of(self, size: ContextSize | None) -> SplitNeed | None:
+        """The need with `size`; None if that is none of the sizes."""
+        return next((tried.need for tried in self.sizes if tried.size == size), None)
+
 
 @dataclass(frozen=True, slots=True)
 class SplitState:
@@ -74,6 +86,7 @@ class SplitState:
 
     `refused`: the known nodes cannot serve the model. `disk_paging`: it is refused, and this node serves it from the
     disk. `plan`, `size`, `lease` and `members` are set once there is a plan; `committed`: the engine may start.
+    `measured`: what the committed split took.
     """
 
     reason: str = ""
@@ -84,6 +97,7 @@ class SplitState:
     lease: Lease | None = None
     members: tuple[MemberState, ...] = ()
     committed: bool = False
+    measured: MeasuredSplit = UNMEASURED
 
     def status_text(self) -> str:
         """What the split waits for, for users."""
@@ -103,8 +117,11 @@ class SplitHost:
         send: Callable[[NodeId, LeaseMessage], None],
         linked: Callable[[NodeId], bool],
         dial: Callable[[NodeId, float], bool],
+        corrections: Corrections | None = None,
     ) -> None:
-        """`linked`: whether there is a link to a node; `dial`: make one, False if that cannot be done now."""
+        """`linked`: whether there is a link to a node; `dial`: make one, False if that cannot be done now;
+        `corrections`: what earlier splits took."""
+        self.corrections = corrections or Corrections()
         self._own = own
         self._rng = rng
         self._send = send
@@ -159,11 +176,33 @@ class SplitHost:
             return split
         if split is not None and split.lease is not None:
             if all(member.phase is LeasePhase.READY for member in split.members):
-                split = self._commit(model, _with_forecast(split, measured, (host, *workers)), split.lease)
+                known = _with_forecast(split, measured, (host, *workers), self._correct(now))
+                split = self._commit(model, known, split.lease)
             return split
         if split is not None and model in self._plan_at:
             return split
         return self._propose(model, measured, host, workers, now, force=force)
+
+    def on_decode(
+        self, model: str, need: SplitNeed | None, counts: DraftCounts, found: Circumstances, now: float
+    ) -> bool:
+        """The engine of a committed split has written `counts` since its start, under the circumstances `found`.
+
+        Returns whether later forecasts change. What several requests at a time took teaches nothing: a forecast is for
+        one.
+        """
+        split = self._splits.get(model)
+        if split is None or not split.committed or split.plan is None:
+            return False
+        before, shown = split.measured.counts, split.plan
+        result = continued(split.measured, counts)
+        text = explain(shown, result.seconds, found) if result.steps >= LEAST_STEPS else ""
+        self._splits[model] = replace(split, measured=replace(result, text=text))
+        steps, seconds = new_steps(before, counts)
+        if need is None or found.parallel > 1 or not steps:
+            return False
+        nodes = [share.node for share in shown.shares]
+        return self.corrections.observe(nodes, need.token_bytes, shown.plain_seconds, seconds / steps, steps, now)
 
     def release(self, model: str, reason: str) -> None:
         """Release the lease of `model`, if there is one."""
@@ -236,6 +275,9 @@ class SplitHost:
 
     # -- inside
 
+    def _correct(self, now: float) -> Correct:
+        return lambda nodes, token_bytes, plain: self.corrections.forecast(nodes, token_bytes, plain, now)
+
     def _renew(self, now: float) -> None:
         """Renew every lease; a proposal without a report is repeated instead."""
         self._renew_at = None
@@ -287,11 +329,12 @@ class SplitHost:
         more = [worker for worker in workers if self._returning.get(worker.node, again + 1.0) <= again]
         refusal = ""
         for tried, team in [(tried, team) for team in (willing, [*willing, *more]) for tried in measured.sizes]:
-            found = plan(tried.need, host, team, model, force=force)
+            found = plan(tried.need, host, team, model, force=force, correct=self._correct(now))
             if isinstance(found, NoPlan):
                 refusal = found.reason  # in the end, of the smallest size
                 continue
-            split = SplitState(found.reason, plan=found, size=tried.size)
+            reason = f"{found.reason}; {_memory_text(found, tried)}" if found.members else found.reason
+            split = SplitState(reason, plan=found, size=tried.size)
             if found.members:
                 names = {worker.node: worker.name for worker in workers}
                 split = self._ask(model, split, found, measured.files, names, now)
@@ -345,15 +388,27 @@ class SplitHost:
             self._send(node, Release(split.lease.session, split.lease.generation, reason))
 
 
-def _with_forecast(split: SplitState, measured: MeasuredModel, known: Sequence[WorkerOffer]) -> SplitState:
+def _with_forecast(
+    split: SplitState, measured: MeasuredModel, known: Sequence[WorkerOffer], correct: Correct
+) -> SplitState:
     """`split` with the forecast for the round trips known now: at planning time there may have been no link."""
     offers = {offer.node: offer for offer in known}
-    need = next((tried.need for tried in measured.sizes if tried.size == split.size), None)
+    need = measured.need_of(split.size)
     if need is None or split.plan is None or any(share.node not in offers for share in split.plan.shares):
         return split
     team = [offers[share.node] for share in split.plan.shares]
-    seconds = seconds_per_token(need, team, split.plan.shares)
-    return replace(split, plan=replace(split.plan, seconds=seconds))
+    return replace(split, plan=forecast_for(need, team, split.plan, correct))
+
+
+def _memory_text(found: SplitPlan, tried: SizeNeed) -> str:
+    """What a split takes in all, and for what, for users: a smaller size or one node alone takes less."""
+    taken, size = sum(share.memory for share in found.shares), tried.size
+    requests = "1 request" if size.slots == 1 else f"{size.slots} requests at a time"
+    buffers = gigabytes(tried.need.buffers)
+    return (
+        f"{gigabytes(taken)} in all for {requests} of {size.context_length} tokens, "
+        f"with {buffers} of buffers on each node"
+    )
 
 
 def _waited_for(member: MemberState) -> bool:

@@ -2,12 +2,12 @@
 
 The host is the node with most memory; a hash breaks ties, so that all nodes with the same records choose the same host.
 The host chooses the workers by the round trips it measured: as few as needed, nearest first. Layers are contiguous; the
-host has the first ones, the embedding and the output.
+host has the first ones, the embedding and the output. Nodes of one machine have its memory and its processor together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -50,12 +50,17 @@ class SplitNeed:
         """The memory needed on one node alone."""
         return sum(self.layers) + self.ends + self.buffers
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of weights read for one token."""
+        return sum(self.weights) + self.end_weights
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerOffer:
     """A node that could serve layers. `memory`: bytes offered. `rtt`: seconds from the host (None: unknown). `speed`:
     bytes of weights read per second (0: unknown). `devices`: bytes on each accelerator, if there are several. `name`:
-    for users."""
+    for users. `machine` and `machine_memory` are those of `NodeRecord`."""
 
     node: NodeId
     memory: int
@@ -63,6 +68,8 @@ class WorkerOffer:
     speed: float = 0.0
     devices: tuple[int, ...] = ()
     name: str = ""
+    machine: bytes = b""
+    machine_memory: int = 0
 
     @property
     def called(self) -> str:
@@ -94,7 +101,7 @@ class WorkerShare:
 
 @dataclass(frozen=True, slots=True)
 class SplitForecast:
-    """The forecast for one team: the nodes, the host first, and the seconds for one token."""
+    """The forecast for one team: the nodes, the host first, and the (corrected) seconds for one token."""
 
     nodes: tuple[NodeId, ...]
     seconds: float
@@ -104,13 +111,21 @@ class SplitForecast:
 class SplitPlan:
     """The shares: the host's first, then the workers' in the order of the layers.
 
-    `seconds`: forecast for one token. `reason`: why this plan was chosen, for users. `considered`: all forecasts.
+    `seconds`: forecast for one token, corrected by what was measured; `plain_seconds`: without that. `reason`: why this
+    plan was chosen, for users. `considered`: all forecasts. `team`: what the forecast knew of the nodes.
     """
 
     shares: tuple[WorkerShare, ...]
     seconds: float
     reason: str
     considered: tuple[SplitForecast, ...] = ()
+    plain_seconds: float = 0.0
+    team: tuple[WorkerOffer, ...] = ()
+
+    @property
+    def corrected(self) -> bool:
+        """Whether measurements changed the forecast by more than a tenth."""
+        return self.plain_seconds > 0 and abs(self.seconds - self.plain_seconds) > 0.1 * self.plain_seconds
 
     @property
     def host(self) -> NodeId:
@@ -131,6 +146,15 @@ class NoPlan:
     reason: str
 
 
+Correct = Callable[[tuple[NodeId, ...], int, float], float]
+"""(nodes, bytes of weights read for a token, forecast in seconds) -> the forecast corrected by what was measured."""
+
+
+def uncorrected(nodes: tuple[NodeId, ...], token_bytes: int, seconds: float) -> float:
+    """The `Correct` of a node that has measured nothing."""
+    return seconds
+
+
 def choose_host(offers: Iterable[WorkerOffer], model: str) -> NodeId | None:
     """The node that hosts a split of `model`: most memory, then the hash. None if there are no nodes."""
     best = max(offers, key=lambda offer: (offer.memory, rendezvous_weight(offer.node, model)), default=None)
@@ -138,11 +162,18 @@ def choose_host(offers: Iterable[WorkerOffer], model: str) -> NodeId | None:
 
 
 def plan(
-    need: SplitNeed, host: WorkerOffer, others: Iterable[WorkerOffer], model: str, *, force: bool = False
+    need: SplitNeed,
+    host: WorkerOffer,
+    others: Iterable[WorkerOffer],
+    model: str,
+    *,
+    force: bool = False,
+    correct: Correct = uncorrected,
 ) -> SplitPlan | NoPlan:
     """How `host` serves `model`: alone, or with workers out of `others`.
 
-    With `force` (`--split`) never alone. Deterministic, whatever the order of `others`.
+    With `force` (`--split`) never alone. Deterministic, whatever the order of `others`. The forecasts are corrected by
+    `correct`, and so is the choice between the plans.
     """
     near = sorted(
         (offer for offer in others if offer.node != host.node and _rtt(offer) <= MAX_RTT_SECONDS),
@@ -151,11 +182,11 @@ def plan(
     found: list[SplitPlan] = []
     on_host = _shared(need, (host,))
     if on_host is not None and not force:
-        found.append(_plan(need, (host,), on_host, "the model fits on this node"))
+        found.append(_plan(need, (host,), on_host, "the model fits on this node", correct))
     for members in _teams(near):
         shares = _shared(need, (host, *members))
         if shares is not None:
-            found.append(_plan(need, (host, *members), shares, _reason(need, host, members, force)))
+            found.append(_plan(need, (host, *members), shares, _reason(need, host, members, force), correct))
     if not found:
         return _no_plan(need, host, near, force=force)
     # Fewer workers first: one more must be faster by the margin.
@@ -181,7 +212,7 @@ def _shared(need: SplitNeed, team: Sequence[WorkerOffer]) -> tuple[WorkerShare, 
     one layer. The devices of a node are filled in order, each with its own buffers; a device that is too small for a
     layer gets none.
     """
-    rooms = [[piece - need.buffers for piece in offer.pieces] for offer in team]
+    rooms = [[piece - need.buffers for piece in offer.pieces] for offer in counted_once(team)]
     rooms[0][0] -= need.ends
     if len(team) > len(need.layers) or any(max(pieces) < 0 for pieces in rooms):
         return None
@@ -225,8 +256,39 @@ def _counts(layers: Sequence[int], rooms: Sequence[Sequence[int]]) -> list[list[
     return counts if at == len(layers) else None
 
 
-def _plan(need: SplitNeed, team: Sequence[WorkerOffer], shares: tuple[WorkerShare, ...], reason: str) -> SplitPlan:
-    return SplitPlan(shares, seconds_per_token(need, team, shares), reason)
+def sharers(team: Sequence[WorkerOffer]) -> list[tuple[WorkerOffer, ...]]:
+    """The nodes of `team` that run on one machine and take its memory and processor, machine by machine; a node that is
+    alone on its machine, or has accelerators of its own, is left out."""
+    found: dict[bytes, list[WorkerOffer]] = {}
+    for offer in team:
+        if offer.machine and offer.machine_memory > 0:
+            found.setdefault(offer.machine, []).append(offer)
+    return [tuple(group) for group in found.values() if len(group) > 1]
+
+
+def counted_once(team: Sequence[WorkerOffer]) -> tuple[WorkerOffer, ...]:
+    """`team` with the memory and the speed of each machine counted once: its nodes take equal parts of the speed, and
+    parts of the memory as they offer it."""
+    parts = {}
+    for group in sharers(team):
+        offered, there = sum(offer.memory for offer in group), min(offer.machine_memory for offer in group)
+        for offer in group:
+            memory = offer.memory if offered <= there else offer.memory * there // offered
+            parts[offer.node] = replace(offer, memory=memory, speed=_speed(offer) / len(group))
+    return tuple([parts.get(offer.node, offer) for offer in team])
+
+
+def _plan(
+    need: SplitNeed, team: Sequence[WorkerOffer], shares: tuple[WorkerShare, ...], reason: str, correct: Correct
+) -> SplitPlan:
+    return forecast_for(need, team, SplitPlan(shares, 0.0, reason), correct)
+
+
+def forecast_for(need: SplitNeed, team: Sequence[WorkerOffer], found: SplitPlan, correct: Correct) -> SplitPlan:
+    """`found` with the forecast for what is known of its nodes (`team`, in the order of the shares) now."""
+    plain = seconds_per_token(need, team, found.shares)
+    seconds = correct(tuple([offer.node for offer in team]), need.token_bytes, plain)
+    return replace(found, seconds=seconds, plain_seconds=plain, team=tuple(team))
 
 
 def seconds_per_token(need: SplitNeed, team: Sequence[WorkerOffer], shares: Sequence[WorkerShare]) -> float:
@@ -234,13 +296,17 @@ def seconds_per_token(need: SplitNeed, team: Sequence[WorkerOffer], shares: Sequ
 
     The host cannot measure the path between two workers: it counts as the longer of their two paths to the host.
     """
+    team = counted_once(team)
     seconds = need.end_weights / _speed(team[0])
     for offer, share in zip(team, shares, strict=True):
         seconds += sum(need.weights[share.first : share.first + share.layers]) / _speed(offer)
+    return seconds + path_seconds(team)
+
+
+def path_seconds(team: Sequence[WorkerOffer]) -> float:
+    """Seconds that the data of a token travels: from the host, the first, through the workers and back."""
     ways = [_rtt(offer) / 2 for offer in team[1:]]
-    if ways:
-        seconds += ways[0] + sum(max(one, two) for one, two in pairwise(ways)) + ways[-1]
-    return seconds
+    return ways[0] + sum(max(one, two) for one, two in pairwise(ways)) + ways[-1] if ways else 0.0
 
 
 def _speed(offer: WorkerOffer) -> float:
@@ -263,7 +329,7 @@ def _no_plan(need: SplitNeed, host: WorkerOffer, near: Sequence[WorkerOffer], *,
     limit = f"{MAX_RTT_SECONDS * 1000:.0f} ms"
     if not near and force and need.total <= host.memory:
         return NoPlan(0, f"a split was requested, and no idle node within {limit} has free memory")
-    have = host.memory + sum(offer.memory for offer in near)
+    have = sum(offer.memory for offer in counted_once((host, *near)))
     missing = need.total + need.buffers * len(near) - have
     if not near:
         needs = f"needs {gigabytes(need.total)}, this node has {gigabytes(host.memory)}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.memory.observation import SHOWN_CHANGE
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import (
     LEASE_TTL_SECONDS,
@@ -34,11 +35,13 @@ REPORT_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeaseState:
-    """The lease that this node holds as a worker. `detail`: what the worker does now, for users."""
+    """The lease that this node holds as a worker. `detail`: what the worker does now, for users; `memory_used`: bytes
+    that its process takes (0: unknown)."""
 
     lease: Lease
     phase: LeasePhase
     detail: str = ""
+    memory_used: int = 0
 
 
 class SplitWorker:
@@ -136,6 +139,11 @@ class SplitWorker:
                 self._clear()
             case _:
                 pass
+
+    def memory_used(self, used: int) -> None:
+        """Bytes that the worker process takes now. Small changes are not shown."""
+        if self._state is not None and abs(used - self._state.memory_used) > SHOWN_CHANGE * self._state.memory_used:
+            self._state = replace(self._state, memory_used=used)
 
     def host_lost(self, node: NodeId) -> None:
         """The link to `node` is closed, and every tunnel with it."""

@@ -54,8 +54,10 @@ class ServedStatus(StatusModel):
 class PeerInfo(StatusModel):
     """Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
     first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
-    another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer. A peer
-    that is dead or has left serves, asks for and does nothing."""
+    another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer.
+    `memory` are the bytes that it offers for further models; `memory_planned` those that its engine processes may come
+    to, `memory_used` those that they take now (null: unknown). A peer that is dead or has left serves, asks for, takes
+    and does nothing."""
 
     id: str
     name: str
@@ -71,6 +73,8 @@ class PeerInfo(StatusModel):
     models: list[str]
     wants: list[str]
     memory: int
+    memory_planned: int | None = None
+    memory_used: int | None = None
     active: int
     waiting: int
     serves: list[ServedStatus]
@@ -109,8 +113,9 @@ class DemandStatus(StatusModel):
 
 class MeshStatus(StatusModel):
     """The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
-    `away`: members that were known and are not here now, the last seen first. `memory`, `on_disk` and `aliases` (see
-    PeerInfo) are what this node publishes. `demand`: the models that are asked for, most requests first."""
+    `away`: members that were known and are not here now, the last seen first. `memory`, `memory_planned`,
+    `memory_used`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes. `demand`: the models that are
+    asked for, most requests first."""
 
     node: str
     mesh: str
@@ -124,6 +129,8 @@ class MeshStatus(StatusModel):
     join_attempts: list[JoinAttemptStatus]
     peers: list[PeerInfo]
     memory: int
+    memory_planned: int | None = None
+    memory_used: int | None = None
     on_disk: list[str]
     aliases: dict[str, str]
     client_list: list[ClientInfo] = Field(default_factory=list)
@@ -154,6 +161,8 @@ def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
         models=[] if gone else [served.name for served in record.serves],
         wants=[] if gone else list(record.wants),
         memory=record.memory,
+        memory_planned=None if gone else record.planned or None,
+        memory_used=None if gone else record.used or None,
         active=0 if gone else sum(load.active for load in peer.loads),
         waiting=0 if gone else sum(load.waiting for load in peer.loads),
         serves=[] if gone else _serves(peer),
@@ -199,6 +208,8 @@ def mesh_status(mesh: MeshView, transports: Mapping[NodeId, str], wants: tuple[s
         join_attempts=[_join_attempt(attempt) for attempt in mesh.join_attempts],
         peers=[_peer(peer, transports.get(peer.node, ""), now) for peer in mesh.peers],
         memory=0 if record is None else record.memory,
+        memory_planned=None if record is None else record.planned or None,
+        memory_used=None if record is None else record.used or None,
         on_disk=[] if record is None else list(record.on_disk),
         aliases={} if record is None else dict(record.aliases),
         client_list=[_client(client, now) for client in mesh.clients],

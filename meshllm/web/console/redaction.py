@@ -103,26 +103,32 @@ PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
     ProgressStatus: _fields("stage fraction"),
     ModelStatus: _fields("name purpose phase progress file engine restarts input_modalities", reason=_hinted),
     FileStatus: _fields("size architecture quantization context_length"),
-    ServerStatus: _fields("slots context_length memory placement_text serving_seconds speculation"),
+    ServerStatus: _fields(
+        "slots context_length memory memory_used memory_parts placement_text serving_seconds speculation"
+    ),
     SpeculationStatus: _fields("kind draft_model draft_tokens accepted_tokens acceptance"),
     BackendStatus: _fields("healthy models", url=_backend_name, reason=_hinted),
     LoadStatus: _fields("active waiting slots kind model tokens_per_second", target=_load_target),
     MachineStatus: _fields("memory_total memory_available memory_limited offered cap devices"),
     DeviceStatus: _fields("name description backend memory_total memory_free shared used"),
     SplitStatus: _fields(
-        "model generation committed forecast measured considered shares",
+        "model generation committed forecast measured corrected considered shares",
+        deviation=_without_addresses,
         reason=_without_addresses,  # the planner's own sentence, unless it quotes another node
     ),
     ForecastStatus: _fields("nodes seconds_per_token"),
-    WorkerShareStatus: _fields("node name first layers memory phase rtt transport sent received rate"),
-    WorkerLeaseStatus: _fields("model host host_name generation phase first layers memory"),
+    WorkerShareStatus: _fields("node name first layers memory memory_used phase rtt transport sent received rate"),
+    WorkerLeaseStatus: _fields(
+        "model host host_name generation phase first layers memory memory_used",
+    ),
     MeshStatus: _fields(
-        "node role phase incarnation wants clients peers memory on_disk aliases client_list away demand",
+        "node role phase incarnation wants clients peers memory memory_planned memory_used on_disk aliases client_list "
+        "away demand",
         reason=_hinted,
     ),
     PeerInfo: _fields(
-        "id name software status since_seconds linked rtt transport models wants memory active waiting serves on_disk "
-        "aliases"
+        "id name software status since_seconds linked rtt transport models wants memory memory_planned memory_used "
+        "active waiting serves on_disk aliases"
     ),
     ClientInfo: _fields("id name since_seconds rtt"),
     AwayInfo: _fields("id name models seen_seconds"),

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
-from meshllm.core.snapshot import Snapshot
+from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease, LeasePhase
 from meshllm.core.split.planner import WorkerShare
@@ -20,8 +19,9 @@ from meshllm.web.console.status_model import StatusModel, TransportKind, transpo
 class WorkerShareStatus(StatusModel):
     """The share of `node`: `layers` layers starting at layer `first`. `phase` is that of its lease, null for the host.
 
-    `rtt` from the host, null if never measured. `transport` carries the host's tunnels to the worker, `sent` and
-    `received` are their bytes, `rate` is bytes/s of both directions.
+    `memory` is planned, `memory_used` what the node's engine processes take (null: unknown). `rtt` from the host, null
+    if never measured. `transport` carries the host's tunnels to the worker, `sent` and `received` are their bytes,
+    `rate` is bytes/s of both directions.
     """
 
     node: str
@@ -29,6 +29,7 @@ class WorkerShareStatus(StatusModel):
     first: int
     layers: int
     memory: int
+    memory_used: int | None = None
     phase: LeasePhase | None
     detail: str
     rtt: float | None
@@ -46,9 +47,10 @@ class ForecastStatus(StatusModel):
 
 
 class SplitStatus(StatusModel):
-    """A model that this node hosts as a pipeline split. `forecast` and `measured` are seconds per token (null:
-    unknown), `considered` are the plans that were compared, `reason` explains the plan or what is
-    missing."""
+    """A model that this node hosts as a pipeline split. `forecast` and `measured` are seconds for one computed token
+    (null: unknown; drafted tokens that were accepted do not count). `corrected`: earlier measurements changed the
+    forecast; `deviation` says how far it is off and why, empty if it is not. `considered` are the plans that were
+    compared, `reason` explains the plan or what is missing."""
 
     model: str
     session: str
@@ -57,12 +59,15 @@ class SplitStatus(StatusModel):
     reason: str
     forecast: float | None
     measured: float | None
+    corrected: bool = False
+    deviation: str = ""
     considered: list[ForecastStatus]
     shares: list[WorkerShareStatus]
 
 
 class WorkerLeaseStatus(StatusModel):
-    """This node's part as a worker in the split of another host. `host_name` is empty if it is not known."""
+    """This node's part as a worker in the split of another host. `host_name` is empty if it is not known. `memory` is
+    planned, `memory_used` what the worker process takes (null: unknown)."""
 
     model: str
     host: str
@@ -74,6 +79,7 @@ class WorkerLeaseStatus(StatusModel):
     first: int
     layers: int
     memory: int
+    memory_used: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,54 +97,51 @@ LeaseTrafficReader = Callable[[Lease], Mapping[NodeId, LeaseTraffic]]
 """Returns the traffic of a lease's tunnels by peer."""
 
 
-def splits(snapshot: Snapshot, traffic: LeaseTrafficReader, drafts: Mapping[str, DraftCounts]) -> list[SplitStatus]:
+def splits(snapshot: Snapshot, traffic: LeaseTrafficReader) -> list[SplitStatus]:
     """The splits that this node hosts or plans."""
-    found = []
-    for model in snapshot.models:
-        if model.split is not None:
-            measured = drafts.get(model.name, DraftCounts()).seconds_per_token
-            found.append(_split(snapshot, model.name, model.split, traffic, measured))
-    return found
+    return [_split(snapshot, model, model.split, traffic) for model in snapshot.models if model.split is not None]
 
 
-def _split(
-    snapshot: Snapshot,
-    model: str,
-    split: SplitState,
-    traffic: LeaseTrafficReader,
-    measured: float | None,
-) -> SplitStatus:
+def _split(snapshot: Snapshot, model: ModelState, split: SplitState, traffic: LeaseTrafficReader) -> SplitStatus:
     lease, plan = split.lease, split.plan
     tunnels = traffic(lease) if lease is not None else {}
     return SplitStatus(
-        model=model,
+        model=model.name,
         session=lease.session.hex() if lease is not None else "",
         generation=lease.generation if lease is not None else 0,
         committed=split.committed,
         reason=split.status_text(),
         forecast=None if plan is None else round(plan.seconds, 6),
-        measured=None if measured is None else round(measured, 6),
+        measured=round(split.measured.seconds, 6) or None,
+        corrected=plan is not None and plan.corrected,
+        deviation=split.measured.text,
         considered=[
             ForecastStatus(nodes=[node.hex() for node in way.nodes], seconds_per_token=round(way.seconds, 6))
             for way in (plan.considered if plan is not None else ())
         ],
-        shares=[_share(snapshot, split, share, tunnels) for share in (lease.shares if lease is not None else ())],
+        shares=[_share(snapshot, model, split, share, tunnels) for share in (lease.shares if lease else ())],
     )
 
 
 def _share(
-    snapshot: Snapshot, split: SplitState, share: WorkerShare, tunnels: Mapping[NodeId, LeaseTraffic]
+    snapshot: Snapshot,
+    model: ModelState,
+    split: SplitState,
+    share: WorkerShare,
+    tunnels: Mapping[NodeId, LeaseTraffic],
 ) -> WorkerShareStatus:
     member = next((m for m in split.members if m.node == share.node), None)
     peers = snapshot.mesh.peers if snapshot.mesh is not None else ()
     peer = next((p for p in peers if p.node == share.node), None)
     tunnel = tunnels.get(share.node, LeaseTraffic())
+    used = model.memory_used if member is None else peer.record.used if peer is not None else 0
     return WorkerShareStatus(
         node=share.node.hex(),
         name=peer.record.name if peer is not None else "",
         first=share.first,
         layers=share.layers,
         memory=share.memory,
+        memory_used=used or None,
         phase=None if member is None else member.phase,
         detail="" if member is None else member.detail,
         rtt=None if peer is None or peer.rtt is None else round(peer.rtt, 6),
@@ -167,4 +170,5 @@ def worker_lease(snapshot: Snapshot) -> WorkerLeaseStatus | None:
         first=share.first,
         layers=share.layers,
         memory=share.memory,
+        memory_used=state.memory_used or None,
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import Field
+
 from meshllm.core.memory.devices import MachineMemory, offer
 from meshllm.core.memory.speculation import DraftCounts, DraftSource, Speculation
 from meshllm.core.records import NodeId
@@ -63,14 +65,18 @@ class SpeculationStatus(StatusModel):
 
 
 class ServerStatus(StatusModel):
-    """The engine process of a model. `socket` is its Unix socket, `memory` is what the engine reports that it
-    needs, `placement_text` describes which layers are in which memory."""
+    """The engine process of a model. `socket` is its Unix socket, `memory` are the bytes that it may come to with its
+    caches full (planned), `memory_used` those that it takes now (null: unknown; RAM, and of GPUs what NVIDIA's driver
+    tells), `memory_parts` are those of the planned ones that are not weights, context or buffers. `placement_text`
+    describes which layers are in which memory."""
 
     pid: int
     socket: str
     slots: int
     context_length: int
     memory: int
+    memory_used: int | None = None
+    memory_parts: dict[str, int] = Field(default_factory=dict)
     placement_text: str
     serving_seconds: float
     speculation: SpeculationStatus
@@ -306,7 +312,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         sharing=inputs.sharing,
         machine=None if inputs.machine is None else machine_status(inputs.machine),
         sandbox=inputs.sandbox,
-        splits=split_status.splits(snapshot, inputs.traffic, inputs.drafts),
+        splits=split_status.splits(snapshot, inputs.traffic),
         worker_lease=split_status.worker_lease(snapshot),
         lan_urls=tuple(inputs.lan_urls),
         start=inputs.start,
@@ -362,7 +368,9 @@ def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: floa
         phase=next_step.phase(snapshot.engine, model),
         progress=_progress(model.progress),
         file=None if facts is None else _file(facts),
-        engine=None if model.server_facts is None else _server(model.server_facts, serving_seconds, drafts),
+        engine=None
+        if model.server_facts is None
+        else _server(model.server_facts, model.memory_used, serving_seconds, drafts),
         restarts=model.restarts,
         reason=model.reason,
         advice=model.advice,
@@ -383,13 +391,15 @@ def _file(facts: ModelFacts) -> FileStatus:
     )
 
 
-def _server(server: ServerFacts, serving_seconds: float, drafts: DraftCounts) -> ServerStatus:
+def _server(server: ServerFacts, used: int, serving_seconds: float, drafts: DraftCounts) -> ServerStatus:
     return ServerStatus(
         pid=server.pid,
         socket=server.endpoint,
         slots=server.slots,
         context_length=server.context_length,
         memory=server.memory,
+        memory_used=used or None,
+        memory_parts=dict(server.memory_parts),
         placement_text=server.placement_text,
         serving_seconds=serving_seconds,
         speculation=_speculation(server.speculation, drafts),

@@ -92,6 +92,10 @@ def encode_record(record: NodeRecord) -> bytes:
             record.idle,
             [(places.get(alias, -1), places.get(name, -1)) for alias, name in record.aliases],
             record.certificate,
+            record.machine,
+            record.machine_memory,
+            record.planned,
+            record.used,
             [(entry.model, entry.level) for entry in record.demand],
             record.disk_sizes,
             record.loading,
@@ -185,9 +189,13 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         idle=f.flag(later[3], "idle") if len(later) > 3 else False,
         aliases=_aliases(later[4], disk) if len(later) > 4 else (),
         certificate=_certificate(later[5]) if len(later) > 5 else b"",
-        demand=read_demand(later[6]) if len(later) > 6 else (),
-        disk_sizes=_sizes(later[7]) if len(later) > 7 else (),
-        loading=f.names(later[8], r.MAX_LOADING, "models being loaded") if len(later) > 8 else (),
+        machine=_machine(later[6]) if len(later) > 6 else b"",
+        machine_memory=f.number(later[7], "machine's memory") if len(later) > 7 else 0,
+        planned=f.number(later[8], "planned memory") if len(later) > 8 else 0,
+        used=f.number(later[9], "used memory") if len(later) > 9 else 0,
+        demand=read_demand(later[10]) if len(later) > 10 else (),
+        disk_sizes=_sizes(later[11]) if len(later) > 11 else (),
+        loading=f.names(later[12], r.MAX_LOADING, "models being loaded") if len(later) > 12 else (),
     )
 
 
@@ -259,6 +267,11 @@ def _certificate(value: Any) -> bytes:
     return value if value == b"" and type(value) is bytes else f.exactly(value, CERTIFICATE_BYTES, "certificate")
 
 
+def _machine(value: Any) -> bytes:
+    """The name of the machine in this mesh, or none."""
+    return value if value == b"" and type(value) is bytes else f.exactly(value, r.MACHINE_BYTES, "machine")
+
+
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
     """Loads, as in a record and in a pong."""
     return tuple([_load(item) for item in f.items(value, MAX_MODELS, "loads")])
@@ -314,6 +327,9 @@ def fit(record: NodeRecord) -> NodeRecord:
         loading=tuple([name for name in record.loading if _good(name)][: r.MAX_LOADING]),
         memory=_within(record.memory, MAX_NUMBER),
         speed=_within(record.speed, MAX_NUMBER),
+        machine_memory=_within(record.machine_memory, MAX_NUMBER),
+        planned=_within(record.planned, MAX_NUMBER),
+        used=_within(record.used, MAX_NUMBER),
         devices=tuple([_within(size, MAX_NUMBER) for size in record.devices][: r.MAX_DEVICES]),
         failure_reports=record.failure_reports[: r.MAX_FAILURE_REPORTS],
         splits=tuple(
@@ -368,7 +384,7 @@ def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
 
 # Upper bound of a body without its names: numbers (9 bytes each) and fixed texts.
 _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
-_FIXED_BYTES += CERTIFICATE_BYTES + 3
+_FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 3 * 9
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 39, 16, 3, 48
 _DEMAND_BYTES = 5

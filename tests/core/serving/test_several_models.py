@@ -170,6 +170,19 @@ def test_second_model_runs_here_if_no_node_takes_it_within_ten_seconds() -> None
     assert "b" in mesh.cores[1].snapshot().mesh.record.wants, "other nodes may still take it"  # type: ignore[union-attr]
 
 
+def test_model_that_does_not_fit_beside_is_no_split_candidate() -> None:
+    mesh = mesh_of(("a", "b"), standby_has=())
+    mesh.run(BESIDE_SECONDS + 4)
+    mesh.tell(1, e.EngineReady("1"))
+    for name in "ab":
+        mesh.tell(1, e.FileReady(name, ModelFacts(name, 1, "llama", 8192)))
+        mesh.tell(1, e.ModelMeasured(name, MeasuredModel(fits_locally=False, free_bytes=9, least_bytes=10)))
+    record = mesh.view(1).record
+    assert record is not None
+    assert [candidate.model for candidate in record.splits] == ["a"], "nobody waits for this node to split b"
+    assert record.wants == ("a", "b")
+
+
 def test_second_model_is_left_to_a_node_that_serves_it_until_that_is_gone() -> None:
     mesh = mesh_of(("a", "b"))
     mesh.run(300)

@@ -475,7 +475,7 @@ def test_redaction_passes_only_the_listed_texts() -> None:
     peer |= {"s.mesh.peers.serves.name", "s.mesh.client_list.id", "s.mesh.client_list.name"}
     peer |= {"s.mesh.demand.model"}
     peer |= {f"s.mesh.away.{name}" for name in ("id", "name", "models")}
-    split = {f"s.splits.{name}" for name in ("model", "reason", "considered.nodes")}
+    split = {f"s.splits.{name}" for name in ("model", "reason", "deviation", "considered.nodes")}
     split |= {f"s.splits.shares.{name}" for name in ("node", "name")}
     files = {f"s.sharing.{way}.{name}" for way in ("uploads", "downloads") for name in ("peer", "name", "what")}
     assert passed == {
