@@ -100,7 +100,7 @@ export function model(
     reason: '',
     advice: '',
     input_modalities: null,
-    loaded: true,
+    loaded: phase === 'serving',
     idle_seconds: null,
     ...more,
   }

@@ -32,7 +32,7 @@ from meshllm.daemon.memory_ledger import NOTHING_PLANNED, MemoryLedger, PlannedM
 from meshllm.engine.build.installed import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.probe.bindings import EngineDevice
-from meshllm.engine.processes.llama_server import Projector
+from meshllm.engine.processes.llama_server import PROCESSOR_BATCH, Projector
 from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing, memory_limit
 from meshllm.errors import InvalidModelFile, NotEnoughSpace
 from meshllm.machine import device_memory, resources
@@ -397,6 +397,12 @@ class _Task:
     def micro_batch(self, size: ContextSize) -> int:
         return self.asked_micro_batch(size) or MICRO_BATCH
 
+    def computed_at_once(self, trial: PlacementTrial) -> int:
+        """Tokens of a prompt that the engine computes at once if it is started with `trial`."""
+        size = self.micro_batch(trial.size)
+        chat = self.how.purpose is Purpose.GENERATE and not self.how.at_once
+        return min(size, PROCESSOR_BATCH) if chat and self.projector is None and not self.names(trial) else size
+
     def names(self, trial: PlacementTrial) -> list[str]:
         """The accelerators that `trial` puts layers on."""
         pairs = zip(trial.layers, self.room.accelerators, strict=False)
@@ -427,7 +433,7 @@ class _Task:
             devices=names if self.chosen else None,
             split=[count for count in trial.layers if count],
             experts_aside=trial.experts_aside,
-            micro_batch=self.micro_batch(size),
+            micro_batch=self.computed_at_once(trial),
             embeddings=embeds,
             pooling=self.how.pooling,
             draft_tokens=self.draft_tokens,

@@ -126,7 +126,9 @@ def test_chat_of_a_client_names_the_node_that_answered(
         ask(page, "Say hello.", MODEL)
         expect(finished(page).locator(".statistics")).to_contain_text("on workbench")
         page.get_by_role("link", name="Mesh").first.click()
-        expect(page.get_by_role("button", name=re.compile(f"^workbench {MODEL}.*by (lane|QUIC)"))).to_be_visible()
+        expect(
+            page.get_by_role("button", name=re.compile(f"^workbench {MODEL}.*by (fast )?connection"))
+        ).to_be_visible()
         page.get_by_role("link", name="Join").click()
         visitor.allow("409")
         page.get_by_role("button", name="Show an invite").click()

@@ -194,7 +194,7 @@ def test_changed_key_shows_the_key_prompt_again(visit: Callable[..., Visitor]) -
         page, port = visitor.open(f"http://{host}:{stage.port}"), stage.port
         unlock(page, KEY)
         expect(page.get_by_role("button", name=re.compile("^workbench"))).to_be_visible()
-    expect(page.get_by_role("alert")).to_contain_text("does not respond")
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
     again = remote(mesh_of(3), "another key")
     again.port = port
     with staged(again):
@@ -224,7 +224,7 @@ def test_join_view_names_the_option_for_other_devices(visitor: Visitor) -> None:
     with staged(mesh_of(3)) as stage:
         page = visitor.open(f"{stage.url}/#/join")
         card = page.get_by_role("region", name="Other devices")
-        expect(card.get_by_role("region", name="Option")).to_have_text("mesh-llm --listen-all")
+        expect(card.get_by_role("region", name="Command")).to_have_text("mesh-llm stop && mesh-llm --listen-all")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

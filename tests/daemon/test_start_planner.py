@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.estimate import MICRO_BATCH
 from meshllm.core.memory.layer_placement import MOST_PAGED
 from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
 from meshllm.core.records import NodeId
@@ -20,7 +21,7 @@ from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.probe.bindings import BufferNeed, EngineDevice, MemoryNeed
-from meshllm.engine.processes.llama_server import Projector
+from meshllm.engine.processes.llama_server import PROCESSOR_BATCH, Projector, ServerPlan, arguments
 from meshllm.errors import NotEnoughSpace, UsageError
 from meshllm.machine import resources
 from meshllm.machine.resources import Memory
@@ -311,3 +312,18 @@ async def test_planned_memory_says_where_it_is(machine: Machine, tmp_path: Path)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert [name for name, _ in fit.planned.devices] == ["CUDA1"]
     assert fit.planned.host + sum(size for _, size in fit.planned.devices) == fit.memory
+
+
+async def test_plan_counts_the_batches_that_the_engine_computes(machine: Machine, tmp_path: Path) -> None:
+    local = model(tmp_path / "m.gguf")
+    sees = replace(local, projector=engine_samples.projector(tmp_path / "mmproj.gguf"))
+    for chosen, devices, batch in (
+        (local, (PROCESSOR,), PROCESSOR_BATCH),
+        (sees, (PROCESSOR,), MICRO_BATCH),  # an image needs all its tokens in one batch
+        (local, (PROCESSOR, gpu("CUDA0", 24)), MICRO_BATCH),
+    ):
+        machine.devices = devices
+        fit = await StartPlanner().plan(ENGINE, chosen, usage(chosen.header))
+        assert machine.asked[-1]["micro_batch"] == batch
+        plan = ServerPlan("m", local.path, 1, 1, devices=fit.devices, projector=fit.projector)
+        assert ("--batch-size" in arguments(Path("e"), plan, Path("s"))) == (batch == PROCESSOR_BATCH)
