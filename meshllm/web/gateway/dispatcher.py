@@ -23,6 +23,7 @@ from meshllm.web.gateway.crashed_requests import REFUSED_MESSAGE, REQUEST_CRASHE
 from meshllm.web.gateway.metrics import Metrics
 from meshllm.web.gateway.model_list import known_models_text
 from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.gateway.request_counts import RequestCounts
 from meshllm.web.gateway.request_log import (
     MAX_TEXT,
     AttemptTrace,
@@ -67,14 +68,16 @@ class RequestDispatcher:
         table: TargetTable,
         metrics: Metrics,
         keys: Mapping[str, str],
+        counts: RequestCounts,
     ) -> None:
-        """`owner` runs connection attempts. `keys`: the API keys of backends, by URL."""
+        """`owner` runs connection attempts. `keys`: the API keys of backends, by URL. `counts`: callers' requests."""
         self._owner = owner
         self._call_soon = loop.call_soon
         self._limiter = LineLimiter(loop.time)
         self._table = table
         self._metrics = metrics
         self._keys = dict(keys)
+        self._counts = counts
         self.now: Callable[[], float] = loop.time
         self.log = RequestLog(self.now, lambda: datetime.now(UTC).timestamp())
         self.waiting: dict[ProxiedRequest, None] = {}
@@ -139,6 +142,8 @@ class RequestDispatcher:
         started = ProxiedRequest(self, connection, parsed, trace, cors=cors, from_peer=from_peer)
         if on_end is not None:
             self._on_end[started] = on_end
+        if not from_peer:  # the node whose API got it has counted it
+            self._counts.count(trace.model)
         started.start()
         return started
 
