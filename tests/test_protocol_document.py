@@ -120,6 +120,7 @@ def test_protocol_document_lists_every_message_with_its_fields() -> None:
         m.GrantedInvite(bytes(8), Right.USE, 1, 1, bytes(16)),
         m.ReplaceKey(node, bytes(64), bytes(64)),
         m.ReplaceRefused("reason"),
+        m.ReportDemand(()),
     )
     packed = {type(sample).__name__: msgpack.unpackb(codec.encode_message(sample)) for sample in samples}
     documented = {row[1]: (int(row[0]), fields_of(row[2])) for row in table("Messages", "kind")}

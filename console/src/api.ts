@@ -51,6 +51,16 @@ export interface ClientInfo {
   rtt: number
 }
 
+// What the mesh is asked for. `requests`: lately (a request counts half after 10 minutes), at least so many, on
+// `nodes` nodes and their clients; `wishes`: nodes that were started with the model; `hosts`: nodes that serve it.
+export interface DemandStatus {
+  model: string
+  requests: number
+  nodes: number
+  wishes: number
+  hosts: number
+}
+
 // An accelerator. `shared`: it uses the computer's main memory; `used`: models may be placed on it.
 export interface DeviceStatus {
   name: string
@@ -239,7 +249,8 @@ export interface MembersAnswer {
 
 // The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
 // `away`: members that were known and are not here now, the last seen first. `memory`, `memory_planned`,
-// `memory_used`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes.
+// `memory_used`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes. `demand`: the models that are
+// asked for, most requests first.
 export interface MeshStatus {
   node: string
   mesh: string
@@ -259,6 +270,7 @@ export interface MeshStatus {
   aliases: Record<string, string>
   client_list: ClientInfo[]
   away: AwayInfo[]
+  demand: DemandStatus[]
 }
 
 export const MODALITIES = ['text', 'image'] as const

@@ -78,6 +78,7 @@ export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): 
       aliases: {},
       client_list: [],
       away: [],
+      demand: [],
     },
     ...more,
   }

@@ -23,6 +23,8 @@ MAX_PEERS = 60
 LOAD = ("active", "waiting")
 # Members that are away, with a line each.
 MAX_AWAY = 8
+# Models of the mesh's demand, with a line each.
+MAX_DEMAND = 12
 
 
 def show(port: int | None, *, as_json: bool) -> None:
@@ -39,6 +41,7 @@ def show(port: int | None, *, as_json: bool) -> None:
     try:
         status = _cleaned(orjson.loads(text))
         models, peers, memory = _model_table(status), _peer_table(status["mesh"]), _memory_lines(status["machine"])
+        demand = _demand_table(status["mesh"])
     except (KeyError, TypeError, ValueError) as error:
         raise NotRunning(
             "The status of the node has the format of another mesh-llm version.",
@@ -84,6 +87,8 @@ def show(port: int | None, *, as_json: bool) -> None:
         _print_plain(console, line)
     if peers.row_count:
         console.print(peers)
+    if demand.row_count:
+        console.print(demand)
 
 
 def fetch(port: int) -> bytes:
@@ -256,6 +261,24 @@ def _peer_table(mesh: dict[str, Any] | None) -> Table:
         table.add_row(name, client["id"][:10], "[dim]client[/]", rtt)
     if len(peers) > MAX_PEERS:
         table.add_row(f"[dim]and {len(peers) - MAX_PEERS} more[/]")
+    return table
+
+
+def _demand_table(mesh: dict[str, Any] | None) -> Table:
+    """What callers ask for in the mesh, and how many nodes serve it."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("demand", "requests lately", "asked on", "started with it", "hosts"):
+        table.add_column(heading, justify="left" if heading == "demand" else "right")
+    found = mesh["demand"] if mesh else []
+    for entry in found[:MAX_DEMAND]:
+        numbers = (f"{entry['requests']:,}", counted(entry["nodes"], "node"), counted(entry["wishes"], "node"))
+        hosts = str(entry["hosts"]) if entry["hosts"] else "[yellow]none[/]"
+        table.add_row(escape(printable(entry["model"])), *numbers, hosts)
+    if len(found) > MAX_DEMAND:
+        table.add_row(f"[dim]and {len(found) - MAX_DEMAND} more[/]")
     return table
 
 

@@ -248,9 +248,9 @@ class MachineObserved(Event):
     """The machine now; None where a fact could not be read, so that the last one stays.
 
     `memory`: bytes that this node offers for models; `devices`: the same for each accelerator, if there are several;
-    `disk_free`: bytes for model files. `models` and `aliases`: the models on the disk (see `MachineFacts`).
-    `machine_memory`: see `NodeRecord`. `used`: bytes that the engine process of each model takes, and of the worker
-    process under the name "".
+    `disk_free`: bytes for model files. `models`, `aliases` and `model_sizes` (bytes): the models on the disk (see
+    `MachineFacts`). `machine_memory`: see `NodeRecord`. `used`: bytes that the engine process of each model takes, and
+    of the worker process under the name "".
     """
 
     memory: int | None = None
@@ -260,6 +260,7 @@ class MachineObserved(Event):
     aliases: tuple[tuple[str, str], ...] = ()
     machine_memory: int | None = None
     used: tuple[tuple[str, int], ...] | None = None
+    model_sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +287,13 @@ class ModelRequested(Event):
     that serve it."""
 
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsAsked(Event):
+    """Callers of this node's API asked for these models, each so many times. Requests of peers are not among them."""
+
+    counts: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

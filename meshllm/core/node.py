@@ -13,6 +13,8 @@ from dataclasses import replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.demand.mesh_demand import scores
+from meshllm.core.demand.node_demand import DemandChange, NodeDemand
 from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.links import Rng
@@ -24,6 +26,7 @@ from meshllm.core.quantise import quantise
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
     MAX_DEVICES,
+    MAX_LOADING,
     MAX_ON_DISK,
     MAX_SERVED,
     MAX_SPLITS,
@@ -35,9 +38,12 @@ from meshllm.core.records import (
     ServedModel,
     SplitCandidate,
 )
-from meshllm.core.serving import placement
+from meshllm.core.serving import next_step
+from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
 from meshllm.core.serving.local_models import LocalModels
-from meshllm.core.snapshot import BackendState, ModelOrigin, ServerPhase, Snapshot
+from meshllm.core.serving.placement import MIB, PlacementView, may_be_taken
+from meshllm.core.serving.pressure import PressureWatch
+from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.corrections import Correction
 from meshllm.core.split.lease import LeaseMessage
@@ -47,9 +53,6 @@ from meshllm.util.backoff import backoff
 BACKEND_PROBE_SECONDS = 10.0
 BACKEND_RETRY_BASE_SECONDS = 0.5
 BACKEND_RETRY_CAP_SECONDS = 15.0
-# How often a node without a model checks whether the mesh requests one; first once the table has come and most nodes
-# in it are verified.
-PLACEMENT_SECONDS = 3.0
 # A further `--model` runs here if no other node serves it after this time. A standby that has it on its disk gets
 # longer, to load it; a node that has not joined its mesh waits for that, but not for ever.
 BESIDE_SECONDS = 10.0
@@ -58,6 +61,8 @@ JOIN_SECONDS = 30.0
 BESIDE_CHECK_SECONDS = 2.0
 # A model that the owner dropped is not served for the mesh's request for this time.
 DROPPED_SECONDS = 86_400.0
+# Why a model is stopped that was served for the mesh's demand.
+RELEASED = "other nodes serve it"
 # Why a node whose own certificate does not let it work takes no lease.
 NO_WORK = "its membership does not let it work for splits"
 
@@ -84,6 +89,11 @@ class NodeCore:
         self._free_memory = 0  # as last observed, not quantised
         self._used_memory = 0  # of all engine processes
         self._loads: tuple[ModelLoad, ...] = ()
+        self._placement = DemandPlacement()
+        self._claims = LoadingClaims()
+        self._pressure = PressureWatch()
+        self._pressure_new = False
+        self._pressure_due: float | None = None
         self._joining_until: float | None = None
         self._beside_at: float | None = None
         # Models that the mesh's request does not bring back, until then; and those of them that are saved.
@@ -110,6 +120,7 @@ class NodeCore:
                 corrections,
             )
         self._local = LocalModels(self._splitting, idle_unload)
+        self._demand = NodeDemand(self._mesh, self._own_names)
         self._stopping = False
         self._finished = False
         self._snapshot = Snapshot()
@@ -122,6 +133,7 @@ class NodeCore:
         todo: list[c.Command] = []
         local = self._local_event(event, now)
         due = self._due is not None and self._due <= now
+        local = self._pressure_changed(now) or local
         due = self._serve_requested(now) or due
         if local or due:
             todo = self._decide(now)
@@ -133,9 +145,10 @@ class NodeCore:
             todo += self._mesh.handle(event, now)
             if isinstance(event, e.CertificateRenewed):  # what a node offers depends on its rights
                 todo += self._mesh.update_facts(self._own_facts(), now)
+            todo += self._demand_event(event, now)
             todo += self._split_event(event, now)
             todo += self._reconsider(now)
-            todo += self._serve_demanded_model(now)
+            todo += self._follow_demand(now)
         if self._stopping and not self._finished and self._local.at_rest:
             self._finished = True
             todo.append(c.Finish())
@@ -146,6 +159,8 @@ class NodeCore:
         times = [self._due]
         if self._mesh is not None:
             times.append(self._mesh.next_deadline())
+            times.append(self._demand.next_deadline())
+            times.append(self._pressure_due)
             if not self._stopping:
                 times.append(self._placement_at)
         if not self._stopping:
@@ -217,6 +232,21 @@ class NodeCore:
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
 
+    # -- demand
+
+    def _own_names(self) -> list[str]:
+        """The models that this node knows itself."""
+        pooled = [name for backend in self._backends.values() for name in backend.models]
+        return [*self._local.models, *self._requested, *self._machine.models, *pooled]
+
+    def _demand_event(self, event: e.Event, now: float) -> list[c.Command]:
+        """Take in what callers and clients ask for, and let it decay."""
+        changed, todo = self._demand.handle(event, now)
+        if changed is not DemandChange.NONE and self._mesh is not None and not self._stopping:
+            facts = replace(self._own_facts(), demand_is_news=changed is DemandChange.NEWS)
+            todo += self._mesh.update_facts(facts, now)
+        return todo
+
     # -- pipeline splits
 
     def _split_event(self, event: e.Event, now: float) -> list[c.Command]:
@@ -270,7 +300,17 @@ class NodeCore:
         """What this node publishes. The signer cuts what exceeds the size of a record."""
         served = [
             # Without slots, peers prefer a host that has the model loaded.
-            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots * loaded, m.facts.size, m.facts.vision)
+            ServedModel(
+                m.name,
+                m.facts.purpose,
+                run.context_length,
+                run.slots * loaded,
+                m.facts.size,
+                m.facts.vision,
+                on_demand=m.origin is ModelOrigin.MESH,
+                movable=m.name == self._placement.model and self._placement.movable,
+                pressed=m.name in self._pressure.pressed,
+            )
             for m in self._local.models.values()
             if m.wanted
             and ((loaded := m.server is ServerPhase.SERVING) or m.reloads)
@@ -288,11 +328,14 @@ class NodeCore:
             and model.origin is not ModelOrigin.MESH
             and not (model.force_split and model.measured is None)
         ]
+        sizes = (*self._machine.model_sizes, *[0] * len(self._machine.models))
+        named = zip(self._machine.models, sizes, strict=False)
+        disk = [(name, size) for name, size in named if name not in self._dropped][:MAX_ON_DISK]
         return OwnFacts(
             serves=tuple(served),
             wants=tuple(dict.fromkeys([*wants, *self._requested]))[:MAX_WANTED],
             # The other nodes must not count on this one for a model that its owner dropped.
-            on_disk=tuple(name for name in self._machine.models if name not in self._dropped)[:MAX_ON_DISK],
+            on_disk=tuple([name for name, _ in disk]),
             aliases=self._machine.aliases,
             loads=self._loads,
             splits=self._candidates(),
@@ -303,6 +346,9 @@ class NodeCore:
             machine_memory=self._machine.machine_memory,
             planned=self._planned_memory(),
             used=self._used_memory,
+            demand=self._demand.levels,
+            disk_sizes=tuple([size // MIB for _, size in disk]) if self._machine.model_sizes else (),
+            loading=self._loading(),
         )
 
     def _planned_memory(self) -> int:
@@ -352,7 +398,7 @@ class NodeCore:
                 self._requested[name] = None
                 continue
             unserved = self._requested[name] = now if since is None else since
-            wait = TAKEN_SECONDS if placement.may_be_taken(name, others) else BESIDE_SECONDS
+            wait = TAKEN_SECONDS if may_be_taken(name, others) else BESIDE_SECONDS
             if member is None or now - unserved >= wait:
                 found.append(name)
         for name in found:
@@ -365,28 +411,74 @@ class NodeCore:
         self._requested.pop(name, None)
         self._dropped[name] = now + DROPPED_SECONDS
 
-    def _serve_demanded_model(self, now: float) -> list[c.Command]:
-        """Start serving a model that the mesh requests, if this node has none of its own."""
-        member = self._mesh
-        if not isinstance(member, Member) or self._local.models or self._backends or self._requested or self._stopping:
+    def _loading(self) -> tuple[str, ...]:
+        """The models that this node loads: other nodes need not."""
+        found = [name for name, model in self._local.models.items() if self._is_loading(model)]
+        if self._placement.reserved:
+            found.insert(0, self._placement.reserved)
+        return tuple(found)[:MAX_LOADING]
+
+    def _is_loading(self, model: ModelState) -> bool:
+        if not model.wanted or model.unloaded or model.server is ServerPhase.SERVING:
+            return False
+        if next_step.phase(self._local.engine, model) is ModelPhase.FAILED:
+            return False
+        if model.name == self._placement.model:
+            return True
+        # A download takes long, and a split waits for other nodes: meanwhile another node may serve it.
+        alone = model.split is None or model.server is ServerPhase.STARTING
+        return model.file is FilePhase.READY and alone and not model.force_split
+
+    def _pressure_changed(self, now: float) -> bool:
+        """Look whether the slots of models here are taken for long; whether that changed."""
+        if self._mesh is None or (not self._pressure_new and (self._pressure_due is None or now < self._pressure_due)):
+            return False
+        slots = {m.name: m.server_facts.slots for m in self._local.models.values() if m.server_facts is not None}
+        changed = self._pressure.update(self._loads, slots, now)
+        self._pressure_new, self._pressure_due = False, self._pressure.next_deadline(now)
+        return changed
+
+    def _follow_demand(self, now: float) -> list[c.Command]:
+        """Take a model that the mesh wants, or leave the one that was taken."""
+        member, placement = self._mesh, self._placement
+        if not isinstance(member, Member) or self._stopping or not (placement.busy or self._is_free(member)):
             self._placement_at = None
-            return []
-        leased = self._splitting is not None and self._splitting.worker_lease is not None
-        if not self._machine.models or not member.joined or member.record.idle or leased:
-            self._placement_at = None  # else it would stay due
             return []
         if self._placement_at is None:
             self._placement_at = now + PLACEMENT_SECONDS
         if now < self._placement_at:
             return []
         self._placement_at = now + PLACEMENT_SECONDS
-        demanded = placement.choose(member.record, member.alive())
-        if demanded is None:
+        model = self._local.models.get(placement.model)
+        if model is None or not model.wanted or model.origin is not ModelOrigin.MESH:
+            placement.forget()  # the owner's word outranks the demand
+            model = None
+        claims = member.claims()
+        records = self._claims.believed([claim.record for claim in claims[1:]], now)
+        owned = {claim.record.node for claim in claims if claim.owned}
+        step = placement.decide(
+            PlacementView([member.record, *records], scores(claims), owned),
+            member.record,
+            now,
+            free=self._is_free(member),
+            serving=model is not None and (model.server is ServerPhase.SERVING or model.reloads),
+            failed=model is not None and next_step.phase(self._local.engine, model) is ModelPhase.FAILED,
+        )
+        if step.take:
+            self._local.want(step.take, ModelOrigin.MESH)
+        if step.release:
+            self._local.drop(step.release, RELEASED, "Retry.")
+        if not step.changed:
             return []
-        self._placement_at = None
-        self._local.want(demanded, ModelOrigin.MESH)
         self._dirty = True
-        return self._decide(now)
+        return [*self._decide(now), *member.update_facts(self._own_facts(), now)]
+
+    def _is_free(self, member: Member) -> bool:
+        """Whether this node could take a model: a standby with models on its disk that is no worker."""
+        if self._local.models or self._backends or self._requested:
+            return False
+        leased = self._splitting is not None and self._splitting.worker_lease is not None
+        return bool(self._machine.models) and member.joined and not member.record.idle and not leased
 
     # -- events of this node
 
@@ -411,6 +503,7 @@ class NodeCore:
                 self._drop(event.model, now)
             case e.LoadsChanged():
                 self._loads = event.loads
+                self._pressure_new = True
                 self._local.loads_changed(event.loads, now)
                 if self._splitting is not None:
                     self._splitting.loads_changed(event.loads)
@@ -440,7 +533,7 @@ class NodeCore:
         if event.disk_free is not None:
             machine = machine.with_disk_free(event.disk_free)
         if event.models is not None:
-            machine = replace(machine, models=event.models, aliases=event.aliases)
+            machine = replace(machine, models=event.models, aliases=event.aliases, model_sizes=event.model_sizes)
         self._machine = machine
 
     def _stop(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 
+from meshllm.core.demand.levels import MAX_DEMANDED, DemandLevel
 from meshllm.core.ids import MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId
 from meshllm.core.membership.certificates import Certificate
 from meshllm.core.snapshot import Purpose
@@ -19,8 +20,10 @@ __all__ = [
     "MACHINE_BYTES",
     "MAX_ADDRESSES",
     "MAX_BACKEND_MODELS",
+    "MAX_DEMANDED",
     "MAX_DEVICES",
     "MAX_FAILURE_REPORTS",
+    "MAX_LOADING",
     "MAX_NAME_BYTES",
     "MAX_NUMBER",
     "MAX_ON_DISK",
@@ -32,6 +35,7 @@ __all__ = [
     "NODE_ID_BYTES",
     "PIN_BYTES",
     "BootstrapAddress",
+    "DemandLevel",
     "FailureReport",
     "MeshId",
     "ModelLoad",
@@ -58,6 +62,7 @@ MAX_ON_DISK = 64
 MAX_FAILURE_REPORTS = 64
 MAX_SPLITS = 8
 MAX_DEVICES = 16
+MAX_LOADING = 8
 MAX_NAME_BYTES = 256
 # Enough to tell the machines of a mesh apart.
 MACHINE_BYTES = 8
@@ -108,7 +113,9 @@ class ServedModel:
     """A model that a node serves. `context_length` in tokens per request (0: unknown), `size` of the file in bytes.
 
     `slots`: parallel requests (0: unknown, a backend; or, of a model with a size, none until a request has loaded it).
-    `vision`: the model accepts images (None: unknown).
+    `vision`: the model accepts images (None: unknown). `on_demand`: it is served because the mesh wants it, `movable`:
+    for so long that the node may leave it for another. `pressed`: its slots have been taken for long
+    (`serving/pressure.py`).
     """
 
     name: str
@@ -117,6 +124,9 @@ class ServedModel:
     slots: int = 0
     size: int = 0
     vision: bool | None = None
+    on_demand: bool = False
+    movable: bool = False
+    pressed: bool = False
 
     @property
     def loaded(self) -> bool:
@@ -156,7 +166,8 @@ class OwnFacts:
     """What this node publishes about its models and its machine, as far as the rest of the core knows it.
 
     The fields have the meaning of those of `NodeRecord`. A change of `loads` alone never causes a new record; changes
-    of `memory`, `devices`, `splits`, `speed` and `machine_memory` cause a limited number per hour.
+    of `memory`, `devices`, `splits`, `speed`, `machine_memory` and flags of `serves` cause a limited number per hour. A
+    change of `demand` waits for the next heartbeat, unless `demand_is_news`.
     """
 
     serves: tuple[ServedModel, ...] = ()
@@ -171,6 +182,10 @@ class OwnFacts:
     machine_memory: int = 0
     planned: int = 0
     used: int = 0
+    demand: tuple[DemandLevel, ...] = ()
+    disk_sizes: tuple[int, ...] = ()
+    loading: tuple[str, ...] = ()
+    demand_is_news: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +200,8 @@ class NodeRecord:
     `machine`: see `machine_in`; `machine_memory`: bytes of the machine's RAM that all nodes on it have together for
     models (0: unknown, or the node offers accelerators with memory of their own). `planned`: bytes that the engine
     processes of the node may come to; `used`: bytes that they take (0: unknown).
+    `demand`: what callers of its API and its clients ask for, each model once.
+    `disk_sizes`: MiB of the models in `on_disk`, in its order (0: unknown). `loading`: models that it loads now.
     """
 
     node: NodeId
@@ -211,6 +228,9 @@ class NodeRecord:
     machine_memory: int = 0
     planned: int = 0
     used: int = 0
+    demand: tuple[DemandLevel, ...] = ()
+    disk_sizes: tuple[int, ...] = ()
+    loading: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

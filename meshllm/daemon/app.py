@@ -228,6 +228,7 @@ class App:
             on_dial=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
             on_work=self._worked,
+            on_requests=lambda counts: self._post(e.ModelsAsked(tuple(counts.items()))),
             draft_counts=self._draft_stats.counts,
             counters=self._counters,
             is_guest=self._is_guest,

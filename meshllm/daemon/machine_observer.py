@@ -39,10 +39,11 @@ class FreeMemory:
 
 @dataclass(frozen=True, slots=True)
 class ModelsOnDisk:
-    """Names of the models on the disk, and further names of the same files."""
+    """Names of the models on the disk, further names of the same files, and the bytes of each model (0: unknown)."""
 
     models: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 class MachineReader(Protocol):
@@ -128,6 +129,7 @@ class MachineObserver:
                 aliases=found.aliases if found is not None else (),
                 machine_memory=free.machine if free is not None else None,
                 used=used,
+                model_sizes=found.sizes if found is not None else (),
             )
         )
 

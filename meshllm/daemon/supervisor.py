@@ -275,7 +275,8 @@ class Supervisor:
         listed = self._sharing.allows(found) if self._sharing is not None else ()
         aliases = {name: first for name, first in aliases.items() if name in listed and first in listed}
         names = sorted(listed, key=lambda name: (name not in self._wanted, name))
-        return ModelsOnDisk(tuple(names), tuple(sorted(aliases.items())))
+        sizes = tuple(scan.size_of(found[name], self._store) for name in names)
+        return ModelsOnDisk(tuple(names), tuple(sorted(aliases.items())), sizes)
 
     def _log_misnamed(self, found: Iterable[scan.Misnamed]) -> None:
         """Say once of each file why it is not the model it is named after."""

@@ -51,7 +51,7 @@ class Machine:
             self.gate.wait(60)
             if self.scan_fault is not None:
                 raise self.scan_fault
-            return ModelsOnDisk(found)
+            return ModelsOnDisk(found, sizes=(7,) * len(found))
         finally:
             if self.scanning.locked():
                 self.scanning.release()
@@ -87,7 +87,9 @@ async def observed(machine: Machine, interval: float = 3600.0) -> AsyncIterator[
 async def test_observer_posts_all_facts_at_once_and_again_after_a_change() -> None:
     machine = Machine()
     async with observed(machine) as it:
-        assert await it.next() == e.MachineObserved(100, (), 7, ("a",), machine_memory=90, used=(("a", 5),))
+        assert await it.next() == e.MachineObserved(
+            100, (), 7, ("a",), model_sizes=(7,), machine_memory=90, used=(("a", 5),)
+        )
         machine.memory = 50
         it.observer.refresh()
         again = e.MachineObserved(50, (), 7, None, machine_memory=90, used=(("a", 5),))
@@ -142,7 +144,7 @@ async def test_memory_that_cannot_be_read_is_reported_as_unknown() -> None:
     machine = Machine()
     machine.fault = OSError("no /proc")
     async with observed(machine) as it:
-        assert await it.next() == e.MachineObserved(None, (), 7, ("a",), used=(("a", 5),))
+        assert await it.next() == e.MachineObserved(None, (), 7, ("a",), model_sizes=(7,), used=(("a", 5),))
 
 
 async def test_close_ends_the_observer_although_something_changed_in_the_same_moment() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshllm.core.demand.levels import DemandLevel
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.certificates import (
     ALL_RIGHTS,
@@ -99,6 +100,7 @@ def _messages() -> Iterator[bytes]:
     yield encode_message(m.Difference(1, (0, 1), ((_NODE, RecordVersion(3, 4)),)))
     yield encode_message(m.Wanted((_NODE, _OTHER)))
     yield encode_message(m.Adopted(MeshId(b"m" * 16)))
+    yield encode_message(m.ReportDemand((DemandLevel("Qwen3-8B", 3),)))
     yield encode_message(Commit(b"s" * 16, 1))
     yield encode_message(Release(b"s" * 16, 1, "done"))
 
@@ -124,7 +126,10 @@ def _records() -> Iterator[bytes]:
             addresses=(PeerAddress("192.0.2.1", 4000), PeerAddress("2001:db8::1", 4001)),
             serves=(ServedModel("Qwen3-8B", None, 32768, 4, 5 << 30, True),),
             wants=("Qwen3-32B",),
+            demand=(DemandLevel("Qwen3-8B", 3), DemandLevel("Qwen3-32B", 1)),
             on_disk=("a", "b"),
+            disk_sizes=(700, 0),
+            loading=("a",),
             aliases=(("a", "b"),),
             failure_reports=(FailureReport(_OTHER, 3),),
             splits=(SplitCandidate("Qwen3-32B", 8 << 30, True),),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.sim import restarts
+from tests.sim import demand, restarts
 from tests.sim.play import Failed, Figure, Player
 from tests.sim.scenario import Scenario, ScenarioError, Step, parse
 
@@ -24,6 +24,8 @@ TICK_SECONDS = 1.0
 LINE_SECONDS = 20.0
 # The nodes of a split restarted at all distances (`restarts.py`).
 RESTARTS = "restarts"
+# Placement that follows demand, with options of its own (`demand.py`).
+DEMAND = "demand"
 
 
 def read(name: str, size: int | None = None) -> Scenario:
@@ -126,11 +128,14 @@ def play_restarts(console: Console, seeds: int) -> int:
 
 def main() -> int:
     """Parse and run; the exit code."""
+    if sys.argv[1:2] == [DEMAND]:
+        return demand.main(sys.argv[2:])
     names = sorted(path.stem for path in SCENARIOS.glob("*.txt"))
     parser = argparse.ArgumentParser(prog="scripts/sim", description="Meshes on virtual time; figures, not timings.")
     parser.add_argument(
         "scenario",
-        help=f"one of {', '.join(names)}, {RESTARTS} (of a split), or a file in the language of tests/sim/scenario.py",
+        help=f"one of {', '.join(names)}, {RESTARTS} (of a split), {DEMAND}, or a file in the language of "
+        "tests/sim/scenario.py",
     )
     parser.add_argument("--nodes", type=int, help="how many nodes (default: as the scenario says)")
     parser.add_argument("--seed", type=int, help="repeats a run (default: as the scenario says)")

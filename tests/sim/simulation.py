@@ -184,6 +184,8 @@ class Simulation:
             c.StopServer: lambda node, command: self._tell(
                 node, e.ServerGone(command.model, command.generation, "stopped")
             ),
+            c.ForgetModel: lambda node, command: None,
+            c.SaveDropped: lambda node, command: None,
             c.ProbeBackend: lambda node, command: self._tell(node, e.BackendSilent(command.url, "none here")),
             c.Finish: lambda node, command: self.kill(node.index),
         }

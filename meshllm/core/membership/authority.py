@@ -316,14 +316,14 @@ class Authority:
 
 def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
     """`record` without what its node has no right to offer or to ask for."""
-    if Right.SERVE not in rights and (record.serves or record.on_disk or record.aliases):
-        record = replace(record, serves=(), loads=(), on_disk=(), aliases=())
+    if Right.SERVE not in rights and (record.serves or record.on_disk or record.aliases or record.loading):
+        record = replace(record, serves=(), loads=(), on_disk=(), aliases=(), disk_sizes=(), loading=())
     if Right.WORK not in rights and (record.memory or record.devices):
         record = replace(record, memory=0, devices=(), speed=0, machine_memory=0)
     if Right.HOST not in rights and record.splits:
         record = replace(record, splits=())
-    if Right.USE not in rights and record.wants:
-        record = replace(record, wants=())
+    if Right.USE not in rights and (record.wants or record.demand):
+        record = replace(record, wants=(), demand=())
     return record
 
 

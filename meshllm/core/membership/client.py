@@ -59,6 +59,15 @@ class ClientMember(MeshParticipant):
         return self._entries.get(node)
 
     @property
+    def provider(self) -> NodeId | None:
+        """The node that was subscribed to first, of those that are linked now."""
+        return next(iter(self._subscribed), None)
+
+    def is_linked(self, node: NodeId) -> bool:
+        """Whether there is a link to `node`."""
+        return node in self._links
+
+    @property
     def _role(self) -> Role:
         return Role.CLIENT
 

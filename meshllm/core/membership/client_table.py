@@ -19,11 +19,11 @@ MAX_TABLE = 20_000
 
 
 def _same_for_clients(one: NodeRecord, other: NodeRecord) -> bool:
-    """Whether the two records differ only in what no client uses: version, loads, failure reports."""
+    """Whether the two records differ only in what no client needs at once: version, loads, failure reports, demand."""
 
     def stripped(record: NodeRecord) -> NodeRecord:
         version = RecordVersion(record.version.incarnation, 0)
-        return replace(record, version=version, loads=(), failure_reports=())
+        return replace(record, version=version, loads=(), failure_reports=(), demand=())
 
     return stripped(one) == stripped(other)
 

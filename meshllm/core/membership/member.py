@@ -6,9 +6,11 @@ from collections.abc import Collection
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.demand.mesh_demand import DemandClaim
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.anti_entropy import AntiEntropy
 from meshllm.core.membership.broadcast import RecordBroadcast
+from meshllm.core.membership.certificates import Right, is_owner
 from meshllm.core.membership.client_table import Subscribers
 from meshllm.core.membership.failure_detector import FailureDetector
 from meshllm.core.membership.link_policy import RECONNECT_SECONDS, LinkPolicy
@@ -33,6 +35,7 @@ SEEK_SECONDS = 0.5
 # Tokens of a link's allowance that a message costs.
 DIGEST_PRICE = 5.0
 SUBSCRIBE_PRICE = 20.0
+REPORT_PRICE = 20.0
 VERSION_HINT_PRICE = 20.0
 WANTED_PRICE, WANTED_NODES_PER_TOKEN = 2.0, 50.0
 
@@ -59,6 +62,30 @@ class Member(MeshParticipant):
             if self._started:
                 self._settle(now)
         return self._drain_commands()
+
+    def takes_report(self, peer: NodeId, now: float) -> bool:
+        """Whether a demand report of `peer` counts: of a linked client that may send requests, and not too many."""
+        link = self._links.get(peer)
+        if link is None or link.role is not Role.CLIENT:
+            return False
+        may_use = self._authority is None or Right.USE in self.rights_of(peer)
+        return may_use and link.allowance.take(now, REPORT_PRICE)
+
+    def is_guest(self, peer: NodeId) -> bool:
+        """Whether `peer` is none of the owner's machines. Without a mesh key all are."""
+        return self._authority is not None and not is_owner(self.rights_of(peer))
+
+    def claims(self) -> list[DemandClaim]:
+        """What the living nodes ask for, this one included."""
+        alive = [entry.signed for entry in self.entries() if entry.status is PeerStatus.ALIVE]
+        return [
+            DemandClaim(
+                signed.record,
+                self._table.voice(signed.record.node),
+                self._authority is None or (signed.member is not None and is_owner(signed.member.rights)),
+            )
+            for signed in (self._own.signed, *alive)
+        ]
 
     @property
     def record(self) -> NodeRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from meshllm.core.demand.levels import DemandLevel
 from meshllm.core.membership.certificates import Right
 from meshllm.core.records import MeshId, ModelLoad, NodeId, RecordVersion, SignedRecord
 
@@ -168,6 +169,13 @@ class GrantedInvite(Message):
     lifetime: int
     key: bytes = field(default=b"", repr=False)
     refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportDemand(Message):
+    """From a client: what its callers ask for (`core/demand`). It replaces the last report, and expires."""
+
+    demand: tuple[DemandLevel, ...]
 
 
 # Those that `MeshParticipant` answers alike for nodes and clients.

@@ -1,6 +1,7 @@
 """This node's own record: what it publishes, kept signed.
 
-Invariants: each written record has a higher version than the one before; a change of load alone writes none.
+Invariants: each written record has a higher version than the one before; a change of load or demand alone writes none.
+Demand travels with the next heartbeat, unless it is news.
 """
 
 from __future__ import annotations
@@ -137,8 +138,12 @@ class OwnRecord:
                 machine_memory=facts.machine_memory,
                 planned=facts.planned,
                 used=facts.used,
+                demand=facts.demand,
+                disk_sizes=facts.disk_sizes,
+                loading=facts.loading,
             )
         )
+        self.changed = self.changed or facts.demand_is_news
 
     def set_addresses(self, addresses: tuple[PeerAddress, ...]) -> None:
         """This node listens at `addresses`, best first."""
@@ -154,7 +159,7 @@ class OwnRecord:
 
     def set_leaving(self) -> None:
         """This node leaves the mesh: it serves nothing."""
-        self._update(replace(self._record, leaving=True, serves=(), wants=()))
+        self._update(replace(self._record, leaving=True, serves=(), wants=(), demand=(), loading=()))
 
     def report_failure(self, node: NodeId, incarnation: int) -> bool:
         """Report that `node` does not answer. False if that is reported already, or the record has no space left."""
@@ -202,10 +207,10 @@ class OwnRecord:
     def _update(self, record: NodeRecord) -> None:
         if record == self._record:
             return
-        if _without_measurements(record) == _without_measurements(self._record):
-            self.stale = True
-        else:
+        if _without_measurements(record) != _without_measurements(self._record):
             self.changed = True
+        elif replace(record, demand=()) != replace(self._record, demand=()):
+            self.stale = True
         self._record = record
 
     def _reports_changed(self) -> None:
@@ -217,4 +222,6 @@ def _without_measurements(record: NodeRecord) -> NodeRecord:
     """The record without the figures that vary all the time. Used memory does not: it grows while a model is loaded and
     its caches fill, and is quantised."""
     splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
-    return replace(record, memory=0, devices=(), splits=splits, speed=0, machine_memory=0)
+    serves = tuple([replace(m, movable=False, pressed=False) if m.movable or m.pressed else m for m in record.serves])
+    quiet = replace(record, memory=0, devices=(), splits=splits, speed=0, machine_memory=0)
+    return replace(quiet, demand=(), serves=serves)

@@ -46,6 +46,9 @@ def memory_of(signed: SignedRecord) -> int:
                 record.devices,
                 record.aliases,
                 record.aliases,
+                record.demand,
+                record.disk_sizes,
+                record.loading,
             ),
         )
     )

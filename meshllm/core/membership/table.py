@@ -173,6 +173,13 @@ class MembershipTable:
         """Whether `node` is this node, or known and does not depend on the quota of an inviter."""
         return node == self.own or (node in self.entries and self._quotas.has_own_voice(node))
 
+    def voice(self, node: NodeId) -> NodeId:
+        """The id under which the claims of `node`, which may be this node, count."""
+        if node != self.own:
+            return self._quotas.voice(node)
+        member = self._signed.member if self._signed is not None else None
+        return node if member is None or self._quotas.is_trusted(member) else member.inviter
+
     @property
     def has_untrusted(self) -> bool:
         """Whether nodes are known that depend on the quota of an inviter."""

@@ -22,7 +22,8 @@ SHOWN_CHANGE = 0.01
 class MachineFacts:
     """What this node publishes about its machine, in bytes. `memory`: offered for models; `devices`: the same for each
     accelerator, if there are several; `machine_memory`: as in `NodeRecord`; `disk_free`: for model files. `models`:
-    names of the models on the disk; `aliases`: further names, each with the name of the same file in `models`."""
+    names of the models on the disk; `model_sizes`: theirs, in their order; `aliases`: further names, each with the name
+    of the same file in `models`."""
 
     memory: int = 0
     devices: tuple[int, ...] = ()
@@ -30,6 +31,7 @@ class MachineFacts:
     models: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     machine_memory: int = 0
+    model_sizes: tuple[int, ...] = ()
 
     def with_memory(self, memory: int, devices: Sequence[int]) -> MachineFacts:
         """The facts after `memory` and `devices` were observed."""

@@ -112,7 +112,8 @@ class LocalModels:
         if self._stopping or model is None:
             self.want(name, ModelOrigin.LOADED)
             return
-        origin = ModelOrigin.LOADED if model.origin is ModelOrigin.BESIDE else model.origin
+        others_word = model.origin in (ModelOrigin.BESIDE, ModelOrigin.MESH)
+        origin = ModelOrigin.LOADED if others_word else model.origin
         model = replace(model, wanted=True, dropped=False, unloaded=False, origin=origin, reason="", advice="")
         if model.server is ServerPhase.NONE and not model.measuring:
             file = FilePhase.ABSENT if model.file is FilePhase.FAILED else model.file
@@ -121,15 +122,15 @@ class LocalModels:
             model = model if held else replace(model, split=None)
         self.models[name] = model
 
-    def drop(self, name: str) -> bool:
-        """The owner wants that model no longer served here: stop it when its answers have ended, then remove it. False
-        if there is no such model."""
+    def drop(self, name: str, reason: str = DROPPED, advice: str = LOAD_AGAIN) -> bool:
+        """The owner wants that model no longer served here, or for another `reason` it is not: stop it when its answers
+        have ended, then remove it. False if there is no such model."""
         model = self.models.get(name)
         if model is None:
             return False
         if model.split is not None and model.server is ServerPhase.NONE and self._splitting is not None:
-            self._splitting.release(name, DROPPED)
-        self.models[name] = replace(model, wanted=False, dropped=True, reason=DROPPED, advice=LOAD_AGAIN)
+            self._splitting.release(name, reason)
+        self.models[name] = replace(model, wanted=False, dropped=True, reason=reason, advice=advice)
         return True
 
     def _requested(self, name: str) -> bool:

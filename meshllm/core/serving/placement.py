@@ -1,64 +1,199 @@
-"""Decides which requested model a standby node serves. Pure.
+"""Decides which node serves which demanded model: what is needed, who takes it, who steps back, who moves. Pure.
 
-Equal views of the mesh give equal answers, so two standbys choose different models without talking to each other. A
-node serves only models on its disk. A node that started a mesh without a model stays idle.
+Equal views of the mesh give equal answers, so nodes agree without talking to each other. A node takes only models on
+its disk that fit into the memory that it has now. A node that started a mesh without a model stays idle.
+
+What others claim has a bounded effect. A node that would be the first to take a model and does nothing is passed over:
+the next ones take it after `PATIENCE_SECONDS`, twice as many each time. Made-up demand is bounded in `mesh_demand`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
-from meshllm.core.records import NodeId, NodeRecord
+from meshllm.core.demand.mesh_demand import DemandScore
+from meshllm.core.records import NodeId, NodeRecord, ServedModel
+
+# How long the first candidate for a model has to take it before others do.
+PATIENCE_SECONDS = 15.0
+# A model needs its file's size, and this part of it for its context at least.
+CONTEXT_PART = 0.1
+# A node moves to another model only if that is wanted so many times more, per host, than the one it serves.
+MOVE_MARGIN = 2.0
+MIB = 1 << 20
+NO_SCORE = DemandScore(0.0, 0.0)
 
 
-def choose(own: NodeRecord, others: Iterable[NodeRecord]) -> str | None:
-    """The model that `own` should serve, or None. `others`: the records of the live nodes.
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A model that needs a host. `extra`: it has hosts, whose slots are all taken."""
 
-    The model with the fewest hosts comes first; of the standbys that have it, the one with the highest hash serves it.
-    Models requested with --split are skipped.
-    """
-    records = [own, *others]
-    hosts: dict[str, int] = {}
-    force_split = {candidate.model for record in records for candidate in record.splits if candidate.force_split}
-    for record in records:
-        for name in record.wants:
-            if name not in force_split:
-                hosts.setdefault(name, 0)
-    standbys = {record.node: frozenset(record.on_disk) for record in records if _stands_by(record)}
-    if own.node not in standbys or not standbys[own.node] & hosts.keys():
+    model: str
+    extra: bool = False
+
+
+class PlacementView:
+    """What placement decides on: the records of all living nodes, how much each model is wanted (`scores`), and which
+    nodes are the owner's machines (`owned`)."""
+
+    def __init__(
+        self, records: Iterable[NodeRecord], scores: Mapping[str, DemandScore], owned: Collection[NodeId]
+    ) -> None:
+        self.scores = scores
+        self.owned = owned
+        self.standbys: list[NodeRecord] = []
+        self.hosts: dict[str, list[tuple[NodeRecord, ServedModel]]] = {}
+        self.loading: dict[str, list[NodeRecord]] = {}
+        self._ranked: dict[str, list[NodeId]] = {}
+        split: set[str] = set()
+        for record in records:
+            if stands_by(record):
+                self.standbys.append(record)
+            split.update(candidate.model for candidate in record.splits if candidate.force_split)
+            for model in record.loading:
+                self.loading.setdefault(model, []).append(record)
+            for served in record.serves:
+                self.hosts.setdefault(served.name, []).append((record, served))
+        self.needs = self._needs(split)
+
+    def candidates(self, model: str) -> list[NodeId]:
+        """Which standbys could take `model`, the first one first."""
+        found = self._ranked.get(model)
+        if found is None:
+            found = self._ranked[model] = ranked(self.standbys, model)
+        return found
+
+    def score(self, model: str) -> DemandScore:
+        """How much `model` is wanted."""
+        return self.scores.get(model, NO_SCORE)
+
+    def _needs(self, split: Collection[str]) -> Sequence[Need]:
+        """The models that need a host, most urgent first: without a host before those with busy ones, then by demand.
+        Models requested with --split are skipped, and those that a node is loading."""
+        found = []
+        for model, score in self.scores.items():
+            if model in split or model in self.loading:
+                continue
+            hosts = self.hosts.get(model, ())
+            if not hosts or 2 * sum(served.pressed for _, served in hosts) > len(hosts):
+                found.append((bool(hosts), -score.firm, -score.score, model))
+        return [Need(model, extra) for extra, _, _, model in sorted(found)]
+
+
+def choose(
+    view: PlacementView, own: NodeRecord, waited: Mapping[str, float], avoided: Collection[str] = ()
+) -> Need | None:
+    """What the standby `own` should take, or None. `waited`: for how many seconds each need has been known to this
+    node; `avoided`: models that it could not serve lately."""
+    if not stands_by(own):
         return None
-    for record in records:
-        for served in record.serves:
-            if served.name in hosts:
-                hosts[served.name] += 1
-    while True:
-        best = min(
-            ((count, name) for name, count in hosts.items() if any(name in disk for disk in standbys.values())),
-            default=None,
-        )
-        if best is None:
-            return None
-        name = best[1]
-        chosen = max(
-            (node for node, disk in standbys.items() if name in disk), key=lambda node: rendezvous_weight(node, name)
-        )
-        if chosen == own.node:
-            return name
-        hosts[name] += 1
-        del standbys[chosen]
+    busy: set[NodeId] = set()  # standbys that take a more urgent model
+    for need in view.needs:
+        able = [node for node in view.candidates(need.model) if node not in busy]
+        if need.model not in avoided and own.node in able:
+            place = able.index(own.node)
+            if waited.get(need.model, 0.0) >= PATIENCE_SECONDS * place.bit_length():
+                return need
+        if able and able[0] != own.node:  # else `own` avoids it, and is free for another one
+            busy.add(able[0])
+    return None
+
+
+def move(view: PlacementView, own: NodeRecord) -> Need | None:
+    """What `own`, which serves a model for the mesh's demand, should serve instead; None if nothing.
+
+    A model without a standby gets a host of a model that no node wants, or that has other hosts with free slots and is
+    wanted less by a clear margin.
+    """
+    for need in view.needs:
+        if not view.candidates(need.model) and own.node == _mover(view, need.model):
+            return need
+    return None
+
+
+def may_leave(view: PlacementView, own: NodeRecord, model: str) -> bool:
+    """Whether `own` may stop serving `model`, which it took: one host at a time, and the last one only if no node wants
+    the model. Nodes that are about to serve another model do not count as hosts."""
+    if view.score(model).score <= 0.0:
+        return True
+    hosts = view.hosts.get(model, [])
+    staying = [record for record, _ in hosts if record.node != own.node and not record.loading]
+    if own.node in view.owned:
+        staying = [record for record in staying if record.node in view.owned]
+    if not staying or any(served.pressed for _, served in hosts):
+        return False
+    leaving = [record.node for record, served in hosts if served.movable or record.node == own.node]
+    return own.node == min(leaving, key=lambda node: rendezvous_weight(node, model))
+
+
+def _mover(view: PlacementView, model: str) -> NodeId | None:
+    """The node that moves to `model`: of those that may leave theirs, the one with the highest hash."""
+    wanted = view.score(model).firm / (1 + len(view.hosts.get(model, ())))
+    able = [
+        record.node
+        for left, hosts in view.hosts.items()
+        if left != model and wanted > 0.0 and wanted >= MOVE_MARGIN * view.score(left).firm / len(hosts)
+        for record, served in hosts
+        if served.movable and served.on_demand and not record.loading and len(record.serves) == 1
+        if holds(record, model, served.size) and may_leave(view, record, left)
+    ]
+    return max(able, key=lambda node: rendezvous_weight(node, model), default=None)
+
+
+def is_surplus(view: PlacementView, own: NodeRecord, need: Need, *, serving: bool) -> bool:
+    """Whether `own`, which took `need` and loads or serves it, should step back: another node does the same.
+
+    Of two that load it, the one with the higher hash stays; one that serves it stays before one that loads it. A node
+    of the owner does not step back for another's.
+    """
+    weight = rendezvous_weight(own.node, need.model)
+
+    def counts(record: NodeRecord) -> bool:
+        return record.node != own.node and (own.node not in view.owned or record.node in view.owned)
+
+    for record in view.loading.get(need.model, ()):
+        if not serving and counts(record) and rendezvous_weight(record.node, need.model) > weight:
+            return True
+    if need.extra:
+        return False
+    for record, served in view.hosts.get(need.model, ()):
+        higher = rendezvous_weight(record.node, need.model) > weight
+        if counts(record) and (not serving or not served.on_demand or higher):
+            return True
+    return False
+
+
+def ranked(records: Iterable[NodeRecord], model: str) -> list[NodeId]:
+    """Which of the nodes could take `model`, the first one first. Those whose memory is not known are last."""
+    able = [record for record in records if holds(record, model)]
+    able.sort(key=lambda record: (record.memory > 0, rendezvous_weight(record.node, model)), reverse=True)
+    return [record.node for record in able]
+
+
+def holds(record: NodeRecord, model: str, freed: int = 0) -> bool:
+    """Whether `model` is on the node's disk and fits into its memory, as far as both are known. `freed`: bytes that
+    would be free besides."""
+    if model not in record.on_disk:
+        return False
+    place = record.on_disk.index(model)
+    size = record.disk_sizes[place] * MIB if place < len(record.disk_sizes) else 0
+    free = record.memory + freed
+    return not size or not free or size * (1 + CONTEXT_PART) <= free
+
+
+def stands_by(record: NodeRecord) -> bool:
+    """Whether the node is free to take a model."""
+    return not (record.serves or record.wants or record.loading or record.leaving or record.idle)
 
 
 def may_be_taken(model: str, others: Iterable[NodeRecord]) -> bool:
-    """Whether one of `others` is a standby that has `model` on its disk, so that it serves it if that is requested."""
-    return any(model in record.on_disk and _stands_by(record) for record in others)
+    """Whether one of `others` loads `model`, or is a standby that takes it if that is requested."""
+    return any(model in record.loading or (holds(record, model) and stands_by(record)) for record in others)
 
 
 def rendezvous_weight(node: NodeId, model: str) -> bytes:
     """The weight of `node` for `model`; the node with the highest one is chosen. Source: rendezvous hashing (Thaler and
     Ravishankar, 1998)."""
     return blake2b(model.encode("utf-8", "surrogatepass"), digest_size=16, key=node).digest()
-
-
-def _stands_by(record: NodeRecord) -> bool:
-    return not (record.serves or record.wants or record.leaving or record.idle)

@@ -16,8 +16,9 @@ from typing import Final
 from meshllm.errors import MeshError
 from meshllm.models.catalog.catalog import Catalog, load
 from meshllm.models.catalog.entry import Wanted
-from meshllm.models.catalog.names import model_name
+from meshllm.models.catalog.names import model_name, part_of
 from meshllm.models.hub.manifest import Manifest
+from meshllm.models.hub.manifest_cache import MAX_FILES
 from meshllm.models.library import other_apps
 
 from .catalog_names import CatalogNames
@@ -123,6 +124,21 @@ def aliases(found: Mapping[str, Wanted], store: Store) -> dict[str, str]:
             if known != name:
                 others[name] = known
     return others
+
+
+def size_of(wanted: Wanted, store: Store) -> int:
+    """Bytes of the model's files; 0 if they are gone. Blocks."""
+    if not isinstance(wanted, Path):
+        known = store.manifest_of(wanted)
+        return known.size if known is not None else 0
+    part = part_of(wanted.name)
+    begin, mark, end = part.first.rpartition("-00001-of-") if part is not None else ("", "", "")
+    number = range(1, min(part.parts, MAX_FILES) + 1) if part is not None else ()
+    paths = [wanted.with_name(f"{begin}{mark[0]}{n:05d}{mark[6:]}{end}") for n in number] or [wanted]
+    try:
+        return sum(path.stat().st_size for path in paths)
+    except OSError:
+        return 0
 
 
 def _first_file(wanted: Wanted, store: Store) -> Path | None:

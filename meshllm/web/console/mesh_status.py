@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from meshllm.core.demand.mesh_demand import totals
 from meshllm.core.membership.views import (
     AwayMember,
     ClientView,
@@ -22,6 +23,9 @@ from meshllm.core.membership.views import (
 from meshllm.core.records import NodeId, Role
 from meshllm.core.snapshot import Purpose
 from meshllm.web.console.status_model import Modality, StatusModel, TransportKind, input_modalities, transport_kind
+
+# Models of the mesh's demand in a status: the most wanted ones.
+MAX_DEMAND = 100
 
 
 class JoinAttemptStatus(StatusModel):
@@ -96,10 +100,22 @@ class AwayInfo(StatusModel):
     seen_seconds: float
 
 
+class DemandStatus(StatusModel):
+    """What the mesh is asked for. `requests`: lately (a request counts half after 10 minutes), at least so many, on
+    `nodes` nodes and their clients; `wishes`: nodes that were started with the model; `hosts`: nodes that serve it."""
+
+    model: str
+    requests: int
+    nodes: int
+    wishes: int
+    hosts: int
+
+
 class MeshStatus(StatusModel):
     """The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
     `away`: members that were known and are not here now, the last seen first. `memory`, `memory_planned`,
-    `memory_used`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes."""
+    `memory_used`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes. `demand`: the models that are
+    asked for, most requests first."""
 
     node: str
     mesh: str
@@ -119,6 +135,7 @@ class MeshStatus(StatusModel):
     aliases: dict[str, str]
     client_list: list[ClientInfo] = Field(default_factory=list)
     away: list[AwayInfo] = Field(default_factory=list)
+    demand: list[DemandStatus] = Field(default_factory=list)
 
 
 def _join_attempt(attempt: JoinAttempt) -> JoinAttemptStatus:
@@ -197,7 +214,20 @@ def mesh_status(mesh: MeshView, transports: Mapping[NodeId, str], wants: tuple[s
         aliases={} if record is None else dict(record.aliases),
         client_list=[_client(client, now) for client in mesh.clients],
         away=[_away(member, now) for member in mesh.away],
+        demand=_demand(mesh),
     )
+
+
+def _demand(mesh: MeshView) -> list[DemandStatus]:
+    records = [peer.record for peer in mesh.peers if peer.status is PeerStatus.ALIVE and peer.node != mesh.node]
+    if mesh.record is not None:
+        records.append(mesh.record)
+    return [
+        DemandStatus(
+            model=total.model, requests=total.requests, nodes=total.nodes, wishes=total.wishes, hosts=total.hosts
+        )
+        for total in totals(records)[:MAX_DEMAND]
+    ]
 
 
 def _client(client: ClientView, now: float) -> ClientInfo:

@@ -32,6 +32,7 @@ from meshllm.web.gateway.peer_endpoint import PeerEndpoints
 from meshllm.web.gateway.proxy import Proxy
 from meshllm.web.gateway.relay import HOST_HEADER
 from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.gateway.request_counts import RequestCounts
 from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, RequestLog, RequestTrace
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import TargetTable
@@ -66,6 +67,7 @@ class Gateway:
         on_dial: Callable[[str], None] | None = None,
         on_loads: Callable[[tuple[ModelLoad, ...]], None] | None = None,
         on_work: Callable[[], None] | None = None,
+        on_requests: Callable[[Mapping[str, int]], None] | None = None,
         draft_counts: Callable[[], Mapping[str, DraftCounts]] = dict,
         counters: Callable[[], NodeCounters] | None = None,
         is_guest: Callable[[str], bool] = lambda peer: True,
@@ -76,9 +78,10 @@ class Gateway:
 
         `on_dial`: called with a requested model whose hosts are known by hearsay only, at most once a second for each.
         `on_loads`: called with the load of the engines here when it changes, at most twice a second. `on_work`: called
-        when requests of theirs began or ended. `draft_counts`: draft and accepted tokens, by model. `counters`: what
-        the daemon counts, for the metrics. `is_guest`: whether a peer (node id in hexadecimal) may use models only; it
-        has smaller limits. `may_use`: whether it may use models at all.
+        when requests of theirs began or ended. `on_requests`: called with the number of callers' requests for each
+        model since the last call, at most twice a second. `draft_counts`: draft and accepted tokens, by model.
+        `counters`: what the daemon counts, for the metrics. `is_guest`: whether a peer (node id in hexadecimal) may use
+        models only; it has smaller limits. `may_use`: whether it may use models at all.
         """
         self._policy = policy
         self._loop = asyncio.get_running_loop()
@@ -92,7 +95,8 @@ class Gateway:
         self._ending: list[ConnectionSet[Connection]] = []
         self._cut = 0
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
-        self._proxy = Proxy(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
+        self._counts = RequestCounts(self._loop, on_requests)
+        self._proxy = Proxy(self._loop, self._owner, self._table, self.metrics, backend_keys or {}, self._counts)
         self._peer_endpoints = PeerEndpoints(self._proxy, self.date, self._wake, self._loop, is_guest, may_use)
 
     # -- the daemon's side
@@ -158,6 +162,7 @@ class Gateway:
         for connection in [connection for each in sets for connection in each.live]:
             connection.abort()
         await _emptied(sets, ERROR_GRACE_SECONDS)
+        self._counts.close()
         self._table.close()
         if self._sweeper is not None:
             self._sweeper.cancel()

@@ -17,6 +17,7 @@ from meshllm.web.gateway.crashed_requests import CrashedRequests
 from meshllm.web.gateway.metrics import Metrics
 from meshllm.web.gateway.relay import JSON
 from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.gateway.request_counts import RequestCounts
 from meshllm.web.gateway.request_log import (
     MAX_TEXT,
     AttemptTrace,
@@ -115,11 +116,13 @@ class Proxy:
         table: TargetTable,
         metrics: Metrics,
         keys: Mapping[str, str],
+        counts: RequestCounts,
     ) -> None:
-        """`owner` runs the requests. `keys`: the API keys of backends, by URL."""
+        """`owner` runs the requests. `keys`: the API keys of backends, by URL. `counts`: callers' requests."""
         self.loop = loop
         self.now: Callable[[], float] = loop.time
         self.table = table
+        self.counts = counts
         self.recorder = RequestRecorder(loop, metrics, table.is_known)
         self.crashed = CrashedRequests()
         self.waiting: dict[ProxiedRequest, None] = {}

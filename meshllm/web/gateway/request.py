@@ -173,6 +173,8 @@ class ProxiedRequest:
         self.request = request
         self.model = trace.model = request.model
         self.streams = trace.stream = request.streams
+        if not self.from_peer:  # the node whose API got it has counted it
+            proxy.counts.count(self.model)
         local = trace.caller == LOCAL_CALLER
         self.writer = ResponseWriter(
             self.connection, request, self._cors, trace.started, local=local, from_peer=self.from_peer

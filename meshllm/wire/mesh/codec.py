@@ -37,7 +37,9 @@ from meshllm.wire.mesh.records import (
     decode_record,
     encode_record,
     fit,
+    fit_demand,
     fit_loads,
+    read_demand,
     read_loads,
     read_signed,
     signed_bytes,
@@ -217,6 +219,14 @@ def _read_adopted(found: tuple[Any, ...]) -> Message:
     return m.Adopted(MeshId(f.exactly(f.fields(found, 2, "adopted")[1], MESH_ID_BYTES, "mesh id")))
 
 
+def _write_report(message: m.ReportDemand) -> tuple[Any, ...]:
+    return ([(entry.model, entry.level) for entry in fit_demand(message.demand)],)
+
+
+def _read_report(found: tuple[Any, ...]) -> Message:
+    return m.ReportDemand(read_demand(f.fields(found, 2, "report")[1]))
+
+
 def _statements_hash(later: list[Any]) -> bytes:
     """The hash of statements in a field that may be missing or empty."""
     if not later or later[0] == b"":
@@ -284,6 +294,7 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (19, m.GrantedInvite, memberships.write_granted, memberships.read_granted),
     (20, m.ReplaceKey, memberships.write_replace, memberships.read_replace),
     (21, m.ReplaceRefused, memberships.write_replace_refused, memberships.read_replace_refused),
+    (22, m.ReportDemand, _write_report, _read_report),
 )
 _BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 
 from meshllm.core import records as r
+from meshllm.core.demand.levels import MAX_LEVEL
 from meshllm.core.records import MAX_NUMBER, NodeRecord, SignedRecord
 from meshllm.core.snapshot import Purpose
 from meshllm.errors import BadMessage
@@ -38,6 +39,9 @@ PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
 TEXT, IMAGES = 1, 2
 INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | IMAGES}
 MAX_INPUTS = 0xFFFF
+# Flags of a served model; newer versions may know more.
+ON_DEMAND, MOVABLE, PRESSED = 1, 2, 4
+MAX_FLAGS = 0xFFFF
 # Fields of the first version of the record; later ones may be missing.
 FIELDS = 15
 
@@ -72,7 +76,10 @@ def encode_record(record: NodeRecord) -> bytes:
             record.software,
             record.protocol,
             hosts,
-            [(m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size, INPUTS[m.vision]) for m in record.serves],
+            [
+                (m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size, INPUTS[m.vision], _flags(m))
+                for m in record.serves
+            ],
             [(load.name, load.active, load.waiting) for load in record.loads],
             record.wants,
             record.on_disk,
@@ -89,6 +96,9 @@ def encode_record(record: NodeRecord) -> bytes:
             record.machine_memory,
             record.planned,
             record.used,
+            [(entry.model, entry.level) for entry in record.demand],
+            record.disk_sizes,
+            record.loading,
         )
     )
     try:
@@ -183,6 +193,9 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         machine_memory=f.number(later[7], "machine's memory") if len(later) > 7 else 0,
         planned=f.number(later[8], "planned memory") if len(later) > 8 else 0,
         used=f.number(later[9], "used memory") if len(later) > 9 else 0,
+        demand=read_demand(later[10]) if len(later) > 10 else (),
+        disk_sizes=_sizes(later[11]) if len(later) > 11 else (),
+        loading=f.names(later[12], r.MAX_LOADING, "models being loaded") if len(later) > 12 else (),
     )
 
 
@@ -195,6 +208,7 @@ def _window(value: Any) -> tuple[int, int]:
 def _model(value: Any) -> r.ServedModel | None:
     name, purpose, context, slots, size, *later = f.fields(value, 5, "model")
     inputs = f.number(later[0], "model's inputs", 0, MAX_INPUTS) if later else 0
+    flags = f.number(later[1], "model's flags", 0, MAX_FLAGS) if len(later) > 1 else 0
     model = r.ServedModel(
         name=f.name(name, "model's name"),
         purpose=PURPOSE_OF.get(f.number(purpose, "model's purpose")),
@@ -202,8 +216,19 @@ def _model(value: Any) -> r.ServedModel | None:
         slots=f.number(slots, "model's slots", 0, MAX_REQUESTS),
         size=f.number(size, "model's size"),
         vision=bool(inputs & IMAGES) if inputs else None,
+        on_demand=bool(flags & ON_DEMAND),
+        movable=bool(flags & MOVABLE),
+        pressed=bool(flags & PRESSED),
     )
     return model if purpose in PURPOSE_OF else None
+
+
+def _flags(model: r.ServedModel) -> int:
+    return ON_DEMAND * model.on_demand + MOVABLE * model.movable + PRESSED * model.pressed
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    return tuple([f.number(size, "model's size on disk") for size in f.items(value, r.MAX_ON_DISK, "sizes on disk")])
 
 
 def _failure_report(value: Any) -> r.FailureReport:
@@ -252,6 +277,24 @@ def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
     return tuple([_load(item) for item in f.items(value, MAX_MODELS, "loads")])
 
 
+def read_demand(value: Any) -> tuple[r.DemandLevel, ...]:
+    """Demand, as in a record and in a report; levels that only newer versions know count as the highest known one."""
+    found = []
+    for item in f.items(value, r.MAX_DEMANDED, "demand"):
+        model, level, *_ = f.fields(item, 2, "demanded model")
+        wanted = f.number(level, "level of demand", 1)
+        found.append(r.DemandLevel(f.name(model, "demanded model"), min(wanted, MAX_LEVEL)))
+    if len({entry.model for entry in found}) != len(found):
+        raise BadMessage("demand: a model is repeated")
+    return tuple(found)
+
+
+def fit_demand(demand: tuple[r.DemandLevel, ...]) -> tuple[r.DemandLevel, ...]:
+    """Demand within the bounds."""
+    good = {entry.model: min(entry.level, MAX_LEVEL) for entry in demand if entry.level > 0 and _good(entry.model)}
+    return tuple([r.DemandLevel(model, level) for model, level in good.items()][: r.MAX_DEMANDED])
+
+
 def _load(value: Any) -> r.ModelLoad:
     name, active, waiting, *_ = f.fields(value, 3, "load")
     return r.ModelLoad(
@@ -268,6 +311,9 @@ def fit(record: NodeRecord) -> NodeRecord:
     """`record` without what peers would refuse: unprintable names, addresses that cannot be dialled, and the ends of
     lists beyond their bounds. Names come from files and backends; one bad name would otherwise shut the node out.
     Served models are dropped last."""
+    sizes = (*record.disk_sizes, *[0] * len(record.on_disk))
+    named = zip(record.on_disk, sizes, strict=False)
+    disk = [(name, _within(size, MAX_NUMBER)) for name, size in named if _good(name)][: r.MAX_ON_DISK]
     cut = replace(
         record,
         name=_shown(record.name),
@@ -276,7 +322,9 @@ def fit(record: NodeRecord) -> NodeRecord:
         serves=tuple([_bounded(model) for model in record.serves if _good(model.name)][:MAX_MODELS]),
         loads=fit_loads(record.loads),
         wants=tuple([name for name in record.wants if _good(name)][: r.MAX_WANTED]),
-        on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
+        on_disk=tuple([name for name, _ in disk]),
+        disk_sizes=tuple([size for _, size in disk]) if record.disk_sizes else (),
+        loading=tuple([name for name in record.loading if _good(name)][: r.MAX_LOADING]),
         memory=_within(record.memory, MAX_NUMBER),
         speed=_within(record.speed, MAX_NUMBER),
         machine_memory=_within(record.machine_memory, MAX_NUMBER),
@@ -289,6 +337,7 @@ def fit(record: NodeRecord) -> NodeRecord:
                 : r.MAX_SPLITS
             ]
         ),
+        demand=fit_demand(record.demand),
     )
     return _shrunk(cut)
 
@@ -337,23 +386,29 @@ def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
 _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
 _FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 3 * 9
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
-_MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 36, 16, 3, 48
+_MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 39, 16, 3, 48
+_DEMAND_BYTES = 5
 
 
 def _shrunk(record: NodeRecord) -> NodeRecord:
     """`record` cut to MAX_RECORD_BYTES; lists are filled in the order of their importance."""
     left = r.MAX_RECORD_BYTES - _FIXED_BYTES - len(record.failure_reports) * _REPORT_BYTES
+    left -= sum([len(name.encode()) + _NAME_BYTES for name in record.loading]) + 3
     serves, left = _as_many([(m, len(m.name.encode()) + _MODEL_BYTES) for m in record.serves], left)
     wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
     loads, left = _as_many([(load, len(load.name.encode()) + _LOAD_BYTES) for load in record.loads], left)
-    on_disk, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.on_disk], left)
+    demand, left = _as_many([(d, len(d.model.encode()) + _DEMAND_BYTES) for d in record.demand], left)
+    size_bytes = 9 if record.disk_sizes else 0
+    on_disk, left = _as_many([(n, len(n.encode()) + _NAME_BYTES + size_bytes) for n in record.on_disk], left)
     aliases = [pair for pair in record.aliases if pair[0] in on_disk and pair[1] in on_disk][: r.MAX_ON_DISK]
     return replace(
         record,
         serves=tuple(serves),
         wants=tuple(wants),
         loads=tuple(loads),
+        demand=tuple(demand),
         on_disk=tuple(on_disk),
+        disk_sizes=record.disk_sizes[: len(on_disk)],
         aliases=tuple(aliases),
     )
 

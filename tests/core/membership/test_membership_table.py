@@ -26,10 +26,8 @@ from meshllm.core.records import (
     NodeId,
     NodeRecord,
     RecordVersion,
-    ServedModel,
     SignedRecord,
 )
-from meshllm.core.serving.placement import choose
 from tests.core.small_mesh import node_id, sign
 
 OWN = node_id(0)
@@ -292,24 +290,3 @@ def test_mesh_merge_decision_is_antisymmetric_and_transitive(a: MeshId, b: MeshI
     assert decide(b, a) is opposite[decide(a, b)]
     if decide(a, b) is decide(b, c):
         assert decide(a, c) is decide(a, b)
-
-
-def standby(number: int, *disk: str, idle: bool = False) -> NodeRecord:
-    """A node that serves nothing and has these files."""
-    return NodeRecord(node_id(number), RecordVersion(1, 1), MESH, on_disk=disk, idle=idle)
-
-
-@given(st.lists(st.sets(st.sampled_from("abcd")), min_size=1, max_size=8), st.sets(st.sampled_from("abcd")))
-def test_placement_standbys_choose_consistently_and_spread(disks: list[set[str]], wanted: set[str]) -> None:
-    asker = NodeRecord(node_id(99), RecordVersion(1, 1), MESH, wants=tuple(sorted(wanted)), serves=(ServedModel("a"),))
-    standbys = [standby(number, *sorted(disk)) for number, disk in enumerate(disks)]
-    idle = standby(100, *"abcd", idle=True)
-    chosen = [choose(own, [asker, idle, *[s for s in standbys if s != own]]) for own in standbys]
-    assert choose(idle, [asker, *standbys]) is None
-    for model, disk in zip(chosen, disks, strict=True):
-        assert model in disk & wanted if disk & wanted else model is None
-    everywhere = set.intersection(*disks) & wanted
-    # Where all have the same files, no model gets a second host before each has one.
-    if disks.count(disks[0]) == len(disks) and everywhere:
-        counts = [chosen.count(model) + (model == "a") for model in everywhere]
-        assert max(counts) - min(counts) <= 1

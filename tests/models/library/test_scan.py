@@ -113,3 +113,15 @@ def test_scan_ignores_a_damaged_header_cache(damage: bytes, store: Store) -> Non
 def test_scan_creates_no_folder(store: Store) -> None:
     assert scan(store, catalog=Catalog(())) == {}
     assert not store.folder.exists()
+
+
+def test_size_of_a_model_is_that_of_all_its_files(
+    tmp_path: Path, store: Store, entry: CatalogEntry, fake: FakeHub
+) -> None:
+    one = write_sample(tmp_path / "one.gguf")
+    parts = write_parts(tmp_path, "big", 3)
+    assert on_disk.size_of(one, store) == one.stat().st_size
+    assert on_disk.size_of(parts[0], store) == sum(path.stat().st_size for path in parts)
+    assert on_disk.size_of(entry, store) == entry.size
+    parts[2].unlink()
+    assert on_disk.size_of(parts[0], store) == 0

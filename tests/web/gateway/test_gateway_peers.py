@@ -607,7 +607,7 @@ async def test_peer_may_only_post_to_model_routes(place: Town) -> None:
         ("POST", "/v1/chat%2fcompletions"),
         ("POST", "/slots/0?action=erase"),
         ("POST", "//v1/chat/completions"),
-        ("POST", "http://localhost/v1/chat/completions"),
+        ("POST", "http://localhost/api/status"),
     ]:
         peer = await inside(place)
         peer.send(request(method, path, {"model": "m"}))

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import strategies as st
 
 from meshllm.core import records as r
+from meshllm.core.demand.levels import MAX_LEVEL
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.certificates import ALL_RIGHTS, Right
 from meshllm.core.snapshot import Purpose
@@ -56,8 +57,14 @@ models = st.builds(
     requests,
     numbers,
     st.sampled_from([None, False, True]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
 )
 loads = st.builds(r.ModelLoad, names, requests, requests)
+demands = st.lists(
+    st.builds(r.DemandLevel, names, st.integers(1, MAX_LEVEL)), max_size=6, unique_by=lambda entry: entry.model
+).map(tuple)
 complaints = st.builds(r.FailureReport, node_ids, numbers)
 windows = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda pair: (min(pair), max(pair)))
 
@@ -69,9 +76,11 @@ def few(values: st.SearchStrategy[object], most: int = 6) -> st.SearchStrategy[t
 
 @st.composite
 def _with_aliases(draw: st.DrawFn, record: r.NodeRecord) -> r.NodeRecord:
-    """The record with some names on disk as aliases."""
+    """The record with some names on disk as aliases, and with sizes of the files."""
     if not record.on_disk:
         return record
+    count = len(record.on_disk)
+    record = replace(record, disk_sizes=draw(st.lists(numbers, min_size=count, max_size=count).map(tuple)))
     one = st.sampled_from(record.on_disk)
     return replace(record, aliases=draw(few(st.tuples(one, one))))
 
@@ -97,6 +106,8 @@ records = st.builds(
     devices=few(numbers),
     idle=st.booleans(),
     certificate=st.sampled_from([b"", bytes(range(158))]),
+    demand=demands,
+    loading=few(names),
 ).flatmap(_with_aliases)
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
@@ -175,6 +186,7 @@ messages = st.one_of(
     st.builds(m.GrantedInvite, st.just(b""), rights, seconds, seconds, st.just(b""), names),
     st.builds(m.ReplaceKey, node_ids, st.binary(min_size=64, max_size=64), st.binary(min_size=64, max_size=64)),
     st.builds(m.ReplaceRefused, names),
+    st.builds(m.ReportDemand, demands),
     st.builds(m.TableUpdate, few(signed_records, 3), some_ids, st.booleans(), st.booleans()),
     st.builds(m.Adopted, mesh_ids),
 )

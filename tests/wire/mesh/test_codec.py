@@ -85,6 +85,7 @@ ONE_OF_EACH = (
     m.GrantedInvite(b"s" * 8, Right.USE, 1_800_000_000, 86_400, b"k" * 16),
     m.ReplaceKey(NODE, b"o" * 64, b"n" * 64),
     m.ReplaceRefused("the asked member may not admit others"),
+    m.ReportDemand((r.DemandLevel("Qwen3-8B", 3),)),
 )
 each_message = pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda message: type(message).__name__)
 
@@ -138,7 +139,11 @@ def test_codec_bytes_are_stable() -> None:
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
     assert encode_record(r.NodeRecord(NODE, r.RecordVersion(1, 2), MESH, name="a")).hex() == (
-        "dc0019c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090c290c400c400000000"
+        "dc001cc420"
+        + NODE.hex()
+        + "0102c410"
+        + MESH.hex()
+        + "a161a092010190909090900090c2900090c290c400c400000000909090"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES

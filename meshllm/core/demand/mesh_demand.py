@@ -1,0 +1,105 @@
+"""The demand of the mesh: what the records of its living nodes ask for, added up.
+
+`totals` is for people. `scores` is for placement, where what one voice can claim is bounded: a voice is a node, or all
+nodes that one member without the right to admit invited. Each counts with a limited number of requests, however many
+models, levels and nodes it claims. `firm` leaves out the largest voice that is none of the owner's machines, so that no
+such voice alone moves a model off a node.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from meshllm.core.demand.counter import scaled
+from meshllm.core.demand.levels import requests_of
+from meshllm.core.records import NodeId, NodeRecord
+
+# What a standing wish (`--model`) counts in a voice's demand, in requests.
+WISH_REQUESTS = 4.0
+# Requests that all claims of one voice count with together, and those of a voice that is not the owner's, whose largest
+# claims alone count.
+VOICE_REQUESTS = 64.0
+GUEST_VOICE_REQUESTS = 8.0
+GUEST_VOICE_MODELS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DemandTotal:
+    """The demand for one model. `requests`: lately, decayed, at least so many; `nodes` whose callers make them;
+    `wishes`: nodes that were started with it; `hosts`: nodes that serve it."""
+
+    model: str
+    requests: int
+    nodes: int
+    wishes: int
+    hosts: int
+
+
+@dataclass(frozen=True, slots=True)
+class DemandClaim:
+    """What one living node asks for. `voice`: under which it counts; `owned`: it is one of the owner's machines."""
+
+    record: NodeRecord
+    voice: NodeId
+    owned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DemandScore:
+    """How much a model is wanted, in requests as far as they count; `firm`: without the largest voice of others."""
+
+    score: float
+    firm: float
+
+
+def totals(records: Iterable[NodeRecord]) -> tuple[DemandTotal, ...]:
+    """The demand in the records of living nodes, most requests first."""
+    requests: dict[str, float] = defaultdict(float)
+    nodes: dict[str, int] = defaultdict(int)
+    wishes: dict[str, int] = defaultdict(int)
+    hosts: dict[str, int] = defaultdict(int)
+    for record in records:
+        for entry in record.demand:
+            requests[entry.model] += requests_of(entry.level)
+            nodes[entry.model] += 1
+        for model in record.wants:
+            wishes[model] += 1
+        for model in {served.name for served in record.serves}:
+            hosts[model] += 1
+    found = [
+        DemandTotal(model, int(requests[model]), nodes[model], wishes[model], hosts[model])
+        for model in nodes.keys() | wishes.keys()
+    ]
+    return tuple(sorted(found, key=lambda total: (-total.requests, -total.wishes, total.model)))
+
+
+def scores(claims: Iterable[DemandClaim]) -> dict[str, DemandScore]:
+    """How much each demanded model is wanted. The order of `claims` does not matter."""
+    voices: dict[NodeId, dict[str, float]] = {}
+    owned: dict[NodeId, bool] = {}
+    for claim in claims:
+        said = voices.setdefault(claim.voice, {})
+        owned[claim.voice] = owned.get(claim.voice, True) and claim.owned
+        for entry in claim.record.demand:
+            said[entry.model] = said.get(entry.model, 0.0) + requests_of(entry.level)
+        for model in claim.record.wants:
+            said[model] = said.get(model, 0.0) + WISH_REQUESTS
+    score: dict[str, float] = defaultdict(float)
+    largest: dict[str, float] = defaultdict(float)
+    # In the order of the ids: sums of floats in another order could differ, and equal views must give equal answers.
+    for voice in sorted(voices):
+        for model, count in _counted(voices[voice], owned=owned[voice]).items():
+            score[model] += count
+            if not owned[voice]:
+                largest[model] = max(largest[model], count)
+    return {model: DemandScore(total, max(0.0, total - largest[model])) for model, total in score.items()}
+
+
+def _counted(said: Mapping[str, float], *, owned: bool) -> dict[str, float]:
+    """What the claims of one voice count with."""
+    if owned:
+        return scaled(said, VOICE_REQUESTS)
+    first = sorted(said.items(), key=lambda item: (-item[1], item[0]))[:GUEST_VOICE_MODELS]
+    return scaled(dict(first), GUEST_VOICE_REQUESTS)
