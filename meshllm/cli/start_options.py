@@ -48,6 +48,14 @@ IdleUnload = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=MODEL",
+        help="Another name for a model, for programs that ask for a name of their own (gpt-4o=Qwen3-8B). Repeatable.",
+        rich_help_panel=SERVE,
+    ),
+]
 BackendUrl = Annotated[
     list[str] | None,
     typer.Option(

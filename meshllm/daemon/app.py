@@ -234,6 +234,7 @@ class App:
             is_guest=self._is_guest,
             may_use=self._may_use,
             only_from=settings.only_from,
+            aliases=dict(settings.aliases),
         )
         stack.push_async_callback(self._gateway.close)
         self._stopping = Stopping(self._gateway, self._end, self._show, self._console.changed, stack)

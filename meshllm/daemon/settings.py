@@ -57,7 +57,8 @@ class Settings:
 
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
     addresses. `require_key`: programs of this machine need it, too. `only_from`: beginnings of node ids: requests
-    go only to these nodes and to this one. `split`: spread the first model over several nodes even if it fits here.
+    go only to these nodes and to this one. `aliases`: (name, model): callers may ask for the model by that name.
+    `split`: spread the first model over several nodes even if it fits here.
     `chat_template`: a file that replaces the chat template of the first of `models`.
     `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
     `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
@@ -75,6 +76,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     require_key: bool = False
     only_from: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     context: int | None = None
     invites: tuple[Invite, ...] = ()
     notices: tuple[str, ...] = ()

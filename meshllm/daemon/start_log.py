@@ -23,6 +23,7 @@ def log_start(settings: Settings) -> None:
         "require_key": settings.require_key,
         "allowed_hosts": ",".join(settings.allowed_hosts),
         "only_from": ",".join(settings.only_from),
+        "aliases": ",".join(f"{name}={model}" for name, model in settings.aliases),
         "bind_port": settings.bind_port,
         "context": settings.context,
         "max_memory": settings.max_memory,

@@ -81,7 +81,8 @@ class ApiRequest:
     """`path` is the canonical path; `request` is `body`, parsed; `headers` are the caller's, with lower-case names.
 
     `tasks`: how many tasks the engine makes of it. `salt`: the trust domain of its caller, whose cached prompts it may
-    reuse; empty: the owner's. Not changed once made, but for what an engine of this node gets (`prepare`).
+    reuse; empty: the owner's. Not changed once made, but for the name of its model (`rename`) and what an engine of
+    this node gets (`prepare`).
     """
 
     api: Api
@@ -109,6 +110,11 @@ class ApiRequest:
                 return Refusal(None, "The body is nested too deeply.", "too_large")
         self._prepared = prepared
         return None
+
+    def rename(self, model: str) -> None:
+        """Ask for `model`, by the name that its hosts know."""
+        self.request = {**self.request, "model": model}
+        self.body = _encode(self.request)
 
     @property
     def digest(self) -> bytes:

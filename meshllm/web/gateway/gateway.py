@@ -73,6 +73,7 @@ class Gateway:
         is_guest: Callable[[str], bool] = lambda peer: True,
         may_use: Callable[[str], bool] = lambda peer: False,
         only_from: tuple[str, ...] = (),
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         """`backend_keys`: the API keys of backends, by URL. `peers` opens connections to peers.
 
@@ -87,7 +88,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
         self._connections: SharedConnections[Connection] = SharedConnections(self._wake)
-        self._table = TargetTable(self._loop, peers, on_dial, on_loads, on_work, only_from)
+        self._table = TargetTable(self._loop, peers, on_dial, on_loads, on_work, only_from, aliases)
         self.now = self._loop.time
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -278,7 +279,7 @@ class Gateway:
         if route is not None and route.api is Api.MODELS:
             body: Any = model_list(table.snapshot, table.index)
         elif (name := model_in_path(request.path)) is not None:
-            body = model_card(table.snapshot, table.index, name)
+            body = model_card(table.snapshot, table.index, table.name_of(name))
             if body is None:
                 message = unknown_model_message(table.snapshot, name, table.index, self._loop.time())
                 self._proxy.reject(connection, Api.MODELS, trace, 404, "model_not_found", message, cors)

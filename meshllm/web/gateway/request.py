@@ -168,6 +168,8 @@ class ProxiedRequest:
         proxy, trace = self.proxy, self.trace
         known = None if self.from_peer else self._known_models
         request = understand(self.api, self._path, self._http, trace.request_id, guest=self._guest, known_models=known)
+        if not self.from_peer and (name := proxy.table.name_of(request.model)) != request.model:
+            request.rename(name)
         if proxy.crashed and proxy.crashed.refuses(request.digest, proxy.now()):
             raise RequestFailed(400, REQUEST_CRASHED, REFUSED_MESSAGE)
         self.request = request

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 
 from meshllm.core.records import ModelLoad, short
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Target, TargetKind, TargetOffer
 from meshllm.core.snapshot import Snapshot
 from meshllm.util.isolate import Isolation
@@ -43,8 +45,12 @@ class TargetTable:
         on_loads: Callable[[tuple[ModelLoad, ...]], None] | None,
         on_work: Callable[[], None] | None = None,
         only_from: tuple[str, ...] = (),
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
-        """`only_from`: beginnings of the ids of the only peers that requests go to; none: all."""
+        """`only_from`: beginnings of the ids of the only peers that requests go to; none: all. `aliases`: names of
+        models by the owner's names for them."""
+        self._aliases = aliases or {}
+        self._names: ModelNames | None = None
         self._only_from = only_from
         self._loop = loop
         self._peers = peers
@@ -82,6 +88,7 @@ class TargetTable:
             self._index = None  # computed on demand: a mesh of a thousand nodes changes several times a second
             self.node = "" if snapshot.mesh is None else short(snapshot.mesh.node)
         self.snapshot = snapshot
+        self._names = None
         self._routes.clear()
         self._local_routes.clear()
         self._remove_stale()
@@ -142,6 +149,16 @@ class TargetTable:
             if route.offers:
                 self._local_routes[model] = found
         return found
+
+    def name_of(self, asked: str) -> str:
+        """The name of the model that a caller means by `asked`; `asked` itself if no model is known by it."""
+        if asked in self._routes and asked not in self._aliases:
+            return asked
+        if self._names is None:
+            index = self.index
+            known = (routes.models(self.snapshot, index), index.unverified, routes.wanted(self.snapshot, index))
+            self._names = ModelNames(chain(*known), self._aliases)
+        return self._names.find(asked)
 
     def is_known(self, model: str) -> bool:
         """Whether `model` exists: names that callers make up must not become metric labels."""

@@ -125,6 +125,21 @@ async def test_unknown_model_is_404(table: Bench, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+async def test_model_is_found_by_its_name_in_other_letters_and_by_an_alias(folder: Path, path: str) -> None:
+    async with bench(folder, aliases={"gpt-4o": "m"}) as table:
+        engine = await table.serve()
+        for asked in ("m", "M", "m.gguf", "M.GGUF", "gpt-4o"):
+            response = await table.call(ask(path, model=asked))
+            assert response.status == 200, asked
+            assert engine.calls[-1].json["model"] == "m"
+        assert (await table.get("/v1/models/gpt-4o")).json["id"] == "m"
+        assert (await table.call(ask(path, model="gpt-4"))).status == 404
+        labels = (await table.get("/metrics")).body.decode()
+        assert 'model="m"' in labels
+        assert "gpt-4o" not in labels
+
+
+@pytest.mark.parametrize("path", PATHS)
 async def test_body_without_model_is_400(table: Bench, path: str) -> None:
     for body in ({}, {"model": None}, {"model": ""}, {"model": 7}, {"model": "x" * 513}, [], "m", 1):
         response = await table.call(request("POST", path, body))
