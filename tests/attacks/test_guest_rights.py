@@ -48,7 +48,7 @@ def audited(here: Site, home: str, node: str) -> list[dict[str, str]]:
     """The lines of `mesh-llm logs --audit` of a node that has stopped, about another: the event and its fields."""
     told = here.run(home, "logs", "--audit")
     assert told.returncode == 0, told.stderr
-    lines = [line for line in told.stdout.splitlines() if node in line]
+    lines = [line for line in told.stdout.splitlines() if node[:10] in line]
     assert lines, told.stdout
     return [{"event": line.split("=")[0].split()[-2], **dict(re.findall(r"(\w+)=(\S+)", line))} for line in lines]
 
