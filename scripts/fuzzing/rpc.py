@@ -211,18 +211,17 @@ def fuzz(
                 str(work / "failing-input"),
             ]
             command += [str(path) for path in seeds.iterdir()]
-        text, peak, code = _watch(command, say)
+        text, executed, peak, code = _watch(command, say)
         failing = next(iter(sorted(work.glob("failing-*"))), None)
-        counts = [int(count) for count in re.findall(r"^#(\d+)", text, re.MULTILINE)]
         failure = "" if code == 0 else text[-4000:]
-        outcome = Outcome(max(counts, default=0), peak, failure, failing.read_bytes() if failing else None)
+        outcome = Outcome(executed, peak, failure, failing.read_bytes() if failing else None)
         return outcome, [path.read_bytes() for path in found.iterdir()]
 
 
-def _watch(command: list[str], say: bool) -> tuple[str, int, int]:
-    """Output, peak of memory above that at the start, and exit code of a command."""
+def _watch(command: list[str], say: bool) -> tuple[str, int, int, int]:
+    """The end of a command's output, its executions, its peak of memory above that at the start, and its exit code."""
     lines: list[str] = []
-    first = peak = 0
+    executed = first = peak = 0
     environment = os.environ | ENVIRONMENT
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, env=environment, errors="replace") as child:
@@ -231,7 +230,8 @@ def _watch(command: list[str], say: bool) -> tuple[str, int, int]:
         try:
             for line in child.stdout:
                 lines = [*lines[-400:], line]
-                if line.startswith("#"):
+                if (count := re.match(r"#(\d+)", line)) is not None:
+                    executed = max(executed, int(count[1]))
                     with contextlib.suppress(psutil.Error):
                         now = process.memory_info().rss
                         first, peak = first or now, max(peak, now)
@@ -240,7 +240,7 @@ def _watch(command: list[str], say: bool) -> tuple[str, int, int]:
             code = child.wait()
         finally:
             child.kill()
-    return "".join(lines), max(0, peak - first), code
+    return "".join(lines), executed, max(0, peak - first), code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
