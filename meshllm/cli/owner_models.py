@@ -58,6 +58,11 @@ def absolute(model: str) -> str:
     return str(path.absolute()) if path.is_file() else model
 
 
+def _has_failed(row: dict[str, Any]) -> bool:
+    """Whether a model failed, or its download did: the node tries that again, but at first it is for the owner."""
+    return row["phase"] == "failed" or (row["phase"] == "fetching" and bool(row["reason"]))
+
+
 def _follow(port: int, begun: dict[str, Any]) -> None:
     """Show the progress until the model answers. Raises EnvironmentFailure if it cannot be served."""
     shown, rewrite = "", sys.stdout.isatty()
@@ -68,11 +73,13 @@ def _follow(port: int, begun: dict[str, Any]) -> None:
             raise EnvironmentFailure(f"{begun['model']} was dropped meanwhile.")
         if row is not None and row["loaded"]:
             break
-        if row is not None and row["phase"] == "failed" and status["snapshot"] > begun["snapshot"]:
+        if row is not None and _has_failed(row) and status["snapshot"] > begun["snapshot"]:
             if rewrite and shown:
                 typer.echo()
+            retried = f" 'mesh-llm drop {begun['model']}' ends that." if row["phase"] != "failed" else ""
             raise EnvironmentFailure(
-                f"{begun['model']} cannot be served: {row['reason'] or 'see mesh-llm logs'}", advice=row["advice"]
+                f"{begun['model']} cannot be served: {row['reason'] or 'see mesh-llm logs'}",
+                advice=f"{row['advice']}{retried}",
             )
         text = state_text(row) if row is not None else "waiting"
         stage = text if rewrite else text.rstrip("0123456789% ")

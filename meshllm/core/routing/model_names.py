@@ -19,6 +19,7 @@ class ModelNames:
         """`aliases`: names of models by the owner's names for them."""
         self._names = frozenset(names)
         self._aliases = aliases
+        self._folded_aliases = {_folded(alias): model for alias, model in aliases.items()}
         self._folded: dict[str, str | None] = {}
         for name in self._names:
             key = _folded(name)
@@ -26,10 +27,11 @@ class ModelNames:
 
     def find(self, asked: str) -> str:
         """The name of the model that `asked` means, or `asked` itself if no model is known by it."""
-        asked = self._aliases.get(asked, asked)
-        if asked in self._names:
-            return asked
-        return self._folded.get(_folded(asked)) or asked
+        alias = self._aliases.get(asked)
+        if alias is None and asked not in self._names:
+            alias = self._folded_aliases.get(_folded(asked))
+        name = asked if alias is None else alias
+        return name if name in self._names else self._folded.get(_folded(name)) or name
 
 
 def _folded(name: str) -> str:

@@ -10,7 +10,7 @@ from meshllm.wire.api.chat_messages import kept_messages
 from meshllm.wire.api.engine_bounds import choices_of, keep_bounds
 from meshllm.wire.api.offered_tools import chat_tools
 from meshllm.wire.api.prepared import Draft, Prepared
-from meshllm.wire.api.refusal import invalid, unsupported
+from meshllm.wire.api.refusal import NO_MESSAGE, invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
 from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, own_schema, refuse_prefill
 from meshllm.wire.api.tool_choice import chat_choice, check_names, names_of
@@ -32,6 +32,8 @@ def prepare_chat(body: Mapping[str, Any]) -> Prepared:
     if not _UNSUPPORTED.keys().isdisjoint(body):
         _check_fields(body)
     keep_bounds(draft)
+    if body.get("messages") == []:
+        raise invalid("messages", NO_MESSAGE)
     messages = kept_messages(body.get("messages"))
     if messages is not None:
         draft.replace("messages", messages)

@@ -6,6 +6,7 @@ which its own template code drives grammars and parsers, are refused: hostile va
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,6 +93,11 @@ _NUMBERS = frozenset(
 )
 
 
+_ANY = (-math.inf, math.inf)
+# Outside of these a value has no meaning, and the engine would silently take another.
+_RANGES = {"temperature": (0.0, math.inf), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+
+
 def keep_bounds(draft: Draft) -> None:
     """Check the types and bounds of all sampling fields of a body, and cut windows; RequestRefused if it cannot."""
     for field, value in draft.given.items():
@@ -119,6 +125,13 @@ def refuse_choices(body: Mapping[str, Any]) -> None:
 def _number(_draft: Draft, field: str, value: object) -> None:
     if type(value) is not float and type(value) is not int:
         raise invalid(field, f"'{field}' must be a number.")
+    least, most = _RANGES.get(field, _ANY)
+    if not least <= value <= most:
+        raise invalid(field, f"'{field}' is {value:g}; it must be {_range_text(least, most)}.")
+
+
+def _range_text(least: float, most: float) -> str:
+    return f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
 
 
 def _integer(draft: Draft, field: str, value: object) -> None:

@@ -13,7 +13,7 @@ from meshllm.wire.api.messages_blocks import kept_conversation, kept_system
 from meshllm.wire.api.messages_to_chat import chat_body, chat_tool
 from meshllm.wire.api.offered_tools import messages_tools
 from meshllm.wire.api.prepared import Draft, Prepared
-from meshllm.wire.api.refusal import invalid, unsupported
+from meshllm.wire.api.refusal import NO_MESSAGE, invalid, unsupported
 from meshllm.wire.api.response_translation import chained
 from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
 from meshllm.wire.api.tool_choice import Mode, ToolChoice, check_names, messages_choice
@@ -43,6 +43,8 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
     if not counts and body.get("max_tokens") is None:
         # Without it the engine writes until the context is full.
         raise invalid("max_tokens", "'max_tokens' is missing: this API requires the most tokens of the answer.")
+    if body.get("messages") == []:
+        raise invalid("messages", NO_MESSAGE)
     keep_bounds(draft)
     refuse_choices(body)
     draft.replace("system", kept_system(body.get("system")))

@@ -15,6 +15,7 @@ class Refusal:
     status: int = 400
 
 
+NO_MESSAGE = "'messages' must contain at least one message."
 UNSUPPORTED = "unsupported_parameter"
 """The code of a valid field that an engine here cannot keep."""
 

@@ -80,7 +80,7 @@ async def test_gateway_forwards_only_allowed_headers(folder: Path) -> None:
 
     async with bench(folder, AccessPolicy("secret")) as table:
         engine = await table.serve(tell)
-        body = {"model": "m", "messages": [], "é": "ü"}
+        body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "é": "ü"}
         headers = {
             "Authorization": "Bearer secret",
             "X-Api-Key": "secret",

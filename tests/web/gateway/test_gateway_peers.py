@@ -865,7 +865,7 @@ async def test_image_goes_to_a_host_with_vision(place: Town, path: str) -> None:
     assert (await place.here.call(ask(path, **SHOWN[path]))).status == 200
     assert (len(one.calls), len(two.calls)) == (0, 1)
     # A text goes to the nearest, and one of whom nothing is known may see.
-    assert (await place.here.call(ask(path, messages=[], input="hi"))).status == 200
+    assert (await place.here.call(ask(path, messages=[{"role": "user", "content": "hi"}], input="hi"))).status == 200
     assert (len(one.calls), len(two.calls)) == (1, 1)
     place.here.meet(host(ONE, blind, rtt=0.001), host(TWO, "m", rtt=0.2))
     assert (await place.here.call(ask(path, **SHOWN[path]))).status == 200

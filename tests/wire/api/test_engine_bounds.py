@@ -118,3 +118,27 @@ def test_the_engine_gets_one_number_of_choices(api: Api, fields: dict[str, Any],
     body = found.body if found.body is not None else fields
     assert (body["n"], body.get("n_cmpl")) == (count, None)
     assert found.streamed == (count > 1)
+
+
+@APIS
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperature", -3, "'temperature' is -3; it must be 0 or more."),
+        ("temperature", -0.01, "'temperature' is -0.01; it must be 0 or more."),
+        ("top_p", 7, "'top_p' is 7; it must be from 0 to 1."),
+        ("top_p", -0.1, "'top_p' is -0.1; it must be from 0 to 1."),
+        ("min_p", 1.5, "'min_p' is 1.5; it must be from 0 to 1."),
+    ],
+)
+def test_value_without_a_meaning_is_refused(api: Api, field: str, value: Any, message: str) -> None:
+    assert kept(api, field, value) == Refusal(field, message)
+    for meant in (0, 0.0, 1, 1.0):
+        assert kept(api, field, meant) == meant
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.MESSAGES, Api.COUNT_TOKENS])
+def test_conversation_without_a_message_is_refused(api: Api) -> None:
+    found = prepare(api, {"model": "m", "messages": []})
+    assert isinstance(found, Refusal)
+    assert (found.param, found.status) == ("messages", 400)
