@@ -171,9 +171,9 @@ class NotRunning(EnvironmentFailure):
 
 
 class NodeRefused(EnvironmentFailure):
-    """The running node refuses what its owner asks for; its message says what to do."""
+    """The running node refuses what its owner asks for; its message says why."""
 
-    default_advice = ""
+    default_advice = "Correct the command and run it again. The lists: mesh-llm members, invite --list, models, ps."
 
 
 class DamagedState(EnvironmentFailure):
