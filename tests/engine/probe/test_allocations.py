@@ -11,7 +11,7 @@ from meshllm.core.snapshot import Purpose
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
-from meshllm.engine.processes.llama_server import ServerPlan, arguments
+from meshllm.engine.processes.llama_server import PROCESSOR_BATCH, ServerPlan, arguments
 from scripts.benchmarks.allocations import MIB, Allocated, measure
 from tests import engine_samples, engine_shapes
 
@@ -60,7 +60,9 @@ async def test_memory_need_equals_allocations_for_every_model_shape(
     engine: Engine, shapes: Path, tmp_path: Path, name: str, context: int, slots: int
 ) -> None:
     path = sample(shapes, name)
-    need = await bindings.memory_need(engine, path, context_size=context * slots, parallel=slots)
+    need = await bindings.memory_need(
+        engine, path, context_size=context * slots, parallel=slots, micro_batch=PROCESSOR_BATCH
+    )
     plan = ServerPlan("m", path, context, slots)
     # Of a file that is mapped, the log counts all between the first and the last byte in use: not what is in use.
     options = ("--load-mode", "none") if engine_shapes.SAMPLES[name].quantized else ()
@@ -71,9 +73,16 @@ async def test_memory_need_includes_outputs_of_draft_tokens(engine: Engine, shap
     path, context, slots = sample(shapes, "qwen3"), 2048, 4
     speculation = Speculation(DraftSource.NGRAMS)
     need = await bindings.memory_need(
-        engine, path, context_size=context * slots, parallel=slots, draft_tokens=speculation.max_draft_tokens
+        engine,
+        path,
+        context_size=context * slots,
+        parallel=slots,
+        micro_batch=PROCESSOR_BATCH,
+        draft_tokens=speculation.max_draft_tokens,
     )
-    plain = await bindings.memory_need(engine, path, context_size=context * slots, parallel=slots)
+    plain = await bindings.memory_need(
+        engine, path, context_size=context * slots, parallel=slots, micro_batch=PROCESSOR_BATCH
+    )
     assert need.compute > plain.compute
     plan = ServerPlan("m", path, context, slots, speculation=speculation)
     check(need, measure(arguments(engine.server, plan, tmp_path / "s.sock"), tmp_path))
@@ -91,7 +100,9 @@ async def test_memory_need_of_an_embedding_model(engine: Engine, tmp_path: Path)
 
 async def test_memory_need_predicts_resident_memory(engine: Engine, shapes: Path, tmp_path: Path) -> None:
     path, context, slots = sample(shapes, "qwen3"), 8192, 4
-    need = await bindings.memory_need(engine, path, context_size=context * slots, parallel=slots)
+    need = await bindings.memory_need(
+        engine, path, context_size=context * slots, parallel=slots, micro_batch=PROCESSOR_BATCH
+    )
     plan = ServerPlan("m", path, context, slots)
     real = measure(
         arguments(engine.server, plan, tmp_path / "s.sock"), tmp_path, tokens=1024, slots=slots, path="/completion"

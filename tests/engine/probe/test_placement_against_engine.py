@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.estimate import MICRO_BATCH
 from meshllm.core.memory.layer_placement import (
     AcceleratorBudget,
     FitVerdict,
@@ -22,7 +23,7 @@ from meshllm.core.memory.layer_placement import (
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
-from meshllm.engine.processes.llama_server import ServerPlan, arguments
+from meshllm.engine.processes.llama_server import PROCESSOR_BATCH, ServerPlan, arguments
 from meshllm.models.gguf.header import read_header
 from scripts.benchmarks.allocations import MIB, measure
 from scripts.benchmarks.children import Child, free_port
@@ -89,6 +90,7 @@ async def asked(
         devices=names(room, trial),
         split=[count for count in trial.layers if count],
         experts_aside=trial.experts_aside,
+        micro_batch=MICRO_BATCH if names(room, trial) else PROCESSOR_BATCH,
         rpc=workers,
     )
     by_device = told.by_device()
