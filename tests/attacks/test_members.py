@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import os
 import subprocess
@@ -71,8 +72,12 @@ class Mesh:
         return str(answer["invite"])
 
     def alive(self, name: str) -> set[str]:
-        """The names of living peers and clients in the status."""
-        mesh = self.ask(name, "/api/status")["mesh"] or {"peers": []}
+        """The names of living peers and clients in the status; none at a node whose invite was void: it has ended."""
+        try:
+            mesh = self.ask(name, "/api/status")["mesh"] or {"peers": []}
+        except (OSError, http.client.HTTPException):
+            assert self.running[name].process.wait(30) == 2
+            return set()
         return {peer["name"] for peer in mesh["peers"] if peer["status"] == "alive"}
 
     def members(self, name: str) -> dict[str, dict[str, Any]]:

@@ -80,6 +80,11 @@ def peer(status: Status, name: str) -> Any:
     return next((peer for peer in (status["mesh"] or {"peers": []})["peers"] if peer["name"] == name), None)
 
 
+def is_alive(found: Any) -> bool:
+    """Whether a peer is known and verified."""
+    return found is not None and found["status"] == "alive"
+
+
 def asked(node: Node, model: str) -> tuple[dict[str, str], Any]:
     """The headers and the message of one answer."""
     body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 3}
@@ -99,7 +104,7 @@ def test_member_without_the_right_to_serve_gets_no_request(here: Site) -> None:
 
     async def attack() -> list[bytes]:
         async with rogue(here, "use,work") as (_, read):
-            await asyncio.to_thread(asker.until, lambda status: peer(status, "rogue"), "the rogue's record")
+            await asyncio.to_thread(asker.until, lambda status: is_alive(peer(status, "rogue")), "the rogue's record")
             for _ in range(10):
                 answer = await asyncio.to_thread(asker.chat, MODEL)
                 assert answer.text.startswith("host")
