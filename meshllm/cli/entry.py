@@ -184,7 +184,7 @@ def serve(
         allowed_hosts=tuple(map(origin_host_args.host, allow_host or ())),
         require_key=require_key,
         only_from=tuple(map(origin_host_args.node_id_start, only_from or ())),
-        aliases=origin_host_args.aliases(alias or ()),
+        aliases=start.aliases(alias or []),
         context=ctx_size,
         max_memory=None if max_vram is None else int(max_vram * 1e9),
         devices=tuple(name.strip() for text in device or () for name in text.split(",") if name.strip()),

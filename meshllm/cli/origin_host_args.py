@@ -1,10 +1,9 @@
-"""Checks the values of `--allow-origin`, `--allow-host`, `--only-from` and `--alias`."""
+"""Checks the values of `--allow-origin`, `--allow-host` and `--only-from`."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import typer
@@ -12,7 +11,6 @@ import typer
 # A label of letters, digits and hyphens, or several with dots between (RFC 1123).
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.IGNORECASE)
 MAX_NAME = 253
-MAX_ALIAS = 512
 # 64 bits: keys whose ids begin alike can be made, but not so many digits.
 MIN_ID_DIGITS = 16
 _ID_START = re.compile(rf"[0-9a-f]{{{MIN_ID_DIGITS},64}}")
@@ -46,17 +44,3 @@ def node_id_start(text: str) -> str:
         f"{text!r} is not a node id. Give at least {MIN_ID_DIGITS} hexadecimal digits of it: mesh-llm status --json "
         "shows the ids. Names are chosen by the nodes themselves."
     )
-
-
-def aliases(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """(name, model) of each `NAME=MODEL`. Raises BadParameter."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, _, model = (part.strip() for part in text.partition("="))
-        if not name or not model or not text.isprintable() or len(text) > MAX_ALIAS:
-            raise typer.BadParameter(f"{text[:80]!r} is not an alias. Give it as NAME=MODEL, such as gpt-4o=Qwen3-8B.")
-        if found.setdefault(name, model) != model:
-            raise typer.BadParameter(
-                f"The alias {name} is given for {found[name]} and for {model}. Remove one of them."
-            )
-    return tuple(found.items())

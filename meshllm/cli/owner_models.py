@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from meshllm.cli.console_client import console_port
 from meshllm.cli.engines import Port, cells, engine_rows, state_text, status_of
+from meshllm.cli.start_command import absolute_file
 from meshllm.errors import EnvironmentFailure
 
 ModelName = Annotated[
@@ -31,7 +31,7 @@ def load(
     from meshllm.cli.members import call
 
     port = console_port(node_port)
-    begun = call(port, "POST", "/api/models/load", {"model": absolute(model)}, within=LOOK_UP_SECONDS)
+    begun = call(port, "POST", "/api/models/load", {"model": absolute_file(model)}, within=LOOK_UP_SECONDS)
     if begun["serves"]:
         typer.echo(f"{begun['model']} is served already.")
     elif no_wait:
@@ -48,14 +48,8 @@ def drop(model: ModelName, node_port: Port = None) -> None:
     from meshllm.cli.members import call
 
     port = console_port(node_port)
-    name = call(port, "POST", "/api/models/drop", {"model": absolute(model)}, within=LOOK_UP_SECONDS)["model"]
+    name = call(port, "POST", "/api/models/drop", {"model": absolute_file(model)}, within=LOOK_UP_SECONDS)["model"]
     typer.echo(f"{name} is dropped: answers in progress end, new requests go to other nodes.")
-
-
-def absolute(model: str) -> str:
-    """`model`, as an absolute path if it is a file here: the node has another working directory."""
-    path = Path(model).expanduser()
-    return str(path.absolute()) if path.is_file() else model
 
 
 def _has_failed(row: dict[str, Any]) -> bool:

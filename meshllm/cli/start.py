@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # As for the template in a model file.
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_ALIAS = 512
 
 
 def backends(texts: list[str]) -> tuple[Backend, ...]:
@@ -44,6 +45,22 @@ def backends(texts: list[str]) -> tuple[Backend, ...]:
             raise BadBackend(f"--backend {base} is given twice.", advice="Give each backend once.")
         found[base] = Backend(base, variable)
     return tuple(found.values())
+
+
+def aliases(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    """(name, model) of each `NAME=MODEL`. Raises BadParameter."""
+    import typer
+
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, model = (part.strip() for part in text.partition("="))
+        if not name or not model or not text.isprintable() or len(text) > MAX_ALIAS:
+            raise typer.BadParameter(f"{text[:80]!r} is not an alias. Give it as NAME=MODEL, such as gpt-4o=Qwen3-8B.")
+        if found.setdefault(name, model) != model:
+            raise typer.BadParameter(
+                f"The alias {name} is given for {found[name]} and for {model}. Remove one of them."
+            )
+    return tuple(found.items())
 
 
 def node_name(given: str) -> str:

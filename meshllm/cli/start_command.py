@@ -59,15 +59,15 @@ def _arguments(given: Sequence[str]) -> Iterator[str]:
             if not equals:
                 next(rest, None)
         elif option in FILES and equals:
-            yield f"{option}={_file(value)}"
+            yield f"{option}={absolute_file(value)}"
         elif option in FILES:
             yield option
-            yield from map(_file, islice(rest, 1))
+            yield from map(absolute_file, islice(rest, 1))
         else:
             yield argument
 
 
-def _file(value: str) -> str:
+def absolute_file(value: str) -> str:
     """An existing file by its absolute name; anything else is the name of a model."""
     try:
         return _absolute(value) if Path(value).expanduser().is_file() else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from meshllm.cli.origin_host_args import aliases, host, node_id_start, origin
+from meshllm.cli.origin_host_args import host, node_id_start, origin
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,3 @@ def test_node_ids_are_long_enough() -> None:
     for text in ("laptop", "ab" * 7, "ab" * 33, ""):
         with pytest.raises(typer.BadParameter, match="not a node id"):
             node_id_start(text)
-
-
-def test_aliases_are_pairs_of_names() -> None:
-    assert aliases(["gpt-4o=Qwen3-8B", " small = org/Model:Q4_K_M "]) == (
-        ("gpt-4o", "Qwen3-8B"),
-        ("small", "org/Model:Q4_K_M"),
-    )
-    for given in ("gpt-4o", "=x", "x=", "", "a=b\x1b[2J", "a=" + "b" * 600):
-        with pytest.raises(typer.BadParameter, match="is not an alias"):
-            aliases([given])
-    assert aliases(["a=b", "a=b"]) == (("a", "b"),)
-    with pytest.raises(typer.BadParameter, match="is given for b and for c"):
-        aliases(["a=b", "a=c"])

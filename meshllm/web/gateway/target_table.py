@@ -152,13 +152,19 @@ class TargetTable:
 
     def name_of(self, asked: str) -> str:
         """The name of the model that a caller means by `asked`; `asked` itself if no model is known by it."""
-        if asked in self._routes and asked not in self._aliases:
-            return asked
+        if asked not in self._aliases and self._is_exact(asked):
+            return asked  # nearly always; all names are collected for the others only
         if self._names is None:
             index = self.index
             known = (routes.models(self.snapshot, index), index.unverified, routes.wanted(self.snapshot, index))
             self._names = ModelNames(chain(*known), self._aliases)
         return self._names.find(asked)
+
+    def _is_exact(self, name: str) -> bool:
+        snapshot = self.snapshot
+        if name in self._routes or name in self.index.hosts or snapshot.model(name) is not None:
+            return True
+        return any(backend.healthy and name in backend.models for backend in snapshot.backends)
 
     def is_known(self, model: str) -> bool:
         """Whether `model` exists: names that callers make up must not become metric labels."""
