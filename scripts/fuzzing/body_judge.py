@@ -52,6 +52,14 @@ def kind_of_answer(path: str, answer: Answer, *, streams: bool) -> tuple[str, ..
     return (path, "200", *_features(path, value))
 
 
+def label_of(kind: tuple[str, ...]) -> str:
+    """Status and code of a kind of answer, for counts."""
+    if kind[1] != "200":
+        return f"{kind[1]} {kind[2]}"
+    error = "error" in kind[2:4] and kind[2] == "stream"
+    return f"200, then {kind[4]}" if error else "200"
+
+
 def _json(data: bytes | str) -> Any:
     try:
         return json.loads(data)
@@ -71,7 +79,11 @@ def _error(path: str, answer: Answer) -> tuple[str, ...]:
 
 def _words(error: Mapping[str, Any]) -> tuple[str, ...]:
     param = re.sub(r"\d+", "0", str(error.get("param")))
-    return str(error.get("code")), param[:_MAX_WORDS], _VARIABLE.sub("?", error["message"])[:_MAX_WORDS]
+    return (
+        str(error.get("code") or error.get("type")),
+        param[:_MAX_WORDS],
+        _VARIABLE.sub("?", error["message"])[:_MAX_WORDS],
+    )
 
 
 def _error_object(path: str, value: Any) -> dict[str, Any]:
