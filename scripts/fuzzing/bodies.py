@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -50,10 +51,14 @@ MAX_IN_ENGINE, MAX_PASSING = 3, 200
 # Kept inputs: one for each kind of answer, the shortest.
 MAX_KEPT = 500
 MAX_KEPT_BYTES = 1500
+# Bodies that are mutated again; a longer list makes each of them rare.
+MAX_KNOWN = 4000
 # A run with so many wrong answers ends.
 MAX_WRONG = 200
 MAX_TEXT = 40
 SAMPLE_SECONDS = 1.0
+# Growth of the daemon that is worth a line, in bytes.
+JUMP = 3 << 20
 SAY_EVERY = 25_000
 
 
@@ -116,6 +121,7 @@ class Run:
         self._end = self._began + seconds
         self._first = self._restarts()
         self._in_engine = 0
+        self._peak = 0
         # Made and not yet posted: those that the gateway refuses, and those for the engine.
         self._refused: deque[Case] = deque()
         self._passing: deque[Case] = deque(maxlen=MAX_PASSING)
@@ -123,14 +129,18 @@ class Run:
 
     def go(self, kept: Sequence[Case], fresh: bool = True) -> Report:
         """Post the kept cases, then new ones until the bounds are reached, unless not `fresh`."""
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # what was found by then is reported and kept
-            uvloop.run(self._go(kept, fresh))
+        uvloop.run(self._go(kept, fresh))
         report = self.report
         report.seconds = time.monotonic() - self._began
+        if not self._end:
+            return report
         report.restarts = self._restarts() - self._first
         if not self._engine.is_running() or engine_of(self._node).pid != self._engine.pid:
             report.restarts = max(1, report.restarts)
         return report
+
+    def _stop(self) -> None:
+        self._end = 0.0
 
     def _restarts(self) -> int:
         """Restarts of the engine, as the node counts them."""
@@ -144,6 +154,8 @@ class Run:
         waiting = [self._of_model(case) for case in kept]
         owner = Owner("fuzzing")
         self._sample()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what was found by then is reported and kept
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
         lanes = [owner.start(self._lane(bodies, waiting, fresh), f"lane {number}") for number in range(CONNECTIONS)]
         watch = owner.start(self._watch(), "memory")
         try:
@@ -159,7 +171,7 @@ class Run:
 
     async def _lane(self, bodies: Bodies, waiting: list[Case], fresh: bool) -> None:
         client = BodyClient(self._node.base_url)
-        while waiting or (fresh and self._goes_on()):
+        while (waiting and self._end) or (fresh and self._goes_on()):
             if waiting:
                 case = waiting.pop()
                 passes = self._passes(case)
@@ -201,16 +213,19 @@ class Run:
             report.took(time.monotonic() - began, case)
             kind = kind_of_answer(case.path, answer, streams=_streams(case.data))
         except Wrong as wrong:
+            if not self._end:  # a stop from the terminal stops the node as well
+                report.requests -= 1
+                return
             report.codes["wrong"] += 1
             if report.failed(case, str(wrong)) and self._say is not None:
-                self._say(f"WRONG {case.path}: {wrong}\n  {case.data[:1500]!r}")
+                self._say(f"WRONG {case.path}: {wrong}\n  {case.data[:4000]!r}")
             return
         report.codes[label_of(kind)] += 1
         report.apis[case.path] += 1
         known = report.kinds.get(kind)
         if known is None or len(case.data) < len(known.data):
             report.kinds[kind] = case
-            if known is None and len(case.data) <= MAX_KEPT_BYTES:
+            if known is None and len(case.data) <= MAX_KEPT_BYTES and len(bodies.known) < MAX_KNOWN:
                 bodies.known.append(case)
 
     def _sample(self) -> None:
@@ -218,6 +233,12 @@ class Run:
         with contextlib.suppress(psutil.Error):
             used = self._daemon.memory_info().rss, self._engine.memory_info().rss
             self.report.memory.append(Memory(self.report.requests, *used))
+            if used[0] > self._peak + JUMP:  # shows the bodies that cost memory
+                if self._peak and self._say is not None:
+                    self._say(
+                        f"the daemon grew by {used[0] - self._peak >> 20} MB before request {self.report.requests}"
+                    )
+                self._peak = used[0]
 
     async def _watch(self) -> None:
         said = -1

@@ -106,6 +106,18 @@ def keep_bounds(draft: Draft) -> None:
             rule(draft, field, value)
 
 
+def wants_no_tokens(draft: Draft) -> bool:
+    """Whether a request wants its prompt read and no token written (0), in an API that defines that.
+
+    The engine writes one token at least: it is asked for that, and the answer must be cut. To be called before
+    `keep_bounds`, which refuses a 0.
+    """
+    asked = [field for field in _LENGTHS if type(draft.get(field)) in (int, float) and draft.get(field) == 0]
+    for field in asked:
+        draft.set(field, 1)
+    return bool(asked)
+
+
 def choices_of(draft: Draft) -> int:
     """How many choices a request wants, in `n` or in the engine's own field, which then becomes `n`."""
     count = draft.get("n") or draft.get("n_cmpl") or 1
@@ -135,11 +147,15 @@ def _range_text(least: float, most: float) -> str:
 
 
 def _integer(draft: Draft, field: str, value: object) -> None:
-    if type(value) is int and 0 <= value <= MAX_TOP_LOGPROBS:
+    if type(value) is int and 0 < value <= MAX_TOP_LOGPROBS:
         return  # within the bounds of all of them
     number = int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
     if isinstance(number, bool) or not isinstance(number, int):
         raise invalid(field, f"'{field}' must be a whole number.")
+    if number == 0 and field in _LENGTHS:
+        if draft.get(field) == 0:
+            raise invalid(field, f"'{field}' is 0; it must be 1 or more.")
+        return
     most = MAX_TOKENS
     if field in _WINDOWS:
         number, most = MAX_WINDOW if number == -1 else number, MAX_WINDOW
