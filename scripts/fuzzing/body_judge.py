@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from meshllm.wire.api.engine_faults import INVALID_OUTPUT
 from scripts.fuzzing import body_grammar as paths
 
 _STREAMS = frozenset((paths.CHAT, paths.COMPLETIONS, paths.RESPONSES, paths.MESSAGES))
@@ -72,7 +73,9 @@ def _error(path: str, answer: Answer) -> tuple[str, ...]:
         raise Wrong(f"status {answer.status} without Retry-After")
     value = _json(answer.body)
     error = _error_object(path, value)
-    if not 400 <= answer.status < 500 and answer.status not in _BUSY:
+    # A model that writes calls which cannot be read is no fault of the node.
+    known = answer.status in _BUSY or (answer.status, error.get("code")) == (502, INVALID_OUTPUT)
+    if not 400 <= answer.status < 500 and not known:
         raise Wrong(f"status {answer.status}: {error['message']}")
     return (path, str(answer.status), *_words(error))
 

@@ -31,6 +31,30 @@ def kept(api: Api, field: str, value: Any) -> Any:
     return (found.body or given).get(field)
 
 
+LENGTHS = {
+    Api.CHAT: ("max_tokens", "max_completion_tokens", "n_predict"),
+    Api.COMPLETIONS: ("max_tokens", "n_predict"),
+    Api.RESPONSES: ("max_output_tokens",),
+    Api.MESSAGES: ("max_tokens",),
+}
+DEFINE_NONE = (Api.COMPLETIONS, Api.MESSAGES)
+
+
+@pytest.mark.parametrize(("api", "field"), [(api, field) for api, fields in LENGTHS.items() for field in fields])
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_no_tokens_are_refused_or_kept_where_an_api_defines_them(api: Api, field: str, zero: float) -> None:
+    """The engine writes one token at least."""
+    given = {"model": "m", **ASKED[api], field: zero}
+    found = prepare(api, given)
+    if api in DEFINE_NONE:
+        assert isinstance(found, Prepared)
+        assert found.body is not None
+        assert (found.body[field], found.translator is not None) == (1, True)
+    else:
+        assert isinstance(found, Refusal)
+        assert (found.param, "1 or more" in found.message) == (field, True)
+
+
 @APIS
 @pytest.mark.parametrize(
     ("field", "value", "wanted"),
