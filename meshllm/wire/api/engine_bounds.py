@@ -219,8 +219,37 @@ def _samplers(_draft: Draft, field: str, value: object) -> None:
     if isinstance(value, str):
         if len(value) > MAX_SAMPLERS:
             raise invalid(field, f"'{field}' has {len(value)} entries; at most {MAX_SAMPLERS} are accepted.")
-        return
-    _words(field, value, MAX_SAMPLERS, MAX_BREAKER_LENGTH)
+        names = list(value)
+    else:
+        names = _words(field, value, MAX_SAMPLERS, MAX_BREAKER_LENGTH)
+    known = _SAMPLER_LETTERS if isinstance(value, str) else _SAMPLER_NAMES
+    for name in names:
+        if name in ("i", "infill"):
+            # It compares all pairs of tokens: one request would stop the engine for minutes.
+            raise unsupported(field, f"'{field}' has 'infill', which is not supported here.")
+        if name not in known:  # the engine would leave it out
+            raise invalid(field, f"'{field}' has {name!r}; known are {', '.join(_SAMPLERS.values())}.")
+    if len(set(names)) < len(names):
+        raise invalid(field, f"'{field}' must have each sampler once.")
+
+
+# By the engine's letter for each.
+_SAMPLERS = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+    "a": "adaptive_p",
+}
+_SAMPLER_LETTERS = frozenset(_SAMPLERS)
+_SAMPLER_NAMES = frozenset(
+    ("nucleus", "temp", "typ", *(name.replace("_", mark) for name in _SAMPLERS.values() for mark in ("_", "-", "")))
+)
 
 
 def _response_fields(_draft: Draft, field: str, value: object) -> None:

@@ -31,6 +31,21 @@ def kept(api: Api, field: str, value: Any) -> Any:
     return (found.body or given).get(field)
 
 
+@APIS
+@pytest.mark.parametrize("value", ["kt", "edskypmxta", ["top_k", "temperature"], ["top-k", "temp", "minp"], "", []])
+def test_known_samplers_are_kept(api: Api, value: Any) -> None:
+    assert kept(api, "samplers", value) == value
+
+
+@APIS
+@pytest.mark.parametrize("value", ["i", "kit", ["infill"], ["top_k", "infill"], "q", ["x"], "kk", ["dry", "dry"], [1]])
+def test_samplers_that_stop_the_engine_or_are_left_out_by_it_are_refused(api: Api, value: Any) -> None:
+    """`infill` compares all pairs of tokens: minutes for one token of a vocabulary of 49,000."""
+    found = kept(api, "samplers", value)
+    assert isinstance(found, Refusal)
+    assert found.param == "samplers"
+
+
 LENGTHS = {
     Api.CHAT: ("max_tokens", "max_completion_tokens", "n_predict"),
     Api.COMPLETIONS: ("max_tokens", "n_predict"),
