@@ -37,6 +37,21 @@ export interface BannedStatus {
   reason: string
 }
 
+// A model of the catalogue. `fit`: by a forecast for the memory that is free now, with `context_length` tokens, on
+// so many `machines` like this one. `percent`: of its files, if they are here in part.
+export interface CatalogModelFacts {
+  name: string
+  size: number
+  purpose: Purpose
+  vision: boolean
+  license: string
+  fit: FitOutlook
+  context_length: number
+  machines: number
+  on_disk: boolean
+  percent: number
+}
+
 // A model file that is hashed before it is offered to other nodes.
 export interface CheckStatus {
   file: string
@@ -79,10 +94,17 @@ export interface DeviceStatus {
   used: boolean
 }
 
-// `name` as `mesh-llm download` takes it; `folder`: the caller's model folder, which must be the node's.
+// A complete model on the node's disk; `size` of its files in bytes.
+export interface DiskModelFacts {
+  name: string
+  size: number
+}
+
+// `name` as `mesh-llm download` takes it; `folder`: the caller's model folder, which must be the node's (empty: the
+// caller has none).
 export interface DownloadRequest {
   name: string
-  folder: string
+  folder?: string
   draft?: boolean
 }
 
@@ -144,6 +166,9 @@ export interface FileStatus {
   context_length: number
   digest: string
 }
+
+export const FIT_OUTLOOKS = ['fits', 'less-context', 'split', 'too-big'] as const
+export type FitOutlook = (typeof FIT_OUTLOOKS)[number]
 
 // Predicted time per token of one plan. `nodes`: the host first.
 export interface ForecastStatus {
@@ -209,6 +234,12 @@ export interface KeyAnswer {
 
 export const LEASE_PHASES = ['asked', 'preparing', 'ready', 'committed', 'ended'] as const
 export type LeasePhase = (typeof LEASE_PHASES)[number]
+
+// The models that the owner can load (`disk`) and download (`catalog`).
+export interface LibraryAnswer {
+  disk: DiskModelFacts[]
+  catalog: CatalogModelFacts[]
+}
 
 // The model is being loaded, or is served already (`serves`). `snapshot`: of the status before.
 export interface LoadAnswer {

@@ -205,7 +205,7 @@ class App:
             settings.chat_template,
             self._drains.drained,
         )
-        models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot)
+        models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
