@@ -347,7 +347,7 @@ export interface ModelStatus {
   idle_seconds: number | null
 }
 
-export const NEXT_ACTS = ['takes', 'follows', 'loads', 'moves', 'last host', 'stays', 'serves', 'works', 'free', 'idle', 'leaves'] as const
+export const NEXT_ACTS = ['takes', 'follows', 'loads', 'moves', 'last host', 'stays', 'serves', 'asks', 'works', 'free', 'idle', 'leaves'] as const
 export type NextAct = (typeof NEXT_ACTS)[number]
 
 // This node has a new key, and starts again as `node`.

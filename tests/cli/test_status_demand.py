@@ -73,7 +73,7 @@ def test_status_says_what_each_node_does_next() -> None:
     found = told()
     plans = [(plan["name"], plan["act"], plan["text"]) for plan in found["mesh"]["plans"]]
     assert plans == [
-        ("n0", "serves", "keeps [absent]: its owner asked for it"),
+        ("n0", "asks", "was started with [absent], and does not serve it yet"),
         ("n1", "serves", "keeps served: its owner asked for it"),
     ]
     assert found["mesh"]["plans"][0]["node"] == found["mesh"]["node"]
@@ -117,7 +117,7 @@ def test_status_command_shows_the_demand(monkeypatch: pytest.MonkeyPatch, capsys
     assert ["served", "260", "2", "nodes", "1", "node", "1"] in lines
     assert ["[absent]", "2", "2", "nodes", "1", "node", "none"] in lines
     assert f"[absent]: {NO_FILE}" in out
-    assert "next: this node keeps [absent]: its owner asked for it" in out
+    assert "next: this node was started with [absent], and does not serve it yet" in out
 
 
 def test_status_command_cuts_no_name_in_a_terminal_of_80_columns(

@@ -33,6 +33,7 @@ class NextAct(Enum):
     LAST_HOST = "last host"
     STAYS = "stays"
     SERVES = "serves"
+    ASKS = "asks"
     WORKS = "works"
     FREE = "free"
     IDLE = "idle"
@@ -179,8 +180,10 @@ def _next_act(view: PlacementView, record: NodeRecord, own: NodeId, situation: O
     if taken:
         last = view.score(taken).score > 0.0 and all(host.node == node for host, _ in view.hosts[taken])
         return NodeOutlook(node, NextAct.LAST_HOST if last else NextAct.STAYS, taken)
-    if record.serves or record.wants:
-        return NodeOutlook(node, NextAct.SERVES, record.serves[0].name if record.serves else record.wants[0])
+    if record.serves:
+        return NodeOutlook(node, NextAct.SERVES, record.serves[0].name)
+    if record.wants:
+        return NodeOutlook(node, NextAct.ASKS, record.wants[0])
     if node == own and situation.works_on:
         return NodeOutlook(node, NextAct.WORKS, situation.works_on)
     return NodeOutlook(node, NextAct.IDLE if record.idle else NextAct.FREE)

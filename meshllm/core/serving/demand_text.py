@@ -35,6 +35,8 @@ def node_text(step: NodeOutlook, view: DemandOutlook) -> str:
             return f"stays with {model}"
         case NextAct.SERVES:
             return f"keeps {model}: its owner asked for it"
+        case NextAct.ASKS:
+            return f"was started with {model}, and does not serve it yet"
         case NextAct.WORKS:
             return f"computes layers of {model} for another node"
         case NextAct.FREE:
