@@ -83,7 +83,7 @@ def show(port: int | None, *, as_json: bool) -> None:
     if not (status["models"] or status["backends"] or status["worker_lease"]) and (
         status["mesh"] is None or status["mesh"]["role"] != "client"
     ):
-        console.print("No model is served. Start the node with --model NAME to serve one.")
+        console.print("No model is served. Serve one: mesh-llm load NAME", highlight=False)
     if status["mesh"] is None:
         _print_plain(console, f"Running without a mesh: {status['mesh_reason']}")
         for line in outlook:
@@ -339,7 +339,9 @@ def _model_table(status: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("model", "state", "slots", "context", NOW_OF_MOST, "restarts", "requests"):
+    # Restarts are rare, and columns of a narrow terminal, too.
+    restarts = ["restarts"] if any(model["restarts"] for model in status["models"]) else []
+    for heading in ("model", "state", "slots", "context", NOW_OF_MOST, *restarts, "requests"):
         left = heading in ("model", "state", "requests")
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading != "model")
     loads = {load["target"]: load for load in status["load"] if load["kind"] == "engine"}
@@ -355,7 +357,7 @@ def _model_table(status: dict[str, Any]) -> Table:
             str(engine["slots"]) if engine else "",
             str(engine["context_length"]) if engine else "",
             _memory(engine["memory_used"], engine["memory"]) if engine else "",
-            str(model["restarts"]),
+            *[str(model["restarts"]) for _ in restarts],
             _requests(load["active"], load["waiting"]) if load else "",
         )
     return table

@@ -350,6 +350,9 @@ class App:
             self._show_invite()
 
     def _show_invite(self) -> None:
+        if not self._viewer.shows_secrets:
+            self._show(lambda viewer: viewer.invite_hint())
+            return
         try:
             token = self._joined().invite_here(InviteWish()).text
         except MeshError as error:

@@ -22,7 +22,7 @@ export function Split({ split }: { split: SplitStatus }): JSX.Element {
       {split.reason !== '' && <p>{split.reason}</p>}
       {(split.forecast !== null || split.measured !== null) && <p>{forecastText(split)}</p>}
       {split.deviation !== '' && <p>{sentence(split.deviation)}</p>}
-      {split.considered.length > 1 && (
+      {shares.length > 0 && split.considered.length > 1 && (
         <details>
           <summary>Plans that were compared</summary>
           <ul>
