@@ -363,7 +363,9 @@ class StartPlanner:
         return tuple(accelerator.name for accelerator, layers in pairs if layers)
 
     def _wish(self, model: LocalModel, sizes: tuple[ContextSize, ...]) -> WantedSize:
-        return WantedSize(sizes[0], model.context_length, asked=self._context is not None)
+        machine = self.left()
+        capped = self._cap is not None and room(machine) != room(replace(machine, cap=None))
+        return WantedSize(sizes[0], model.context_length, asked=self._context is not None, capped=capped)
 
 
 @dataclass(frozen=True, slots=True)
