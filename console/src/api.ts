@@ -286,7 +286,7 @@ export interface ModelRequest {
 
 // A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
 // been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
-// processes one.
+// processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not.
 export interface ModelStatus {
   name: string
   purpose: Purpose | null
@@ -300,6 +300,7 @@ export interface ModelStatus {
   input_modalities: Modality[] | null
   loaded: boolean
   idle_seconds: number | null
+  unload_seconds: number | null
 }
 
 // This node has a new key, and starts again as `node`.

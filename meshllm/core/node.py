@@ -228,6 +228,7 @@ class NodeCore:
             self._mesh.view() if self._mesh is not None else None,
             tuple(self._requested),
             self._splitting.worker_lease if self._splitting is not None else None,
+            self._local.idle_unload,
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
