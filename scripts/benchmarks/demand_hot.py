@@ -15,10 +15,10 @@ from .demand_nodes import MODEL, TIMEOUT_S, Part, environment, folder_with_model
 from .mesh_nodes import Node, Nodes
 
 STREAMS = 16
-TOKENS = 48
+TOKENS = 24
 FALL = 1 / 3
 # One thread for each engine: the two cores of this machine play two machines.
-COMMON = ("--ctx-size", "1024", "--threads", "1", "--no-speculation")
+COMMON = ("--threads", "1")
 NOTE = (
     "hot: both engines share this machine's processor, so speed says nothing: queue time is from the request to the "
     "first token, less that time on the idle host"
@@ -29,7 +29,7 @@ def hot(nodes: Nodes, *, quick: bool) -> Part:
     """p95 of the queue time of 16 concurrent streams, before and after a standby took the model as well."""
     folder, seconds = folder_with_model(nodes.scratch), 20.0 if quick else 60.0
     report.progress("hot: one host")
-    host = nodes.start("host", "--model", MODEL, *COMMON, env=environment(folder))
+    host = nodes.start("host", "--model", MODEL, "--ctx-size", "1024", *COMMON, env=environment(folder))
     wait_until_loaded(host, MODEL)
     idle = median(_first(ask(host.port, MODEL, stream=True, tokens=1, prompt=f"Question {n}.")) for n in range(5))
     with _streams(host) as answers:
