@@ -121,6 +121,7 @@ class Run:
         self._end = self._began + seconds
         self._first = self._restarts()
         self._in_engine = 0
+        self._waiting: list[Case] = []
         self._peak = 0
         # Made and not yet posted: those that the gateway refuses, and those for the engine.
         self._refused: deque[Case] = deque()
@@ -139,6 +140,11 @@ class Run:
             report.restarts = max(1, report.restarts)
         return report
 
+    @property
+    def posted_kept(self) -> bool:
+        """Whether all kept cases have been posted."""
+        return not self._waiting
+
     def _stop(self) -> None:
         self._end = 0.0
 
@@ -151,7 +157,7 @@ class Run:
 
     async def _go(self, kept: Sequence[Case], fresh: bool) -> None:
         bodies = Bodies(self._rng, self._node.model, [*recorded(), *kept])
-        waiting = [self._of_model(case) for case in kept]
+        waiting = self._waiting = [self._of_model(case) for case in kept]
         owner = Owner("fuzzing")
         self._sample()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what was found by then is reported and kept
@@ -332,7 +338,8 @@ def run(options: argparse.Namespace) -> int:
             )
             report = fuzzing.go(read_kept())
         save(totals, name, report, seed=seed)
-        count = keep(report, node.model)
+        # A run that was stopped before it had posted the kept inputs keeps those.
+        count = keep(report, node.model) if fuzzing.posted_kept else "the earlier"
     for line in (
         f"seed {seed}",
         *lines(report),
