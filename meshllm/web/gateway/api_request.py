@@ -95,20 +95,31 @@ class ApiRequest:
     salt: str = ""
     _prepared: Prepared | None = None
     _prepared_body: bytes = b""
+    _prepared_for: TemplateTraits = ANY_TEMPLATE
 
-    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
-        """Prepare the request for an engine of this node; the reason if it cannot keep what the caller asks for."""
-        if self._prepared is not None:
+    def refusal(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
+        """Why an engine of this node, with such a chat template, cannot keep what the caller asks for.
+
+        Nothing is encoded: a request that waits for a slot takes no more memory than its body.
+        """
+        if self._prepared is not None and self._prepared_for == traits:
             return None
+        self._prepared, self._prepared_body = None, b""
         prepared = prepare(self.api, self.request, traits)
         if isinstance(prepared, Refusal):
             return prepared
-        if prepared.body is not None:
+        self._prepared, self._prepared_for = prepared, traits
+        return None
+
+    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
+        """Prepare the request for an engine of this node; the reason if it cannot keep what the caller asks for."""
+        if (refusal := self.refusal(traits)) is not None:
+            return refusal
+        if not self._prepared_body and self._prepared is not None and self._prepared.body is not None:
             try:
-                self._prepared_body = _encode(prepared.body)
+                self._prepared_body = _encode(self._prepared.body)
             except (ValueError, RecursionError):
                 return Refusal(None, "The body is nested too deeply.", "too_large")
-        self._prepared = prepared
         return None
 
     def rename(self, model: str) -> None:

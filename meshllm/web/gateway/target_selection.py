@@ -140,6 +140,11 @@ class TargetSelection:
                 return queue
         if queued is not None and queued in usable:
             return Waits(FOR_A_SLOT, queued)
+        if len(usable) == 1 and usable[0].target.kind is TargetKind.ENGINE:
+            # Now, because it does not depend on a slot: a busy engine must not delay it, nor a full queue hide it.
+            refusal = self._request.refusal(usable[0].offer.template)
+            if refusal is not None:
+                raise RequestFailed.by(refusal)
         for queue in ordered:
             # A peer may be busy with requests of other nodes: then our request waits in its queue, not in ours.
             if queue.take(cost, rank):
