@@ -104,6 +104,7 @@ export function model(
     input_modalities: null,
     loaded: phase === 'serving',
     idle_seconds: null,
+    unload_seconds: null,
     ...more,
   }
 }

@@ -245,6 +245,7 @@ class NodeCore:
             tuple(self._requested),
             self._splitting.worker_lease if self._splitting is not None else None,
             tuple(self._dropped.items()),
+            self._local.idle_unload,
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)

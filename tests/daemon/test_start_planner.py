@@ -311,6 +311,28 @@ async def test_plan_counts_the_engines_that_run(machine: Machine, tmp_path: Path
     assert planner.free_memory() == 6 * GB - first.planned.host
 
 
+async def test_plan_counts_the_lease_that_this_node_works_for(machine: Machine, tmp_path: Path) -> None:
+    local, planner = model(tmp_path / "m.gguf"), StartPlanner(cap=6 * GB)
+    share = WorkerShare(NodeId(b"w" * 32), 1, 2, int(1.2 * GB))
+    planner.ledger.reserve((b"s" * 16, 1), planner.worker_memory(share, planner.worker_devices(share)))
+    found = await planner.plan(ENGINE, local, usage(local.header))
+    assert found.memory <= 4.8 * GB
+    planner.ledger.reserve("m", found.planned)
+    assert planner.free_memory() == 4.8 * GB - found.planned.host
+    assert planner.free_memory(0) == 6 * GB - found.planned.host, "for the next lease"
+
+
+async def test_prompt_cache_counts_against_the_cap(machine: Machine, tmp_path: Path) -> None:
+    local, planner = model(tmp_path / "m.gguf"), StartPlanner(context=1000, cap=8 * GB)
+    found = await planner.plan(ENGINE, local, usage(local.header))
+    cache = dict(found.memory_parts)["prompt cache"]
+    assert cache > 0.2 * GB
+    assert found.planned.host == found.memory
+    planner.ledger.reserve("m", found.planned)
+    assert planner.free_memory() == 8 * GB - found.memory
+    assert found.memory <= 8 * GB
+
+
 async def test_planned_memory_says_where_it_is(machine: Machine, tmp_path: Path) -> None:
     machine.devices = (PROCESSOR, gpu("CUDA0", 24), gpu("CUDA1", 48))
     local = model(tmp_path / "m.gguf")

@@ -14,7 +14,7 @@ from meshllm.core.memory.devices import MachineMemory, offer
 from meshllm.core.memory.speculation import DraftCounts, DraftSource, Speculation
 from meshllm.core.records import NodeId
 from meshllm.core.routing.routes import TargetKind
-from meshllm.core.serving import next_step
+from meshllm.core.serving import next_step, unloading
 from meshllm.core.serving.demand_outlook import DemandOutlook
 from meshllm.core.snapshot import (
     BackendState,
@@ -131,7 +131,7 @@ class FileStatus(StatusModel):
 class ModelStatus(StatusModel):
     """A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
     been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
-    processes one."""
+    processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not."""
 
     name: str
     purpose: Purpose | None
@@ -145,6 +145,7 @@ class ModelStatus(StatusModel):
     input_modalities: list[Modality] | None = None
     loaded: bool = False
     idle_seconds: float | None = None
+    unload_seconds: float | None = None
 
 
 class BackendStatus(StatusModel):
@@ -373,6 +374,7 @@ def _engine(engine: EngineState) -> EngineStatus:
 
 def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: float) -> ModelStatus:
     facts = model.facts
+    unload_at = unloading.idle_deadline(model, snapshot.idle_unload)
     serving_seconds = 0.0 if model.serving_since is None else round(now - model.serving_since, 3)
     return ModelStatus(
         name=model.name,
@@ -389,6 +391,7 @@ def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: floa
         input_modalities=None if facts is None else input_modalities(facts.vision),
         loaded=model.server is ServerPhase.SERVING and model.server_facts is not None,
         idle_seconds=None if model.idle_since is None else round(max(0.0, now - model.idle_since), 1),
+        unload_seconds=None if unload_at is None else round(max(0.0, unload_at - now), 1),
     )
 
 

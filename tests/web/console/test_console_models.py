@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import aiohttp
@@ -10,11 +11,11 @@ import pytest
 from web_rig import OWNER, TOKEN
 
 from meshllm.core.memory.fit_preview import FitOutlook
-from meshllm.core.snapshot import Purpose
+from meshllm.core.snapshot import ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.errors import UnknownModel
 from meshllm.web.console.model_acts import CatalogModel, DiskModel, LoadBegun, ModelLibrary
 from meshllm.web.console.server import Console
-from meshllm.web.console.status import NodeStatus
+from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
 
 
@@ -104,3 +105,19 @@ async def test_others_load_and_drop_nothing(url: str, models: FakeModels, act: s
         (403, "origin_not_allowed"),
     ]
     assert models.asked == []
+
+
+def test_status_says_when_an_idle_model_is_unloaded() -> None:
+    idle = ModelState("m", server=ServerPhase.SERVING, idle_since=50.0)
+
+    def of(model: ModelState, idle_unload: float | None, now: float) -> tuple[float | None, float | None]:
+        snapshot = Snapshot(models=(model,), idle_unload=idle_unload)
+        inputs = StatusInputs(snapshot=snapshot, name="n", version="1", pid=1, api="a", console="c", started=0.0)
+        found = node_status(inputs, now).models[0]
+        return found.idle_seconds, found.unload_seconds
+
+    assert of(idle, 60.0, 70.0) == (20.0, 40.0)
+    assert of(idle, 60.0, 120.0) == (70.0, 0.0), "it is about to be unloaded"
+    assert of(idle, None, 70.0) == (20.0, None)
+    assert of(replace(idle, idle_since=None), 60.0, 70.0) == (None, None), "it processes a request"
+    assert of(replace(idle, server=ServerPhase.STOPPING), 60.0, 70.0) == (20.0, None)
