@@ -368,8 +368,31 @@ class LocalModels:
                 not_before=None,
                 reason=split.reason if split is not None else "",
             )
-            if running:
+            if running or name in self._draining:
                 todo.append(c.StopServer(name, model.generation, at_once=True))
+        return todo
+
+    def members_leaving(self) -> list[c.Command]:
+        """Workers are about to stop: end the engine processes that use them when their answers have ended. New requests
+        wait for the next plan, which is made without these workers."""
+        todo: list[c.Command] = []
+        for name, model in self.models.items():
+            split = self._splitting.state(name) if self._splitting is not None else None
+            if split is None or not split.leaving or model.server not in (ServerPhase.STARTING, ServerPhase.SERVING):
+                continue
+            self.models[name] = replace(
+                model,
+                server=move(SERVER_TRANSITIONS, model.server, ServerPhase.STOPPING),
+                server_facts=None,
+                serving_since=None,
+                idle_since=None,
+                split=split,
+                failures=0,
+                not_before=None,
+                reason=f"worker {', '.join(split.leaving)} stops",
+            )
+            self._draining.add(name)
+            todo.append(c.StopServer(name, model.generation, drain=True))
         return todo
 
     # -- the engine and the files
