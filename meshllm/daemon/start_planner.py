@@ -370,7 +370,9 @@ class StartPlanner:
         return _planned_here(share, dict(zip(devices, layers, strict=False)))
 
     def _wish(self, model: LocalModel, sizes: tuple[ContextSize, ...]) -> WantedSize:
-        return WantedSize(sizes[0], model.context_length, asked=self._context is not None)
+        machine = self.left()
+        capped = self._cap is not None and room(machine) != room(replace(machine, cap=None))
+        return WantedSize(sizes[0], model.context_length, asked=self._context is not None, capped=capped)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,11 @@ async def test_plan_logs_what_is_reduced(machine: Machine, tmp_path: Path, caplo
     assert "2 of 4 parallel requests to save memory" in caplog.text
     assert fit.prompt_cache_mib < 100
     caplog.clear()
+    machine.available = 20 * GB
+    fit = await StartPlanner(cap=int(4.65 * 0.9 * GB)).plan(ENGINE, local, usage(local.header))
+    assert "parallel requests to stay within --max-vram" in fit.placement_text
+    assert "parallel requests to stay within --max-vram" in caplog.text
+    caplog.clear()
     machine.available = 3 * GB
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert "from the disk again and again" in caplog.text

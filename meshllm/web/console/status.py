@@ -15,6 +15,7 @@ from meshllm.core.memory.speculation import DraftCounts, DraftSource, Speculatio
 from meshllm.core.records import NodeId
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.serving import next_step, unloading
+from meshllm.core.serving.demand_outlook import DemandOutlook
 from meshllm.core.snapshot import (
     BackendState,
     EnginePhase,
@@ -217,6 +218,13 @@ class StartStatus(StatusModel):
     elsewhere: str
 
 
+class DroppedStatus(StatusModel):
+    """A model that the owner dropped here: for so many seconds the mesh's request does not bring it back."""
+
+    model: str
+    seconds: float
+
+
 class NodeStatus(StatusModel):
     """The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
     `notices`: what the owner should know or do.
@@ -247,6 +255,7 @@ class NodeStatus(StatusModel):
     lan_urls: tuple[str, ...] = ()
     start: StartStatus | None = None
     read_only: bool = False
+    dropped: list[DroppedStatus] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +276,8 @@ class StatusInputs:
     """Everything a status is made of. `started` and the snapshot's times are on the same monotonic clock.
 
     `transports` maps peers to the transport of their requests ("lane", "quic" or empty), `drafts` maps models to counts
-    of draft tokens, `traffic` returns the bytes that the tunnels of a lease have carried.
+    of draft tokens, `traffic` returns the bytes that the tunnels of a lease have carried, `outlook` is what is to come
+    for the mesh's demand.
     """
 
     snapshot: Snapshot
@@ -288,6 +298,7 @@ class StatusInputs:
     sandbox: SandboxStatus | None = None
     lan_urls: Sequence[str] = ()
     start: StartStatus | None = None
+    outlook: DemandOutlook | None = None
 
 
 def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
@@ -307,7 +318,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         models=models,
         backends=[_backend(backend) for backend in snapshot.backends],
         load=_loads(snapshot, inputs.loads),
-        mesh=None if mesh is None else mesh_status(mesh, inputs.transports, snapshot.wants, now),
+        mesh=None if mesh is None else mesh_status(mesh, inputs.transports, snapshot.wants, inputs.outlook, now),
         mesh_reason=inputs.mesh_reason,
         notices=tuple(inputs.notices),
         sharing=inputs.sharing,
@@ -317,6 +328,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         worker_lease=split_status.worker_lease(snapshot),
         lan_urls=tuple(inputs.lan_urls),
         start=inputs.start,
+        dropped=[DroppedStatus(model=model, seconds=round(max(0.0, until - now))) for model, until in snapshot.dropped],
     )
 
 

@@ -10,9 +10,10 @@ import aiohttp
 import pytest
 from web_rig import OWNER, TOKEN
 
-from meshllm.core.snapshot import ModelState, ServerPhase, Snapshot
+from meshllm.core.memory.fit_preview import FitOutlook
+from meshllm.core.snapshot import ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.errors import UnknownModel
-from meshllm.web.console.model_acts import LoadBegun
+from meshllm.web.console.model_acts import CatalogModel, DiskModel, LoadBegun, ModelLibrary
 from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
@@ -35,6 +36,12 @@ class FakeModels:
         if text == "none":
             raise UnknownModel("This node does not serve none.", advice="Models here: a.")
         return "Model"
+
+    async def library(self) -> ModelLibrary:
+        """One model of each kind."""
+        self.asked.append("library")
+        large = CatalogModel("large", 9, Purpose.GENERATE, True, "mit", FitOutlook.SPLIT, 4096, 3, False, 12)
+        return ModelLibrary((DiskModel("a", 5),), (large,))
 
 
 @pytest.fixture
@@ -77,7 +84,15 @@ async def test_body_without_a_model_is_refused(url: str, models: FakeModels, act
     assert models.asked == []
 
 
-@pytest.mark.parametrize("act", ["load", "drop"])
+async def test_owner_lists_the_models_to_load_and_to_download(url: str) -> None:
+    status, found = await post(url + "library", None, OWNER)
+    assert (status, found["disk"]) == (200, [{"name": "a", "size": 5}])
+    (large,) = found["catalog"]
+    assert (large["name"], large["purpose"], large["fit"], large["machines"]) == ("large", "generate", "split", 3)
+    assert (large["on_disk"], large["percent"], large["vision"]) == (False, 12, True)
+
+
+@pytest.mark.parametrize("act", ["load", "drop", "library"])
 @pytest.mark.parametrize(
     "headers",
     [{}, {"x-mesh-llm-token": "wrong"}, {**OWNER, "origin": "http://evil.example"}, {**OWNER, "cookie": "a=b"}],
