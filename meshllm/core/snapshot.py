@@ -208,6 +208,8 @@ class Snapshot:
     wants: tuple[str, ...] = ()
     # The lease that this node holds as a worker of a split.
     worker_lease: WorkerLeaseState | None = None
+    # Models of the disk, none of them in `models`, that this node loads when they are requested.
+    available: tuple[str, ...] = ()
 
     def model(self, name: str) -> ModelState | None:
         """The model with exactly that name on this node."""

@@ -42,6 +42,8 @@ NO_ROOM = "Drop another model ('mesh-llm drop'), or choose a smaller one, a smal
 DROPPED = "its owner dropped it on this node"
 LOAD_AGAIN = "Load it with 'mesh-llm load', or use another model."
 WAITING_FOR_MEMORY = Progress("waiting for memory")
+# Models for the mesh's demand that are listed as served here although they are unloaded; the last ones.
+MAX_UNLOADED = 8
 
 
 class LocalModels:
@@ -138,6 +140,7 @@ class LocalModels:
         model = self.models.get(name)
         if self._stopping or model is None or not model.wanted or not model.unloaded:
             return False
+        del self.models[name]  # the last requested one is the last: see `_forget_unloaded`
         self.models[name] = replace(model, unloaded=False, measured=None, split=None)
         return True
 
@@ -228,10 +231,17 @@ class LocalModels:
                 todo.append(command)
         for name, model in list(self.models.items()):
             if model.dropped and model.server is ServerPhase.NONE:
-                self._generations[name] = model.generation
-                del self.models[name]
-                todo.append(c.ForgetModel(name))
-        return todo
+                todo.append(self._forget(name))
+        return [*todo, *self._forget_unloaded()]
+
+    def _forget(self, name: str) -> c.Command:
+        self._generations[name] = self.models.pop(name).generation
+        return c.ForgetModel(name)
+
+    def _forget_unloaded(self) -> list[c.Command]:
+        """Remove the models for the mesh's demand that were unloaded long ago: a request brings them back."""
+        idle = [name for name, model in self.models.items() if is_unloaded(model)]
+        return [self._forget(name) for name in idle[:-MAX_UNLOADED]]
 
     def _step(self, name: str, now: float) -> c.Command | None:
         model = self.models[name]
@@ -296,6 +306,7 @@ class LocalModels:
             other.name
             for other in self.models.values()
             if other.name != name
+            and other.origin is not ModelOrigin.MESH  # these take turns
             and _waits(other)
             and other.server is ServerPhase.NONE
             and not (other.measured is not None and other.measured.fits_locally)  # has its plan
@@ -523,6 +534,11 @@ class LocalModels:
             reason=event.reason,
             advice=event.advice,
         )
+
+
+def is_unloaded(model: ModelState) -> bool:
+    """Whether the model was loaded for the mesh's demand, and takes no memory now."""
+    return model.origin is ModelOrigin.MESH and model.unloaded and model.server is ServerPhase.NONE
 
 
 def _waits(model: ModelState) -> bool:
