@@ -378,6 +378,7 @@ class App:
             idle_unload=self._settings.idle_unload,
             dropped=dropped,
             corrections=session.corrections() if session is not None else (),
+            on_demand=session.on_demand if session is not None else self._settings.loads_on_demand(founded=True),
         )
 
         def execute(command: c.Command) -> None:

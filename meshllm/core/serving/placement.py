@@ -180,12 +180,12 @@ def holds(record: NodeRecord, model: str, freed: int = 0) -> bool:
     would be free besides."""
     if model not in record.on_disk:
         return False
-    size = _size_on_disk(record, model)
+    size = size_on_disk(record, model)
     free = record.memory + freed
     return not size or not free or size * (1 + CONTEXT_PART) <= free
 
 
-def _size_on_disk(record: NodeRecord, model: str) -> int:
+def size_on_disk(record: NodeRecord, model: str) -> int:
     """Bytes of the model's file there; 0 if they are not known."""
     place = record.on_disk.index(model) if model in record.on_disk else len(record.disk_sizes)
     return record.disk_sizes[place] * MIB if place < len(record.disk_sizes) else 0
@@ -202,7 +202,7 @@ def may_load(record: NodeRecord, model: str) -> bool:
     """Whether the node loads `model` for a request, and unloads others for it if need be: it is on its disk and fits."""
     if not record.room or record.leaving or model not in record.on_disk:
         return False
-    return _size_on_disk(record, model) * (1 + CONTEXT_PART) <= record.room
+    return size_on_disk(record, model) * (1 + CONTEXT_PART) <= record.room
 
 
 def load_order(records: Iterable[NodeRecord], model: str, owned: Collection[NodeId]) -> list[NodeRecord]:
@@ -217,7 +217,7 @@ def load_order(records: Iterable[NodeRecord], model: str, owned: Collection[Node
     ]
 
     def preference(record: NodeRecord) -> tuple[bool, bool, bool, bytes]:
-        size = _size_on_disk(record, model) * (1 + CONTEXT_PART)
+        size = size_on_disk(record, model) * (1 + CONTEXT_PART)
         free = size <= record.memory if record.memory else stands_by(record)
         return model in record.loading, free, record.node in owned, rendezvous_weight(record.node, model)
 

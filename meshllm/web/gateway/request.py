@@ -262,7 +262,7 @@ class ProxiedRequest:
             if connection is None:
                 connection = await relay.connect()
                 self._suspected = None
-            self.message = "processing the prompt"
+            self.message = "processing the prompt" if queue.offer.loaded else f"loading {self.model} on {queue.name}"
             try:
                 await relay.exchange(connection, data)
                 break

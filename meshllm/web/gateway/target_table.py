@@ -164,6 +164,8 @@ class TargetTable:
         snapshot = self.snapshot
         if name in self._routes or name in self.index.hosts or snapshot.model(name) is not None:
             return True
+        if name in snapshot.available or name in self.index.loaders:
+            return True
         return any(backend.healthy and name in backend.models for backend in snapshot.backends)
 
     def is_known(self, model: str) -> bool:
