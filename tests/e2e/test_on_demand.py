@@ -67,3 +67,46 @@ def test_first_request_loads_a_model_that_only_a_standby_has(tmp_path: Path) -> 
         first.until(lambda status: card(first, "b")["mesh"]["loaded"], "it to be known as loaded")
         loaded = {model["name"] for model in other.status()["models"] if model["loaded"]}
         assert loaded == {"a", "b", "c"}, "they are served beside each other"
+
+
+def test_requests_after_the_sudden_loss_of_the_only_host_are_answered(tmp_path: Path) -> None:
+    with site(tmp_path / "mesh") as here:
+        first = here.node("first")
+        options = ("--model", "x.gguf", "--ctx-size", "256", "--no-speculation", "--threads", "1", "--share", "all")
+        folder = disk(here.folder / "models of host", "x")
+        host = here.node("host", *options, join=first, environment=folder)
+        standby(here, "standby", first, "x")
+        client = here.node("client", "--client", join=first)
+        for node in (first, client):
+            node.until(serves("x"), "the host")
+            assert node.chat("x").status == 200
+        host.process.kill()
+        killed = time.monotonic()
+        with ThreadPoolExecutor(20) as callers:
+            asked = [callers.submit(node.chat, "x", stream=bool(number % 2)) for number in range(10) for node in (first, client)]
+            answers = [each.result() for each in asked]
+        print(f"all answered after {time.monotonic() - killed:.1f} s")
+        assert [(answer.status, answer.done, answer.body.get("error")) for answer in answers] == [(200, True, None)] * 20
+
+
+def test_more_models_than_memory_holds_take_turns_and_none_is_stopped_while_it_answers(tmp_path: Path) -> None:
+    names = [f"small{number}" for number in range(6)]
+    rng = random.Random(7)
+    cap = 0.12
+    with site(tmp_path / "mesh") as here:
+        first = here.node("first")
+        other = standby(here, "standby", first, *names, options=("--max-vram", str(cap)))
+        lists(first, *names)
+        most = 0
+        with ThreadPoolExecutor(3) as callers:
+            asked = [
+                callers.submit(rng.choice((first, other)).chat, rng.choice(names), stream=True, tokens=rng.choice((3, 40)))
+                for _ in range(30)
+            ]
+            while not all(each.done() for each in asked):
+                engines = [model["engine"] for model in other.status()["models"] if model["engine"]]
+                most = max(most, sum(engine["memory"] for engine in engines))
+            answers = [each.result() for each in asked]
+        assert [(answer.status, answer.done, answer.body) for answer in answers] == [(200, True, {})] * 30
+        assert 0 < most <= cap * 1e9
+        lists(first, *names)

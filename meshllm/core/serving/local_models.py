@@ -64,6 +64,7 @@ class LocalModels:
         self._splitting = splitting
         self._stopping = False
         self._measured_at: dict[str, float] = {}
+        self._ended_at = float("-inf")  # when an engine process ended last
 
     def handle(self, event: e.Event, now: float) -> bool:
         """Take in an event about the engine, a model's file or its process. Returns False for any other event."""
@@ -249,7 +250,7 @@ class LocalModels:
             model = self.models[name] = replace(model, not_before=None)
         action = next_step.next_step(self.engine, model, now).action
         if action is ServingAction.ADVANCE_LEASE:
-            if self._makes_room(model):
+            if self._makes_room(model, now):
                 return None
             model = self._advance_lease(self.models[name], now)
             action = next_step.next_step(self.engine, model, now).action
@@ -318,12 +319,12 @@ class LocalModels:
     def _others(self, name: str) -> list[ModelState]:
         return [other for other in self.models.values() if other.name != name]
 
-    def _makes_room(self, model: ModelState) -> bool:
+    def _makes_room(self, model: ModelState, now: float) -> bool:
         """Whether room is being made for a model that does not fit: another one is unloaded, or will be."""
         held = model.split is not None and model.split.lease is not None
         if held or model.force_split or model.measured is None:
             return False
-        room = unloading.room_for(model, self._others(model.name))
+        room = unloading.room_for(model, self._others(model.name), now)
         if room.unload:
             self._unload(room.unload)
         if room.unload or room.waits:
@@ -439,7 +440,10 @@ class LocalModels:
     def _model_measured(self, event: e.ModelMeasured, now: float) -> None:
         model = self.models.get(event.model)
         if model is not None and model.measuring:
-            self.models[event.model] = replace(model, measuring=False, measured=event.measured, progress=None)
+            stale = not event.measured.fits_locally and self._measured_at.get(event.model, now) <= self._ended_at
+            # What ended meanwhile was counted: measure again.
+            measured = None if stale else event.measured
+            self.models[event.model] = replace(model, measuring=False, measured=measured, progress=None)
 
     def _measure_failed(self, event: e.MeasureFailed, now: float) -> None:
         model = self.models.get(event.model)
@@ -465,8 +469,9 @@ class LocalModels:
         if split is not None and split.committed:
             self.models[event.model] = replace(model, split=split)
 
-    def _room_changed(self, ended: str) -> None:
+    def _room_changed(self, ended: str, now: float) -> None:
         """An engine process ended: measure the models again that did not fit beside it."""
+        self._ended_at = now
         for name, model in self.models.items():
             held = model.split is not None and model.split.lease is not None
             short = model.measured is not None and not model.measured.fits_locally
@@ -504,7 +509,7 @@ class LocalModels:
         server = move(SERVER_TRANSITIONS, model.server, ServerPhase.NONE)
         gone = replace(model, server=server, server_facts=None, serving_since=None, idle_since=None, progress=None)
         self._draining.discard(model.name)
-        self._room_changed(model.name)
+        self._room_changed(model.name, now)
         if model.split is not None and self._splitting is not None:
             # The workers' state belongs to the closed connection: the next start takes a new lease. Measure again: the
             # free memory may have changed.

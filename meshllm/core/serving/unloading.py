@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from meshllm.core.snapshot import ModelOrigin, ModelState, ServerPhase
 from meshllm.util.format import gigabytes
 
+# A model is unloaded for another one if it has been idle for so long (seconds): the requests that waited for it have
+# reached it by then, and are reported (every half second).
+IDLE_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -21,7 +25,7 @@ class Room:
     waits: bool = False
 
 
-def room_for(model: ModelState, others: Iterable[ModelState]) -> Room:
+def room_for(model: ModelState, others: Iterable[ModelState], now: float) -> Room:
     """How room is made for `model`, which was measured and does not fit beside `others`."""
     assert model.measured is not None
     others = list(others)
@@ -37,8 +41,8 @@ def room_for(model: ModelState, others: Iterable[ModelState]) -> Room:
         return Room()
     if model.measured.free_bytes + freed < model.measured.least_bytes:
         return Room()
-    idle = [(other.idle_since, other.name) for other in candidates if other.idle_since is not None]
-    return Room(unload=min(idle)[1]) if idle else Room(waits=True)
+    idle = min([(other.idle_since, other.name) for other in candidates if other.idle_since is not None], default=None)
+    return Room(unload=idle[1]) if idle is not None and now - idle[0] >= IDLE_SECONDS else Room(waits=True)
 
 
 def idle_deadline(model: ModelState, seconds: float | None) -> float | None:

@@ -262,6 +262,8 @@ def test_busy_model_is_never_evicted_and_the_other_waits_for_it() -> None:
     assert machine.serving == {"a", "b"}
     assert routes.route(machine.core.snapshot(), "c").message == "waiting for memory: c"
     machine.work("b", 0)
+    assert machine.serving == {"a", "b"}, "a request may be on its way to it"
+    machine.wait(2)
     assert machine.serving == {"a", "c"}
     assert machine.stopped_busy == []
 
