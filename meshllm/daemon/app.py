@@ -29,6 +29,7 @@ from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelOrigin, ModelState, Snapshot
 from meshllm.core.split.lease import Lease
 from meshllm.daemon import dropped_models, port_holder, sandbox_facts
+from meshllm.daemon.alias_check import AliasCheck
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
@@ -237,6 +238,8 @@ class App:
             aliases=dict(settings.aliases),
         )
         stack.push_async_callback(self._gateway.close)
+        self._alias_check = AliasCheck(self._gateway.unknown_aliases)
+        stack.callback(self._alias_check.close)
         self._stopping = Stopping(self._gateway, self._end, self._show, self._console.changed, stack)
         self.loop_lag = LoopLag()
         self.loop_lag.start()
@@ -505,7 +508,11 @@ class App:
             loads=[_target_load(queue) for queue in self._gateway.target_queues()],
             transports=session.vias() if session is not None else {},
             mesh_reason=self._no_mesh_reason,
-            notices=(*self._settings.notices, *(session.notices if session is not None else ())),
+            notices=(
+                *self._settings.notices,
+                *self._alias_check.notices,
+                *(session.notices if session is not None else ()),
+            ),
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._planner.machine(),
             drafts=self._draft_stats.counts(),

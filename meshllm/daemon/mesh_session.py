@@ -136,8 +136,7 @@ class MeshSession:
             moved=found.moved,
             rejoins=bool(found.state.peers) and not self._choice.foreign,
             machine=identity.machine(),
-            lease_refusal=lease_refusal
-            or owner_refusal(settings, founded=founded),
+            lease_refusal=lease_refusal or owner_refusal(settings, founded=founded),
         )
         self._observed = ObservedAddresses()
         self._admission = MemberAdmission(

@@ -440,7 +440,7 @@ class LocalModels:
     def _model_measured(self, event: e.ModelMeasured, now: float) -> None:
         model = self.models.get(event.model)
         if model is not None and model.measuring:
-            stale = not event.measured.fits_locally and self._measured_at.get(event.model, now) <= self._ended_at
+            stale = not event.measured.fits_locally and self._measured_at.get(event.model, now) < self._ended_at
             # What ended meanwhile was counted: measure again.
             measured = None if stale else event.measured
             self.models[event.model] = replace(model, measuring=False, measured=measured, progress=None)

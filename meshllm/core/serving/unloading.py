@@ -41,8 +41,12 @@ def room_for(model: ModelState, others: Iterable[ModelState], now: float) -> Roo
         return Room()
     if model.measured.free_bytes + freed < model.measured.least_bytes:
         return Room()
-    idle = min([(other.idle_since, other.name) for other in candidates if other.idle_since is not None], default=None)
-    return Room(unload=idle[1]) if idle is not None and now - idle[0] >= IDLE_SECONDS else Room(waits=True)
+    idle = [
+        (other.origin is ModelOrigin.LOADED, other.idle_since, other.name)  # what the owner loaded comes last
+        for other in candidates
+        if other.idle_since is not None and now - other.idle_since >= IDLE_SECONDS
+    ]
+    return Room(unload=min(idle)[2]) if idle else Room(waits=True)
 
 
 def idle_deadline(model: ModelState, seconds: float | None) -> float | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meshllm.core.records import short
 from meshllm.core.routing import routes
+from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.serving.placement import size_on_disk
@@ -22,12 +23,24 @@ MAX_HOSTS_LISTED = 32
 _STATUS = {"serving": "loaded", "loading": "loading", "restarting": "loading", "waiting": "loading", "failed": "failed"}
 
 
-def model_list(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any]:
+def model_list(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str], names: ModelNames) -> dict[str, Any]:
     """The body of `GET /v1/models`: models of this node, of peers, of unverified nodes, models that a request loads, and
-    models only requested."""
+    models only requested; last the owner's `aliases` of them."""
     offers = routes.all_offers(snapshot, index)
-    names = list(dict.fromkeys([*offers, *sorted(index.unverified), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
-    cards = [_card(snapshot, name, offers.get(name, ()), index) for name in names]
+    listed = list(dict.fromkeys([*offers, *sorted(index.unverified), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
+    cards = {name: _card(snapshot, name, offers.get(name, ()), index) for name in listed}
+    for alias in aliases:
+        if (card := cards.get(names.find(alias))) is not None:
+            cards[alias] = alias_card(card, alias)
+    return _listed(list(cards.values()))
+
+
+def alias_card(card: dict[str, Any], alias: str) -> dict[str, Any]:
+    """The card of a model by the owner's name for it."""
+    return {**card, "id": alias, "display_name": alias, "mesh": {**card["mesh"], "alias_of": card["id"]}}
+
+
+def _listed(cards: list[dict[str, Any]]) -> dict[str, Any]:
     ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]} if cards else {}
     return {"object": "list", "data": cards, "has_more": False, **ends}
 
@@ -136,14 +149,14 @@ def _host(offer: TargetOffer) -> dict[str, Any]:
     return host
 
 
-def known_models_text(snapshot: Snapshot, index: MeshIndex, now: float) -> str:
+def known_models_text(snapshot: Snapshot, index: MeshIndex, now: float, aliases: Mapping[str, str]) -> str:
     """The models of this node and the mesh, and who is away, as sentences to append to a message."""
     away = routes.away_text(snapshot.mesh, now)
-    return f"{_known_models(snapshot, index)} {away}".rstrip()
+    return f"{_known_models(snapshot, index, aliases)} {away}".rstrip()
 
 
-def _known_models(snapshot: Snapshot, index: MeshIndex) -> str:
-    names = routes.models(snapshot, index)
+def _known_models(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str]) -> str:
+    names = [*(f"{alias} (alias of {model})" for alias, model in aliases.items()), *routes.models(snapshot, index)]
     if not names:
         return " No model is served here now."
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
@@ -151,11 +164,16 @@ def _known_models(snapshot: Snapshot, index: MeshIndex) -> str:
     return f" Models {where}: {', '.join(names[:MAX_NAMES_SHOWN])}{more}."
 
 
-def unknown_model_message(snapshot: Snapshot, name: str, index: MeshIndex, now: float) -> str:
+def unknown_model_message(
+    snapshot: Snapshot, name: str, index: MeshIndex, now: float, names: ModelNames, aliases: Mapping[str, str]
+) -> str:
     """The message for an unknown model `name`: a similar name, the known ones, and the members that are away."""
-    names = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
+    if several := names.candidates(name):
+        shown = ", ".join(several[:MAX_NAMES_SHOWN])
+        return f"{name[:MAX_MODEL_NAME]!r} can mean {shown}. Use one of these names."
+    known = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
     import difflib  # needed for unknown names only
 
-    close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:MAX_MODEL_NAME], known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index, now)}"
+    return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index, now, aliases)}"

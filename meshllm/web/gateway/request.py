@@ -184,7 +184,7 @@ class ProxiedRequest:
 
     def _known_models(self) -> str:
         table = self.proxy.table
-        return known_models_text(table.snapshot, table.index, self.proxy.now())
+        return known_models_text(table.snapshot, table.index, self.proxy.now(), table.aliases)
 
     async def _answer(self) -> _End:
         """Attempts at one target after the other, until one has answered. Raises RequestFailed if none can."""

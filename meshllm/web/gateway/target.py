@@ -25,8 +25,8 @@ QUEUE_MIN = 32
 PEER_QUEUE_SHARE = 0.5
 # How many requests may pass one that waits: then it is next, so that no request waits for ever.
 MAX_PASSED = 16
-# Requests sent to a peer that loads the model for them: what its queue takes of peers at least (`PEER_QUEUE_SHARE`). The
-# others wait here, as many as may come while a model is loaded.
+# Requests sent to a peer that loads the model for them: what its queue takes of peers at least (`PEER_QUEUE_SHARE`).
+# The others wait here, as many as may come while a model is loaded.
 LOADING_SLOTS = 12
 LOADING_QUEUE = 512
 # After a failure a target rests, twice as long after each further one; after an "overloaded", a moment (seconds).

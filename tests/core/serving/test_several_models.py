@@ -384,5 +384,5 @@ def test_whatever_is_requested_memory_holds_and_no_answer_is_cut(seed: int) -> N
         machine.work(name, 0)
     wanted = rng.choice(sorted(sizes))
     machine.tell(e.LoadWanted(wanted))
-    machine.wait(5.0)
-    assert wanted in machine.serving, "every model fits alone, and all are idle"
+    # Each is left a moment for requests on their way, before it makes room for the next one that waits.
+    assert any(machine.wait(0.5) or wanted in machine.serving for _ in range(40)), "every model fits alone, and all are idle"

@@ -1,4 +1,4 @@
-"""Models on the disks of standbys: the first request loads them. Real daemons, the real engine, made-up small models."""
+"""Models on the disks of standbys: the first request loads them. Real daemons, the real engine, small models."""
 
 from __future__ import annotations
 
@@ -83,10 +83,16 @@ def test_requests_after_the_sudden_loss_of_the_only_host_are_answered(tmp_path: 
         host.process.kill()
         killed = time.monotonic()
         with ThreadPoolExecutor(20) as callers:
-            asked = [callers.submit(node.chat, "x", stream=bool(number % 2)) for number in range(10) for node in (first, client)]
+            asked = [
+                callers.submit(node.chat, "x", stream=bool(number % 2))
+                for number in range(10)
+                for node in (first, client)
+            ]
             answers = [each.result() for each in asked]
         print(f"all answered after {time.monotonic() - killed:.1f} s")
-        assert [(answer.status, answer.done, answer.body.get("error")) for answer in answers] == [(200, True, None)] * 20
+        assert [(answer.status, answer.done, answer.body.get("error")) for answer in answers] == [
+            (200, True, None)
+        ] * 20
 
 
 def test_more_models_than_memory_holds_take_turns_and_none_is_stopped_while_it_answers(tmp_path: Path) -> None:
@@ -100,7 +106,9 @@ def test_more_models_than_memory_holds_take_turns_and_none_is_stopped_while_it_a
         most = 0
         with ThreadPoolExecutor(3) as callers:
             asked = [
-                callers.submit(rng.choice((first, other)).chat, rng.choice(names), stream=True, tokens=rng.choice((3, 40)))
+                callers.submit(
+                    rng.choice((first, other)).chat, rng.choice(names), stream=True, tokens=rng.choice((3, 40))
+                )
                 for _ in range(30)
             ]
             while not all(each.done() for each in asked):
