@@ -385,4 +385,6 @@ def test_whatever_is_requested_memory_holds_and_no_answer_is_cut(seed: int) -> N
     wanted = rng.choice(sorted(sizes))
     machine.tell(e.LoadWanted(wanted))
     # Each is left a moment for requests on their way, before it makes room for the next one that waits.
-    assert any(machine.wait(0.5) or wanted in machine.serving for _ in range(40)), "every model fits alone, and all are idle"
+    assert any(machine.wait(0.5) or wanted in machine.serving for _ in range(40)), (
+        "every model fits alone, and all are idle"
+    )
