@@ -128,7 +128,7 @@ class NodeCore:
             )
         self._local = LocalModels(self._splitting, idle_unload)
         self._demand = NodeDemand(self._mesh, self._own_names)
-        self._stopping = False
+        self._stopping = self._leaving = False
         self._finished = False
         self._snapshot = Snapshot()
         self._dirty = self._mesh is not None
@@ -292,13 +292,16 @@ class NodeCore:
                 splitting.on_worker_event(event, now)
             case e.TunnelBroken():
                 splitting.tunnel_broken(event, now)
+            case e.StopAnnounced():
+                self._leaving = True
+                splitting.leave()
             case _:
                 deadline = splitting.next_deadline()
                 if deadline is None or now < deadline:
                     return []
                 splitting.tick(now)
         self._dirty = True
-        todo = [*self._local.members_lost(now), *self._decide(now)]
+        todo = [*self._local.members_lost(now), *self._local.members_leaving(), *self._decide(now)]
         return [*todo, *member.update_facts(self._own_facts(), now)]
 
     @property
@@ -310,7 +313,7 @@ class NodeCore:
 
     def _busy(self, model: str) -> str:
         """Why this node cannot be a worker for a host of `model`; empty if it can."""
-        if self._stopping:
+        if self._stopping or self._leaving:
             return "it is stopping"
         if self._lease_refusal:
             return self._lease_refusal
@@ -500,17 +503,15 @@ class NodeCore:
 
     def _available(self) -> list[str]:
         """The models of the disk, none of them served here, that a request makes this node load."""
-        if self._stopping or self._leased:
-            return []
-        return self._disk.available(self._machine, self._local.models.keys(), self._may_take)
+        idle = not (self._stopping or self._leased)
+        return self._disk.available(self._machine, self._local.models.keys(), self._may_take) if idle else []
 
     def _take_requested(self, model: str, now: float) -> bool:
         """A caller requests `model`: load it, if it is on the disk and this node may. Whether it does."""
-        if model not in self._available():
-            return False
-        self._local.want(model, ModelOrigin.MESH)
-        self._placement.take(model, now)
-        return True
+        if takes := model in self._available():
+            self._local.want(model, ModelOrigin.MESH)
+            self._placement.take(model, now)
+        return takes
 
     # -- events of this node
 
