@@ -28,7 +28,6 @@ from meshllm.core.records import (
     MAX_DEVICES,
     MAX_LOADING,
     MAX_ON_DISK,
-    MAX_SERVED,
     MAX_SPLITS,
     MAX_WANTED,
     ModelLoad,
@@ -39,11 +38,13 @@ from meshllm.core.records import (
     SplitCandidate,
 )
 from meshllm.core.serving import next_step
+from meshllm.core.serving.demand_outlook import DemandOutlook, OwnSituation, outlook_of
 from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
 from meshllm.core.serving.disk_models import DiskModels
 from meshllm.core.serving.local_models import LocalModels, is_unloaded
 from meshllm.core.serving.placement import MIB, PlacementView, may_be_taken
 from meshllm.core.serving.pressure import PressureWatch
+from meshllm.core.serving.published_models import published_models
 from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.corrections import Correction
@@ -188,6 +189,21 @@ class NodeCore:
         """What a peer may do in this mesh; none without a mesh."""
         return self._mesh.rights_of(node) if self._mesh is not None else NO_RIGHTS
 
+    def demand_outlook(self, now: float) -> DemandOutlook | None:
+        """What is to come for the mesh's demand, by what this node knows at `now`; None for a client, or without a
+        mesh. Changes nothing."""
+        member = self._mesh
+        if not isinstance(member, Member):
+            return None
+        lease = self._splitting.worker_lease if self._splitting is not None else None
+        situation = OwnSituation(
+            free=self._is_free(member),
+            works_on=lease.lease.model if lease is not None else "",
+            dropped={name: until - now for name, until in self._dropped.items()},
+            facts=self._placement.facts(now),
+        )
+        return outlook_of(member.claims(), self._claims, situation, now)
+
     # -- deciding
 
     def _decide(self, now: float) -> list[c.Command]:
@@ -235,6 +251,8 @@ class NodeCore:
             self._mesh.view() if self._mesh is not None else None,
             tuple(self._requested),
             self._splitting.worker_lease if self._splitting is not None else None,
+            tuple(self._dropped.items()),
+            self._local.idle_unload,
             tuple(self._available()),
         )
         if new != self._snapshot:
@@ -306,25 +324,7 @@ class NodeCore:
 
     def _own_facts(self) -> OwnFacts:
         """What this node publishes. The signer cuts what exceeds the size of a record."""
-        served = [
-            # Without slots, peers prefer a host that has the model loaded.
-            ServedModel(
-                m.name,
-                m.facts.purpose,
-                run.context_length,
-                run.slots * loaded,
-                m.facts.size,
-                m.facts.vision,
-                on_demand=m.origin is ModelOrigin.MESH,
-                movable=m.name == self._placement.movable,
-                pressed=m.name in self._pressure.pressed,
-            )
-            for m in self._local.models.values()
-            if m.wanted
-            and ((loaded := m.server is ServerPhase.SERVING) or m.reloads)
-            and m.facts is not None
-            and (run := m.server_facts or m.last_run) is not None
-        ][:MAX_SERVED]
+        served = published_models(self._local.models.values(), self._placement.movable, self._pressure.pressed)
         names = {model.name for model in served}
         pooled = [name for b in self._backends.values() if b.healthy for name in b.models if name not in names]
         served += [ServedModel(name) for name in list(dict.fromkeys(pooled))[:MAX_BACKEND_MODELS]]
@@ -464,7 +464,7 @@ class NodeCore:
         claims = member.claims()
         records = self._claims.believed([claim.record for claim in claims[1:]], now)
         owned = {claim.record.node for claim in claims if claim.owned}
-        failed = [n for n, m in taken.items() if next_step.phase(self._local.engine, m) is ModelPhase.FAILED]
+        failed = {n: m.reason for n, m in taken.items() if next_step.phase(self._local.engine, m) is ModelPhase.FAILED}
         step = placement.decide(
             PlacementView([member.record, *records], scores(claims), owned),
             member.record,

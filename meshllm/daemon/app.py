@@ -123,6 +123,7 @@ class App:
         self._next: Settings | None = None
         self._stopping: Stopping | None = None
         self._failure: MeshError | None = None
+        self._core: NodeCore | None = None
 
     async def run(self) -> None:
         """Start, serve until a stop is asked for, stop.
@@ -192,7 +193,7 @@ class App:
         guard = KeyGuard(lambda event, address: self._audit.write(event, address=address))
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
-        self._drains = Drains(self._is_busy)
+        self._drains = Drains(lambda *process: self._gateway.is_busy(*process))  # noqa: PLW0108 - it is made later
         supervisor = self._supervisor = Supervisor(
             wanted,
             keys,
@@ -205,7 +206,7 @@ class App:
             settings.chat_template,
             self._drains.drained,
         )
-        models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot)
+        models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
@@ -352,6 +353,9 @@ class App:
             self._show_invite()
 
     def _show_invite(self) -> None:
+        if not self._viewer.shows_secrets:
+            self._show(lambda viewer: viewer.invite_hint())
+            return
         try:
             token = self._joined().invite_here(InviteWish()).text
         except MeshError as error:
@@ -375,7 +379,7 @@ class App:
         config = session.config if session is not None else None
         now, home = asyncio.get_running_loop().time(), self._settings.home
         dropped = await in_thread(lambda stop: dropped_models.load(home, now, system_time()), "dropped models")
-        core = NodeCore(
+        core = self._core = NodeCore(
             config,
             Random(),
             idle_unload=self._settings.idle_unload,
@@ -463,9 +467,6 @@ class App:
         self._supervisor.measure_splits(self._draft_stats.current(), split)
         self._console.changed()
 
-    def _is_busy(self, model: str, generation: int) -> bool:
-        return self._gateway.is_busy(model, generation)
-
     def _worked(self) -> None:
         """Requests of the engines here began or ended."""
         self._drains.changed()
@@ -496,7 +497,8 @@ class App:
         # Loaded with the console's handlers.
         from meshllm.web.console.status import StartStatus, StatusInputs, node_status
 
-        session, command = self._session, self._settings.command
+        session, command, core = self._session, self._settings.command, self._core
+        now = asyncio.get_running_loop().time()
         inputs = StatusInputs(
             snapshot=replace(self._snapshot, stopping=self._stopping is not None and self._stopping.begun),
             name=self._settings.node_name or socket.gethostname(),
@@ -520,8 +522,9 @@ class App:
             lan_urls=self._lan_urls(),
             sandbox=sandbox_facts.status(self._sandboxing, self._settings),
             start=StartStatus(program=command.program, command=command.text, elsewhere=command.elsewhere),
+            outlook=core.demand_outlook(now) if core is not None else None,
         )
-        return node_status(inputs, asyncio.get_running_loop().time())
+        return node_status(inputs, now)
 
     def _counters(self) -> NodeCounters:
         """What the metrics show beside the snapshot."""

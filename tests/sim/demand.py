@@ -304,7 +304,7 @@ class DemandSimulation:
         before = _taken(placement)
         free = not before and not serving and node.drained_at == math.inf
         moves = bool(placement.reserved)
-        step = placement.decide(view, record, self.now, free=free, serving=[before] if serving else [], failed=[])
+        step = placement.decide(view, record, self.now, free=free, serving=[before] if serving else [], failed={})
         if not step.changed:
             return
         if step.release:

@@ -47,7 +47,8 @@ class ModelNames:
     def candidates(self, asked: str) -> tuple[str, ...]:
         """The models that `asked` could mean, if there are several: sorted."""
         name = self.meant(asked)
-        return () if name in self._names else tuple(sorted(self._similar(name)))
+        found = [] if name in self._names else self._similar(name)
+        return tuple(sorted(found)) if len(found) > 1 else ()
 
     def is_known(self, asked: str) -> bool:
         """Whether `asked` means a model."""

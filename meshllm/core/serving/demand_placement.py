@@ -2,14 +2,14 @@
 
 Invariants: without a request a node takes one such model at most; requests make it take others, which it unloads again
 (`unloading.py`). A node with one such model may move to another. It says so first (`reserved`), and looks again before
-it leaves, so that two hosts of one model do not leave it at once. A model that this node could not serve is left to others
-for `AVOID_SECONDS`. The claim of another node that it loads a model counts for `CLAIM_SECONDS` only.
+it leaves, so that two hosts of one model do not leave it at once. A model that this node could not serve is left to
+others for `AVOID_SECONDS`. The claim of another node that it loads a model counts for `CLAIM_SECONDS` only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from meshllm.core.records import NodeId, NodeRecord
 from meshllm.core.serving import placement
@@ -48,6 +48,18 @@ class PlacementStep:
     changed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PlacementFacts:
+    """What one node knows beside the records. `waited`: for how many seconds each need has been known to it; `avoided`:
+    the models that it could not serve lately, why, and for how many seconds it leaves them to others; `moves_to`: the
+    model that it moves to, `moves_in` so many seconds at least."""
+
+    waited: Mapping[str, float] = field(default_factory=dict)
+    avoided: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    moves_to: str = ""
+    moves_in: float = 0.0
+
+
 class DemandPlacement:
     """The decisions of one node."""
 
@@ -59,6 +71,7 @@ class DemandPlacement:
         self._needed: dict[str, float] = {}  # since when each need is known
         self._decided_at = 0.0
         self._avoided: dict[str, float] = {}
+        self._causes: dict[str, str] = {}  # why the avoided models could not be served
 
     @property
     def reserved(self) -> str:
@@ -79,9 +92,10 @@ class DemandPlacement:
         """A request made this node take `model`."""
         self.taken.setdefault(model, TakenModel(Need(model), now))
 
-    def avoid(self, model: str, now: float) -> None:
-        """This node could not serve `model`."""
+    def avoid(self, model: str, now: float, cause: str) -> None:
+        """This node could not serve `model`, for this `cause`."""
         self._avoided[model] = now + AVOID_SECONDS
+        self._causes = {name: text for name, text in self._causes.items() if name in self._avoided} | {model: cause}
 
     @property
     def avoided(self) -> Collection[str]:
@@ -93,6 +107,21 @@ class DemandPlacement:
         if self._avoided and min(self._avoided.values()) <= now:
             self._avoided = {model: until for model, until in self._avoided.items() if until > now}
 
+    def facts(self, now: float) -> PlacementFacts:
+        """What this node knows beside the records, for those who ask what it will do."""
+        known = self._needed if now - self._decided_at <= PAUSE_SECONDS else {}
+        reserved = self._reserved
+        return PlacementFacts(
+            {model: now - since for model, since in known.items()},
+            {
+                model: (self._causes.get(model, ""), until - now)
+                for model, until in self._avoided.items()
+                if until > now
+            },
+            "" if reserved is None else reserved.need.model,
+            0.0 if reserved is None else max(0.0, reserved.since + NOTICE_SECONDS - now),
+        )
+
     def decide(
         self,
         view: PlacementView,
@@ -101,10 +130,10 @@ class DemandPlacement:
         *,
         free: bool,
         serving: Collection[str],
-        failed: Collection[str],
+        failed: Mapping[str, str],
     ) -> PlacementStep:
         """The next step of the node with the record `own`. `free`: it could take a model; of those that it took:
-        `serving`, and `failed` to load."""
+        `serving`, and `failed` to load, with the causes."""
         # What was needed before a long pause may have been served meanwhile.
         known = self._needed if now - self._decided_at <= PAUSE_SECONDS else {}
         self._needed, self._decided_at = {need.model: known.get(need.model, now) for need in view.needs}, now
@@ -126,13 +155,13 @@ class DemandPlacement:
         *,
         free: bool,
         serving: Collection[str],
-        failed: Collection[str],
+        failed: Mapping[str, str],
     ) -> PlacementStep:
         if not self.taken:
             return self._take(view, own, now) if free else PlacementStep()
         for model, taken in self.taken.items():
             if model in failed:
-                self.avoid(model, now)
+                self.avoid(model, now, failed[model])
                 return self._release(taken)
             young = now - taken.since < RESIDENCE_SECONDS
             if young and placement.is_surplus(view, own, taken.need, serving=model in serving):
@@ -178,13 +207,19 @@ class LoadingClaims:
 
     def believed(self, records: Iterable[NodeRecord], now: float) -> list[NodeRecord]:
         """The records without the claims that are too old."""
+        records = list(records)
         since: dict[tuple[NodeId, str], float] = {}
-        found = []
         for record in records:
             for model in record.loading:
                 if len(since) < MAX_CLAIMS:
                     since[record.node, model] = self._since.get((record.node, model), now)
-            good = [m for m in record.loading if now - since.get((record.node, m), now) < CLAIM_SECONDS]
-            found.append(record if len(good) == len(record.loading) else replace(record, loading=tuple(good)))
         self._since = since
+        return self.without_old(records, now)
+
+    def without_old(self, records: Iterable[NodeRecord], now: float) -> list[NodeRecord]:
+        """The same, but nothing is learned from the records."""
+        found = []
+        for record in records:
+            good = [m for m in record.loading if now - self._since.get((record.node, m), now) < CLAIM_SECONDS]
+            found.append(record if len(good) == len(record.loading) else replace(record, loading=tuple(good)))
         return found

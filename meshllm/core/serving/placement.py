@@ -12,7 +12,7 @@ the next ones take it after `PATIENCE_SECONDS`, twice as many each time. Made-up
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -49,17 +49,17 @@ class PlacementView:
         self.standbys: list[NodeRecord] = []
         self.hosts: dict[str, list[tuple[NodeRecord, ServedModel]]] = {}
         self.loading: dict[str, list[NodeRecord]] = {}
+        self.split: set[str] = set()  # models requested with --split
         self._ranked: dict[str, list[NodeId]] = {}
-        split: set[str] = set()
         for record in records:
             if stands_by(record):
                 self.standbys.append(record)
-            split.update(candidate.model for candidate in record.splits if candidate.force_split)
+            self.split.update(candidate.model for candidate in record.splits if candidate.force_split)
             for model in record.loading:
                 self.loading.setdefault(model, []).append(record)
             for served in record.serves:
                 self.hosts.setdefault(served.name, []).append((record, served))
-        self.needs = self._needs(split)
+        self.needs = self._needs()
 
     def candidates(self, model: str) -> list[NodeId]:
         """Which standbys could take `model`, the first one first."""
@@ -72,12 +72,12 @@ class PlacementView:
         """How much `model` is wanted."""
         return self.scores.get(model, NO_SCORE)
 
-    def _needs(self, split: Collection[str]) -> Sequence[Need]:
+    def _needs(self) -> Sequence[Need]:
         """The models that need a host, most urgent first: without a host before those with busy ones, then by demand.
         Models requested with --split are skipped, and those that a node is loading."""
         found = []
         for model, score in self.scores.items():
-            if model in split or model in self.loading:
+            if model in self.split or model in self.loading:
                 continue
             hosts = self.hosts.get(model, ())
             if not hosts or 2 * sum(served.pressed for _, served in hosts) > len(hosts):
@@ -92,16 +92,28 @@ def choose(
     node; `avoided`: models that it could not serve lately."""
     if not stands_by(own):
         return None
-    busy: set[NodeId] = set()  # standbys that take a more urgent model
+    for need, able in rounds(view, own.node):
+        if need.model in avoided or own.node not in able:
+            continue
+        if waited.get(need.model, 0.0) >= patience(able.index(own.node)):
+            return need
+    return None
+
+
+def rounds(view: PlacementView, own: NodeId | None = None) -> Iterator[tuple[Need, list[NodeId]]]:
+    """The needs, the most urgent first, each with the standbys that could take it and take no more urgent one. `own`
+    is none of those that do: it may avoid a model, and is free for another one then."""
+    busy: set[NodeId] = set()
     for need in view.needs:
         able = [node for node in view.candidates(need.model) if node not in busy]
-        if need.model not in avoided and own.node in able:
-            place = able.index(own.node)
-            if waited.get(need.model, 0.0) >= PATIENCE_SECONDS * place.bit_length():
-                return need
-        if able and able[0] != own.node:  # else `own` avoids it, and is free for another one
+        yield need, able
+        if able and able[0] != own:
             busy.add(able[0])
-    return None
+
+
+def patience(place: int) -> float:
+    """For how many seconds a need must be known before the standby at `place` (0: the first) takes it."""
+    return PATIENCE_SECONDS * place.bit_length()
 
 
 def move(view: PlacementView, own: NodeRecord) -> Need | None:
@@ -110,10 +122,13 @@ def move(view: PlacementView, own: NodeRecord) -> Need | None:
     A model without a standby gets a host of a model that no node wants, or that has other hosts with free slots and is
     wanted less by a clear margin.
     """
-    for need in view.needs:
-        if not view.candidates(need.model) and own.node == _mover(view, need.model):
-            return need
-    return None
+    return next((need for need, node in moves(view) if node == own.node), None)
+
+
+def moves(view: PlacementView) -> Iterator[tuple[Need, NodeId | None]]:
+    """The needs without a standby, the most urgent first, each with the host that should serve it instead of its own
+    model (None: no host may)."""
+    return ((need, _mover(view, need.model)) for need in view.needs if not view.candidates(need.model))
 
 
 def may_leave(view: PlacementView, own: NodeRecord, model: str) -> bool:
@@ -180,9 +195,13 @@ def holds(record: NodeRecord, model: str, freed: int = 0) -> bool:
     would be free besides."""
     if model not in record.on_disk:
         return False
-    size = size_on_disk(record, model)
-    free = record.memory + freed
-    return not size or not free or size * (1 + CONTEXT_PART) <= free
+    needed, free = needed_memory(record, model), record.memory + freed
+    return not needed or not free or needed <= free
+
+
+def needed_memory(record: NodeRecord, model: str) -> int:
+    """Bytes that `model`, which is on the node's disk, takes at least; 0 if its size is not known."""
+    return int(size_on_disk(record, model) * (1 + CONTEXT_PART))
 
 
 def size_on_disk(record: NodeRecord, model: str) -> int:
@@ -199,7 +218,7 @@ def stands_by(record: NodeRecord) -> bool:
 
 
 def may_load(record: NodeRecord, model: str) -> bool:
-    """Whether the node loads `model` for a request, and unloads others for it if need be: it is on its disk and fits."""
+    """Whether the node loads `model` of its disk for a request: it fits, after others were unloaded if need be."""
     if not record.room or record.leaving or model not in record.on_disk:
         return False
     return size_on_disk(record, model) * (1 + CONTEXT_PART) <= record.room

@@ -24,8 +24,8 @@ _STATUS = {"serving": "loaded", "loading": "loading", "restarting": "loading", "
 
 
 def model_list(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str], names: ModelNames) -> dict[str, Any]:
-    """The body of `GET /v1/models`: models of this node, of peers, of unverified nodes, models that a request loads, and
-    models only requested; last the owner's `aliases` of them."""
+    """The body of `GET /v1/models`: models of this node, of peers, of unverified nodes, models that a request loads,
+    and models only requested; last the owner's `aliases` of them."""
     offers = routes.all_offers(snapshot, index)
     listed = list(dict.fromkeys([*offers, *sorted(index.unverified), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
     cards = {name: _card(snapshot, name, offers.get(name, ()), index) for name in listed}
@@ -167,7 +167,10 @@ def _known_models(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, st
 def unknown_model_message(
     snapshot: Snapshot, name: str, index: MeshIndex, now: float, names: ModelNames, aliases: Mapping[str, str]
 ) -> str:
-    """The message for an unknown model `name`: a similar name, the known ones, and the members that are away."""
+    """The message for an unknown model `name`: that the owner dropped it, or a similar name; the known ones, and the
+    members that are away."""
+    if text := routes.dropped_text(snapshot, name, now):
+        return f"{text}{known_models_text(snapshot, index, now, aliases)}"
     if several := names.candidates(name):
         shown = ", ".join(several[:MAX_NAMES_SHOWN])
         return f"{name[:MAX_MODEL_NAME]!r} can mean {shown}. Use one of these names."

@@ -254,7 +254,8 @@ class Host:
         self.record = replace(self.record, serves=served, loading=reserved)
         seen = view(self.record, *others)
         having = [model] if model else []
-        serving, failed = ([], having) if fails else (having, [])
+        serving = [] if fails else having
+        failed = dict.fromkeys(having, "no") if fails else {}
         self.placement.decide(seen, self.record, self.now, free=not model, serving=serving, failed=failed)
         return self.model
 

@@ -208,6 +208,7 @@ def test_idle_model_is_unloaded_and_loaded_again_by_a_request() -> None:
     machine.work("a", 0)
     machine.wait(59)
     assert machine.serving == {"a"}
+    assert machine.core.snapshot().idle_unload == 60.0
     machine.wait(2)
     assert machine.serving == set()
     assert machine.phase("a") is ModelPhase.AVAILABLE
@@ -385,4 +386,6 @@ def test_whatever_is_requested_memory_holds_and_no_answer_is_cut(seed: int) -> N
     wanted = rng.choice(sorted(sizes))
     machine.tell(e.LoadWanted(wanted))
     # Each is left a moment for requests on their way, before it makes room for the next one that waits.
-    assert any(machine.wait(0.5) or wanted in machine.serving for _ in range(40)), "every model fits alone, and all are idle"
+    assert any(machine.wait(0.5) or wanted in machine.serving for _ in range(40)), (
+        "every model fits alone, and all are idle"
+    )
