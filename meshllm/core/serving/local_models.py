@@ -64,6 +64,8 @@ class LocalModels:
         self._splitting = splitting
         self._stopping = False
         self._measured_at: dict[str, float] = {}
+        # The models that wait for room, the first one first.
+        self._in_line: dict[str, None] = {}
         self._ended_at = float("-inf")  # when an engine process ended last
 
     def handle(self, event: e.Event, now: float) -> bool:
@@ -236,6 +238,7 @@ class LocalModels:
         return [*todo, *self._forget_unloaded()]
 
     def _forget(self, name: str) -> c.Command:
+        self._in_line.pop(name, None)
         self._generations[name] = self.models.pop(name).generation
         return c.ForgetModel(name)
 
@@ -265,6 +268,8 @@ class LocalModels:
                 # The cause of the last failure stays until the engine is ready: callers are refused with it.
                 self.engine = replace(self.engine, phase=phase, progress=None, not_before=None)
                 return c.PrepareEngine()
+            case ServingAction.MEASURE if self._is_behind(name):
+                return None
             case ServingAction.MEASURE:
                 self.models[name] = replace(model, measuring=True)
                 self._measured_at[name] = now
@@ -286,6 +291,7 @@ class LocalModels:
                 return None
 
     def _start(self, model: ModelState) -> c.Command:
+        self._in_line.pop(model.name, None)
         generation = model.generation + 1
         self.models[model.name] = replace(
             model,
@@ -328,8 +334,24 @@ class LocalModels:
         if room.unload:
             self._unload(room.unload)
         if room.unload or room.waits:
+            self._in_line.setdefault(model.name)
             self.models[model.name] = replace(model, progress=WAITING_FOR_MEMORY, reason="", advice="", split=None)
             return True
+        return False
+
+    def _is_behind(self, name: str) -> bool:
+        """Whether another model gets the free memory first: it has waited for longer, and room is being made for it, or
+        it is measured again as a process has ended. Else models that are requested later could pass it for ever."""
+        for other in self._in_line:
+            if other == name:
+                return False
+            model = self.models.get(other)
+            if model is None or not _waits(model) or model.server is not ServerPhase.NONE:
+                continue
+            if any(it.server is ServerPhase.STOPPING for it in self.models.values()):
+                return True
+            if model.measuring or (model.measured is None and model.not_before is None):
+                return model.file is FilePhase.READY
         return False
 
     def _advance_lease(self, model: ModelState, now: float) -> ModelState:
