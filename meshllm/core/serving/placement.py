@@ -20,7 +20,7 @@ from meshllm.core.records import NodeId, NodeRecord, ServedModel
 PATIENCE_SECONDS = 15.0
 # A model needs its file's size, and this part of it for its context at least.
 CONTEXT_PART = 0.1
-# A node moves to another model only if that is wanted so many times more, per host, than the one it serves.
+# A node becomes a further host of a model only if that is wanted so many times more, per host, than the one it serves.
 MOVE_MARGIN = 2.0
 MIB = 1 << 20
 NO_SCORE = DemandScore(0.0, 0.0)
@@ -28,10 +28,12 @@ NO_SCORE = DemandScore(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A model that needs a host. `extra`: it has hosts, whose slots are all taken."""
+    """A model that needs a host. `extra`: it has hosts, whose slots are all taken; `count`: so many nodes take it at
+    once, those that load it already not counted."""
 
     model: str
     extra: bool = False
+    count: int = 1
 
 
 class PlacementView:
@@ -47,6 +49,7 @@ class PlacementView:
         self.hosts: dict[str, list[tuple[NodeRecord, ServedModel]]] = {}
         self.loading: dict[str, list[NodeRecord]] = {}
         self._ranked: dict[str, list[NodeId]] = {}
+        self._movers: dict[Need, list[NodeId]] = {}
         split: set[str] = set()
         for record in records:
             if stands_by(record):
@@ -57,6 +60,19 @@ class PlacementView:
             for served in record.serves:
                 self.hosts.setdefault(served.name, []).append((record, served))
         self.needs = self._needs(split)
+
+    def loaders(self, model: str) -> int:
+        """How many nodes should load `model` at a time: one, or half as many as have their slots taken, so that a model
+        that many ask for has enough hosts after a few rounds."""
+        return max(1, sum(served.pressed for _, served in self.hosts.get(model, ())) // 2)
+
+    def movers(self, need: Need) -> list[NodeId]:
+        """The nodes that move to the model of `need`: of those that may leave theirs, the ones with the highest
+        hashes."""
+        found = self._movers.get(need)
+        if found is None:
+            found = self._movers[need] = _movers(self, need)
+        return found
 
     def candidates(self, model: str) -> list[NodeId]:
         """Which standbys could take `model`, the first one first."""
@@ -74,12 +90,13 @@ class PlacementView:
         Models requested with --split are skipped, and those that a node is loading."""
         found = []
         for model, score in self.scores.items():
-            if model in split or model in self.loading:
+            count = self.loaders(model) - len(self.loading.get(model, ()))
+            if model in split or count <= 0:
                 continue
             hosts = self.hosts.get(model, ())
             if not hosts or 2 * sum(served.pressed for _, served in hosts) > len(hosts):
-                found.append((bool(hosts), -score.firm, -score.score, model))
-        return [Need(model, extra) for extra, _, _, model in sorted(found)]
+                found.append((bool(hosts), -score.firm, -score.score, model, count))
+        return [Need(model, extra, count) for extra, _, _, model, count in sorted(found)]
 
 
 def choose(
@@ -93,22 +110,21 @@ def choose(
     for need in view.needs:
         able = [node for node in view.candidates(need.model) if node not in busy]
         if need.model not in avoided and own.node in able:
-            place = able.index(own.node)
+            place = able.index(own.node) // need.count
             if waited.get(need.model, 0.0) >= PATIENCE_SECONDS * place.bit_length():
                 return need
-        if able and able[0] != own.node:  # else `own` avoids it, and is free for another one
-            busy.add(able[0])
+        busy.update([node for node in able[: need.count] if node != own.node])  # `own` may avoid it: it is free
     return None
 
 
 def move(view: PlacementView, own: NodeRecord) -> Need | None:
     """What `own`, which serves a model for the mesh's demand, should serve instead; None if nothing.
 
-    A model without a standby gets a host of a model that no node wants, or that has other hosts with free slots and is
-    wanted less by a clear margin.
+    A model without a standby gets a host of a model that no node wants, or that has other hosts with free slots. If it
+    has a host already, it must be wanted more by a clear margin.
     """
     for need in view.needs:
-        if not view.candidates(need.model) and own.node == _mover(view, need.model):
+        if not view.candidates(need.model) and own.node in view.movers(need):
             return need
     return None
 
@@ -128,18 +144,20 @@ def may_leave(view: PlacementView, own: NodeRecord, model: str) -> bool:
     return own.node == min(leaving, key=lambda node: rendezvous_weight(node, model))
 
 
-def _mover(view: PlacementView, model: str) -> NodeId | None:
-    """The node that moves to `model`: of those that may leave theirs, the one with the highest hash."""
+def _movers(view: PlacementView, need: Need) -> list[NodeId]:
+    model = need.model
     wanted = view.score(model).firm / (1 + len(view.hosts.get(model, ())))
     able = [
         record.node
         for left, hosts in view.hosts.items()
-        if left != model and wanted > 0.0 and wanted >= MOVE_MARGIN * view.score(left).firm / len(hosts)
+        if left != model and wanted > 0.0
+        if not need.extra or wanted >= MOVE_MARGIN * view.score(left).firm / len(hosts)
         for record, served in hosts
         if served.movable and served.on_demand and not record.loading and len(record.serves) == 1
         if holds(record, model, served.size) and may_leave(view, record, left)
     ]
-    return max(able, key=lambda node: rendezvous_weight(node, model), default=None)
+    able.sort(key=lambda node: rendezvous_weight(node, model), reverse=True)
+    return able[: need.count]
 
 
 def is_surplus(view: PlacementView, own: NodeRecord, need: Need, *, serving: bool) -> bool:
@@ -153,9 +171,12 @@ def is_surplus(view: PlacementView, own: NodeRecord, need: Need, *, serving: boo
     def counts(record: NodeRecord) -> bool:
         return record.node != own.node and (own.node not in view.owned or record.node in view.owned)
 
+    before = 0
     for record in view.loading.get(need.model, ()):
         if not serving and counts(record) and rendezvous_weight(record.node, need.model) > weight:
-            return True
+            before += 1
+    if before >= view.loaders(need.model):
+        return True
     if need.extra:
         return False
     for record, served in view.hosts.get(need.model, ()):

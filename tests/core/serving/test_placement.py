@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.demand.levels import DemandLevel
+from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.demand.mesh_demand import DemandClaim, scores
 from meshllm.core.ids import NodeId
 from meshllm.core.records import MeshId, NodeRecord, RecordVersion, ServedModel, SplitCandidate
@@ -43,7 +43,8 @@ def record(number: int, *disk: str, **fields: object) -> NodeRecord:
 
 
 def asking(number: int = 99, **levels: int) -> NodeRecord:
-    return record(number, demand=tuple(DemandLevel(model, level) for model, level in levels.items()), idle=True)
+    demand = keyed([DemandLevel(model, level) for model, level in levels.items()])
+    return record(number, *levels, demand=demand, idle=True)
 
 
 def taken(model: str, *, movable: bool = True, pressed: bool = False, size: int = 0) -> ServedModel:
@@ -188,7 +189,10 @@ def test_host_of_an_unwanted_model_moves_to_a_wanted_one() -> None:
 def test_one_of_several_hosts_moves_by_a_clear_margin() -> None:
     hosts = [record(number, "cold", "hot", serves=(taken("cold"),)) for number in range(1, 5)]
     assert len(movers(view(asking(hot=3, cold=3), *hosts), *hosts)) == 1
-    assert movers(view(asking(hot=1, cold=4), *hosts), *hosts) == []
+    busy_hot = record(9, serves=(taken("hot", movable=False, pressed=True),))
+    assert len(movers(view(asking(hot=4, cold=3), busy_hot, *hosts), busy_hot, *hosts)) == 1
+    assert movers(view(asking(hot=1, cold=4), busy_hot, *hosts), busy_hot, *hosts) == []
+    assert len(movers(view(asking(hot=1, cold=4), *hosts), *hosts)) == 1, "hot has no host at all, cold three others"
     busy = [replace(host, serves=(taken("cold", pressed=True),)) for host in hosts]
     assert movers(view(asking(hot=3, cold=3), *busy), *busy) == []
 

@@ -143,7 +143,7 @@ def test_codec_bytes_are_stable() -> None:
         + NODE.hex()
         + "0102c410"
         + MESH.hex()
-        + "a161a092010190909090900090c2900090c290c400c400000000909090"
+        + "a161a092010190909090900090c2900090c290c400c400000000c4009090"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
