@@ -9,7 +9,7 @@ the next ones take it after `PATIENCE_SECONDS`, twice as many each time. Made-up
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -28,12 +28,13 @@ NO_SCORE = DemandScore(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A model that needs a host. `extra`: it has hosts, whose slots are all taken; `count`: so many nodes take it at
-    once, those that load it already not counted."""
+    """A model that needs a host. `extra`: it has hosts already; `count`: so many nodes take it at once, those that load
+    it already not counted. `relief`: its only host is to leave it for a model without one."""
 
     model: str
     extra: bool = False
     count: int = 1
+    relief: bool = False
 
 
 class PlacementView:
@@ -60,6 +61,7 @@ class PlacementView:
             for served in record.serves:
                 self.hosts.setdefault(served.name, []).append((record, served))
         self.needs = self._needs(split)
+        self.needs += self._reliefs()
 
     def loaders(self, model: str) -> int:
         """How many nodes should load `model` at a time: one, or half as many as have their slots taken, so that a model
@@ -85,7 +87,7 @@ class PlacementView:
         """How much `model` is wanted."""
         return self.scores.get(model, NO_SCORE)
 
-    def _needs(self, split: Collection[str]) -> Sequence[Need]:
+    def _needs(self, split: Collection[str]) -> list[Need]:
         """The models that need a host, most urgent first: without a host before those with busy ones, then by demand.
         Models requested with --split are skipped, and those that a node is loading."""
         found = []
@@ -97,6 +99,25 @@ class PlacementView:
             if not hosts or 2 * sum(served.pressed for _, served in hosts) > len(hosts):
                 found.append((bool(hosts), -score.firm, -score.score, model, count))
         return [Need(model, extra, count) for extra, _, _, model, count in sorted(found)]
+
+
+    def _reliefs(self) -> list[Need]:
+        """For each model without a host that no node can take: a model whose only host holds it, and that another node
+        can serve. Once it does, the host moves. The least wanted of such models."""
+        found: dict[str, Need] = {}
+        for need in self.needs:
+            if need.extra or self.score(need.model).firm <= 0.0 or self.candidates(need.model) or self.movers(need):
+                continue
+            for model in sorted(self.hosts, key=lambda name: (self.score(name).firm, name)):
+                if len(self.hosts[model]) > 1 or self.loading.get(model) or model in found:
+                    continue
+                ((record, served),) = self.hosts[model]
+                if may_move(record, served) and not served.pressed and holds(record, need.model, served.size):
+                    relief = Need(model, extra=True, relief=True)
+                    if self.candidates(model) or self.movers(relief):
+                        found[model] = relief
+                        break
+        return list(found.values())
 
 
 def choose(
@@ -144,6 +165,11 @@ def may_leave(view: PlacementView, own: NodeRecord, model: str) -> bool:
     return own.node == min(leaving, key=lambda node: rendezvous_weight(node, model))
 
 
+def may_move(record: NodeRecord, served: ServedModel) -> bool:
+    """Whether the node may leave the model that it serves for another one, as far as it says so."""
+    return served.movable and served.on_demand and not record.loading and len(record.serves) == 1
+
+
 def _movers(view: PlacementView, need: Need) -> list[NodeId]:
     model = need.model
     wanted = view.score(model).firm / (1 + len(view.hosts.get(model, ())))
@@ -151,10 +177,9 @@ def _movers(view: PlacementView, need: Need) -> list[NodeId]:
         record.node
         for left, hosts in view.hosts.items()
         if left != model and wanted > 0.0
-        if not need.extra or wanted >= MOVE_MARGIN * view.score(left).firm / len(hosts)
+        if not need.extra or need.relief or wanted >= MOVE_MARGIN * view.score(left).firm / len(hosts)
         for record, served in hosts
-        if served.movable and served.on_demand and not record.loading and len(record.serves) == 1
-        if holds(record, model, served.size) and may_leave(view, record, left)
+        if may_move(record, served) and holds(record, model, served.size) and may_leave(view, record, left)
     ]
     able.sort(key=lambda node: rendezvous_weight(node, model), reverse=True)
     return able[: need.count]
