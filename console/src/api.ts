@@ -37,6 +37,21 @@ export interface BannedStatus {
   reason: string
 }
 
+// A model of the catalogue. `fit`: by a forecast for the memory that is free now, with `context_length` tokens, on
+// so many `machines` like this one. `percent`: of its files, if they are here in part.
+export interface CatalogModelFacts {
+  name: string
+  size: number
+  purpose: Purpose
+  vision: boolean
+  license: string
+  fit: FitOutlook
+  context_length: number
+  machines: number
+  on_disk: boolean
+  percent: number
+}
+
 // A model file that is hashed before it is offered to other nodes.
 export interface CheckStatus {
   file: string
@@ -52,13 +67,20 @@ export interface ClientInfo {
 }
 
 // What the mesh is asked for. `requests`: lately (a request counts half after 10 minutes), at least so many, on
-// `nodes` nodes and their clients; `wishes`: nodes that were started with the model; `hosts`: nodes that serve it.
+// `nodes` nodes and their clients; `wishes`: nodes that were started with the model; `hosts`: nodes that serve it,
+// with `active` and `waiting` requests; `loading`: nodes that load it. `outlook`: who takes it next, or why no node
+// serves it, in sentences (empty: it is served); `obstacles`: the same for programs.
 export interface DemandStatus {
   model: string
   requests: number
   nodes: number
   wishes: number
   hosts: number
+  loading: number
+  active: number
+  waiting: number
+  outlook: string
+  obstacles: Obstacle[]
 }
 
 // An accelerator. `shared`: it uses the computer's main memory; `used`: models may be placed on it.
@@ -72,10 +94,17 @@ export interface DeviceStatus {
   used: boolean
 }
 
-// `name` as `mesh-llm download` takes it; `folder`: the caller's model folder, which must be the node's.
+// A complete model on the node's disk; `size` of its files in bytes.
+export interface DiskModelFacts {
+  name: string
+  size: number
+}
+
+// `name` as `mesh-llm download` takes it; `folder`: the caller's model folder, which must be the node's (empty: the
+// caller has none).
 export interface DownloadRequest {
   name: string
-  folder: string
+  folder?: string
   draft?: boolean
 }
 
@@ -85,6 +114,12 @@ export type DraftSource = (typeof DRAFT_SOURCES)[number]
 // The model that is no longer served, once its answers have ended.
 export interface DropAnswer {
   model: string
+}
+
+// A model that the owner dropped here: for so many seconds the mesh's request does not bring it back.
+export interface DroppedStatus {
+  model: string
+  seconds: number
 }
 
 export const ENGINE_PHASES = ['unknown', 'preparing', 'ready', 'failed'] as const
@@ -131,6 +166,9 @@ export interface FileStatus {
   context_length: number
   digest: string
 }
+
+export const FIT_OUTLOOKS = ['fits', 'less-context', 'split', 'too-big'] as const
+export type FitOutlook = (typeof FIT_OUTLOOKS)[number]
 
 // Predicted time per token of one plan. `nodes`: the host first.
 export interface ForecastStatus {
@@ -197,6 +235,12 @@ export interface KeyAnswer {
 export const LEASE_PHASES = ['asked', 'preparing', 'ready', 'committed', 'ended'] as const
 export type LeasePhase = (typeof LEASE_PHASES)[number]
 
+// The models that the owner can load (`disk`) and download (`catalog`).
+export interface LibraryAnswer {
+  disk: DiskModelFacts[]
+  catalog: CatalogModelFacts[]
+}
+
 // The model is being loaded, or is served already (`serves`). `snapshot`: of the status before.
 export interface LoadAnswer {
   model: string
@@ -250,7 +294,7 @@ export interface MembersAnswer {
 // The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
 // `away`: members that were known and are not here now, the last seen first. `memory`, `memory_planned`,
 // `memory_used`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes. `demand`: the models that are
-// asked for, most requests first.
+// asked for, most requests first. `plans`: what each node does next for them, this one first.
 export interface MeshStatus {
   node: string
   mesh: string
@@ -271,6 +315,7 @@ export interface MeshStatus {
   client_list: ClientInfo[]
   away: AwayInfo[]
   demand: DemandStatus[]
+  plans: NodePlanStatus[]
 }
 
 export const MODALITIES = ['text', 'image'] as const
@@ -286,7 +331,7 @@ export interface ModelRequest {
 
 // A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
 // been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
-// processes one.
+// processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not.
 export interface ModelStatus {
   name: string
   purpose: Purpose | null
@@ -300,11 +345,26 @@ export interface ModelStatus {
   input_modalities: Modality[] | null
   loaded: boolean
   idle_seconds: number | null
+  unload_seconds: number | null
 }
+
+export const NEXT_ACTS = ['takes', 'follows', 'loads', 'moves', 'last host', 'stays', 'serves', 'asks', 'works', 'free', 'idle', 'leaves'] as const
+export type NextAct = (typeof NEXT_ACTS)[number]
 
 // This node has a new key, and starts again as `node`.
 export interface NodeKeyAnswer {
   node: string
+}
+
+// What a node does next for the demand: `act` on `model`, in so many seconds (null: not known). `text`: the same as
+// a predicate, for people.
+export interface NodePlanStatus {
+  node: string
+  name: string
+  act: NextAct
+  model: string
+  seconds: number | null
+  text: string
 }
 
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
@@ -336,7 +396,11 @@ export interface NodeStatus {
   lan_urls: string[]
   start: StartStatus | null
   read_only: boolean
+  dropped: DroppedStatus[]
 }
+
+export const OBSTACLES = ['split', 'dropped', 'failed', 'no file', 'no memory', 'busy', 'not allowed', 'more urgent'] as const
+export type Obstacle = (typeof OBSTACLES)[number]
 
 export const OUTCOMES = ['answered', 'refused', 'failed', 'lost', 'abandoned'] as const
 export type Outcome = (typeof OUTCOMES)[number]

@@ -59,6 +59,7 @@ export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): 
     lan_urls: [],
     start: null,
     read_only: false,
+    dropped: [],
     mesh: {
       node: 'me',
       mesh: 'm',
@@ -79,6 +80,7 @@ export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): 
       client_list: [],
       away: [],
       demand: [],
+      plans: [],
     },
     ...more,
   }
@@ -102,8 +104,17 @@ export function model(
     input_modalities: null,
     loaded: phase === 'serving',
     idle_seconds: null,
+    unload_seconds: null,
     ...more,
   }
+}
+
+export function demand(
+  name: string,
+  more: Partial<NonNullable<NodeStatus['mesh']>['demand'][number]> = {},
+): NonNullable<NodeStatus['mesh']>['demand'][number] {
+  const figures = { requests: 4, nodes: 1, wishes: 0, hosts: 0, loading: 0, active: 0, waiting: 0 }
+  return { model: name, ...figures, outlook: '', obstacles: [], ...more }
 }
 
 export function node(id: string, more: Partial<MeshNode> = {}): MeshNode {
@@ -129,6 +140,7 @@ export function node(id: string, more: Partial<MeshNode> = {}): MeshNode {
     transport: null,
     addresses: [],
     since: null,
+    next: null,
     ...more,
   }
 }

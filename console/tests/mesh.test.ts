@@ -2,8 +2,8 @@ import { describe, expect, it } from 'vitest'
 import type { PeerStatus } from '../src/api'
 import { layout } from '../src/mesh/layout'
 import { chatModels, modelsOf, explanation } from '../src/mesh/models'
-import { isForeign, lastKnown, loadText, nodesOf, type MeshNode } from '../src/mesh/nodes'
-import { model, node, peer, serves, status } from './fixtures'
+import { changeText, isForeign, lastKnown, loadText, nodesOf, type MeshNode } from '../src/mesh/nodes'
+import { demand, model, node, peer, serves, status } from './fixtures'
 
 describe('isForeign', () => {
   it('is true for a node of another member only', () => {
@@ -58,6 +58,16 @@ describe('nodesOf', () => {
   it('shows an unknown status as unverified', () => {
     const [here, there] = nodesOf(status([peer('a', { status: 'resting' as PeerStatus })]), 1)
     expect([here?.status, there?.status]).toEqual(['alive', 'unverified'])
+  })
+})
+
+describe('what a node does next', () => {
+  it('is known of nodes with a plan, and of none while this node does not answer', () => {
+    const known = status([peer('a')])
+    const plan = { node: 'a', name: 'node a', act: 'takes' as const, model: 'm', seconds: 3, text: 'takes m in 3 s' }
+    const found = nodesOf({ ...known, mesh: { ...known.mesh!, plans: [plan] } }, 1)
+    expect(found.map(changeText)).toEqual(['', 'takes m in 3 s'])
+    expect(lastKnown(found).map((one) => one.next)).toEqual([null, null])
   })
 })
 
@@ -117,8 +127,18 @@ describe('modelsOf', () => {
       'Requested by node c, but no known node has the file.',
       'Requested by node c. node c has the file and may serve it.',
       'Reported to be served by node s, which this node cannot reach.',
-      'On the disk of node c, not loaded. To serve it, start that node with --model d.',
+      'On the disk of node c, not loaded. To serve it, run there: mesh-llm load d',
     ])
+  })
+
+  it('explains a model that is not served as the daemon does', () => {
+    const known = status([peer('c', { wants: ['w'], on_disk: ['d'] })])
+    const outlook = 'It needs at least 4.7 GB.'
+    const found = of({
+      ...known,
+      mesh: { ...known.mesh!, demand: [demand('w', { outlook }), demand('d', { outlook })] },
+    })
+    expect(found.map(explanation)).toEqual([`Requested by node c. ${outlook}`, outlook])
   })
 
   it('lists a file once although it has several names', () => {
@@ -129,7 +149,7 @@ describe('modelsOf', () => {
       ['known', ['node a', 'node b'], ['known.Q4']],
       ['other', ['node c'], []],
     ])
-    expect(explanation(idle[0]!)).toContain('start that node with --model known.')
+    expect(explanation(idle[0]!)).toContain('run there: mesh-llm load known')
 
     // By whichever name it is served, or only wanted, that line has the file of all.
     for (const more of [{ serves: [serves('known.Q4')] }, { wants: ['known.Q4'] }]) {

@@ -77,8 +77,8 @@ def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
 
 def look(given: MemoryBudget) -> list[Row]:
     """All catalogue models, by kind and size."""
-    from meshllm.cli.model_page import outlook_of_entry
     from meshllm.models.catalog.catalog import load
+    from meshllm.models.gguf.catalog_fit import outlook_of_entry
     from meshllm.models.library import other_apps
     from meshllm.models.library.inventory import catalog_state
     from meshllm.models.library.store import Store

@@ -1,4 +1,4 @@
-"""`mesh-llm ps`: the models of the running node, what each engine process takes and does, and since when it is idle."""
+"""`mesh-llm ps`: the models of the running node: what each engine process takes and does, how long it is idle."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Port = Annotated[
         min=1, max=65535, metavar="PORT", help="Console port of the node to ask. Default: the one of MESH_LLM_HOME."
     ),
 ]
-HEADER = ("MODEL", "STATE", "MEMORY", "SLOTS", "WAITING", "TOK/S", "CONTEXT", "IDLE")
+HEADER = ("MODEL", "STATE", "MEMORY", "SLOTS", "WAITING", "TOK/S", "CONTEXT", "IDLE", "UNLOAD AT")
 
 
 def ps(node_port: Port = None, json: Annotated[bool, typer.Option("--json", help="JSON.")] = False) -> None:
-    """List the models of the running node: memory, busy slots, speed, and since when each is idle."""
+    """List the models of the running node: memory, busy slots, speed, how long each is idle and when it is unloaded."""
     from meshllm.util.format import printable
 
     rows = engine_rows(status_of(console_port(node_port)))
@@ -71,6 +71,7 @@ def engine_rows(status: dict[str, Any]) -> list[dict[str, Any]]:
                 "tokens_per_second": load.get("tokens_per_second"),
                 "context_length": engine["context_length"] if engine else 0,
                 "idle_seconds": model["idle_seconds"],
+                "unload_seconds": model["unload_seconds"],
                 "progress": model["progress"],
                 "reason": model["reason"],
                 "advice": model["advice"],
@@ -81,10 +82,11 @@ def engine_rows(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row of the table."""
+    from meshllm.cli.last_seen import clock_text
     from meshllm.cli.model_text import context_text
     from meshllm.util.format import gigabytes, printable, whole_duration
 
-    speed, idle = row["tokens_per_second"], row["idle_seconds"]
+    speed, idle, unload = row["tokens_per_second"], row["idle_seconds"], row["unload_seconds"]
     runs = row["slots"] > 0
     return (
         printable(row["model"]),
@@ -95,6 +97,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         "-" if speed is None else f"{speed:.0f}",
         context_text(row["context_length"]) if runs else "-",
         whole_duration(idle) if idle is not None else "-",
+        clock_text(-unload) if unload is not None else "-",
     )
 
 

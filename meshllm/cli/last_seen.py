@@ -1,4 +1,4 @@
-"""When a member was seen last, for people: the time of day on this machine."""
+"""Moments for people, as the time of day on this machine: when a member was seen last, when a model is unloaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 
 
 def clock_text(seconds_ago: float, now: datetime | None = None) -> str:
-    """The local time `seconds_ago`: "18:53" today, "27 Nov 18:53" before. `now`: local time, for tests."""
+    """The local time `seconds_ago` (negative: to come): "18:53" today, "27 Nov 18:53" on another day. `now`: local
+    time, for tests."""
     current = now or datetime.now().astimezone()
     then = current - timedelta(seconds=seconds_ago)
     time = then.strftime("%H:%M")

@@ -49,6 +49,7 @@ def look_up(name: str, store: Store) -> ModelPage:
     from meshllm.cli.machine_info import machine
     from meshllm.core.memory.devices import room
     from meshllm.models.catalog.entry import CatalogEntry
+    from meshllm.models.gguf.catalog_fit import outlook_of_entry
     from meshllm.models.library.inventory import inventory
     from meshllm.models.library.local_model import from_path
     from meshllm.models.library.select import by_name, item_of, resolve_name
@@ -75,18 +76,6 @@ def look_up(name: str, store: Store) -> ModelPage:
         f"{wanted.name} is not on this disk, and mesh-llm reads the header only of a file on this disk.",
         advice=f"Download it first: `mesh-llm download {name}`.",
     )
-
-
-def outlook_of_entry(entry: CatalogEntry, given: MemoryBudget) -> FitPreview:
-    """The forecast for a catalogue model within that memory."""
-    from meshllm.core.memory.context_size import candidates
-    from meshllm.core.memory.fit_preview import outlook
-    from meshllm.core.snapshot import Purpose
-    from meshllm.models.gguf.outline import outline, projector_estimate
-
-    sizes = candidates(entry.context_length, None, entry.purpose, slots_are_free=not entry.cache)
-    embeds = entry.purpose is not Purpose.GENERATE
-    return outlook(outline(entry), sizes, given, embeds=embeds, beside=projector_estimate(entry))
 
 
 def _outlook_of_model(model: LocalModel, given: MemoryBudget) -> FitPreview:

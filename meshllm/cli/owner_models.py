@@ -82,5 +82,5 @@ def _follow(port: int, begun: dict[str, Any]) -> None:
             shown = stage
         time.sleep(ASK_SECONDS)
     typer.echo("\r\033[K" if rewrite else "", nl=False)
-    _, _, memory, slots, _, _, context, _ = cells(row)
+    _, _, memory, slots, _, _, context, *_ = cells(row)
     typer.echo(f"{begun['model']} is served: {memory}, {slots.partition('/')[2]} slots, context {context}.")

@@ -31,9 +31,9 @@ def worker_lease_line(lease: dict[str, Any]) -> str:
 
 
 def memory_text(part: dict[str, Any]) -> str:
-    """Planned and used memory of an engine process, from the status."""
+    """The memory of an engine process, from the status: what it may come to, and what it takes now."""
     used = part.get("memory_used")
-    return f"{gigabytes(part['memory'])} planned" + (f", {gigabytes(used)} used" if used else "")
+    return f"at most {gigabytes(part['memory'])}" + (f", {gigabytes(used)} now" if used else "")
 
 
 def worker_news(snapshot: Snapshot) -> str:

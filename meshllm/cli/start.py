@@ -181,7 +181,7 @@ def _output(
     import logging
 
     from meshllm.cli import view
-    from meshllm.daemon.log_format import TerminalFormatter
+    from meshllm.daemon.log_format import NoticeFormatter, TerminalFormatter
 
     if json:
         viewer = view.JsonViewer(sys.stdout)
@@ -195,7 +195,8 @@ def _output(
         handler.setFormatter(TerminalFormatter("%(message)s", fields=verbose))
         return view.LiveViewer(console, command, idle=idle), handler
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", fields=verbose))
+    dated = TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", fields=True)
+    handler.setFormatter(dated if verbose else NoticeFormatter())
     return view.LineViewer(view.PlainConsole(sys.stdout), command, idle=idle), handler
 
 

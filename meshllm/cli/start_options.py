@@ -108,7 +108,7 @@ MaxVram = Annotated[
         min=0.1,
         max=1 << 20,
         metavar="GB",
-        help="Maximum GPU memory to use (system RAM if there is no GPU).",
+        help="Maximum GPU memory to use (system RAM if there is no GPU). Context and slots are reduced before a split.",
         rich_help_panel=SERVE,
     ),
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.cli.last_seen import away_text, clock_text
 from meshllm.cli.split_text import split_lines, worker_lease_line
+from meshllm.core.serving.demand_text import dropped_text
 from meshllm.errors import NotRunning
 from meshllm.util.format import counted, gigabytes, printable, printable_json, printable_message, whole_duration
 
@@ -19,12 +21,15 @@ PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left"
 # Peers are listed in this order of their status; of a large mesh only the first MAX_PEERS.
 PEER_ORDER = ("alive", "suspect", "unverified", "left", "dead")
 MAX_PEERS = 60
-# Requests at a model or a peer.
-LOAD = ("active", "waiting")
+# The heading of the memory that engine processes take now, and with all slots and caches full.
+NOW_OF_MOST = "memory (now of max)"
 # Members that are away, with a line each.
 MAX_AWAY = 8
 # Models of the mesh's demand, with a line each.
 MAX_DEMAND = 12
+# Nodes with a line about what they do next, and what is worth one.
+MAX_PLANS = 12
+TOLD_ACTS = ("takes", "follows", "loads", "moves", "last host")
 
 
 def show(port: int | None, *, as_json: bool) -> None:
@@ -40,8 +45,8 @@ def show(port: int | None, *, as_json: bool) -> None:
 
     try:
         status = _cleaned(orjson.loads(text))
-        models, peers, memory = _model_table(status), _peer_table(status["mesh"]), _memory_lines(status["machine"])
-        demand = _demand_table(status["mesh"])
+        models, peers, memory = _model_table(status), _peer_table(status), _memory_lines(status["machine"])
+        demand, outlook = _demand_table(status["mesh"]), demand_lines(status)
     except (KeyError, TypeError, ValueError) as error:
         raise NotRunning(
             "The status of the node has the format of another mesh-llm version.",
@@ -78,9 +83,11 @@ def show(port: int | None, *, as_json: bool) -> None:
     if not (status["models"] or status["backends"] or status["worker_lease"]) and (
         status["mesh"] is None or status["mesh"]["role"] != "client"
     ):
-        console.print("No model is served. Start the node with --model NAME to serve one.")
+        console.print("No model is served. Serve one: mesh-llm load NAME", highlight=False)
     if status["mesh"] is None:
         _print_plain(console, f"Running without a mesh: {status['mesh_reason']}")
+        for line in outlook:
+            _print_plain(console, line)
         return
     _print_mesh(console, status["mesh"])
     for line in _sharing_lines(status["sharing"]) if status["sharing"] is not None else []:
@@ -89,6 +96,8 @@ def show(port: int | None, *, as_json: bool) -> None:
         console.print(peers)
     if demand.row_count:
         console.print(demand)
+    for line in outlook:
+        _print_plain(console, line)
 
 
 def fetch(port: int) -> bytes:
@@ -187,19 +196,21 @@ def _memory_lines(machine: dict[str, Any]) -> list[str]:
 
 def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
     """The mesh in one line, who is away, and the join attempts while the node has not joined."""
-    node, clients = f"{mesh['role']} {mesh['node'][:10]}", counted(mesh["clients"], "client")
+    # A client has none.
+    clients = "" if mesh["role"] == "client" else f", {counted(mesh['clients'], 'client')}"
+    node = f"{mesh['role']} {mesh['node'][:10]}"
     if mesh["phase"] == "alone for now":
         # Machines that are switched off are no failure: their names say more than why a dial failed.
         away = [(printable(member["name"]) or member["id"][:10], member["seen_seconds"]) for member in mesh["away"]]
         text = f": {away_text(away)}" if away else ""
-        _print_plain(console, f"mesh {mesh['mesh'][:10]} alone for now{text} (this is {node}, {clients})")
+        _print_plain(console, f"mesh {mesh['mesh'][:10]} alone for now{text} (this is {node}{clients})")
     elif mesh["phase"] == "alone":
         alone = f"mesh {mesh['mesh'][:10]} has no other node yet: 'mesh-llm invite' prints an invite for one"
-        _print_plain(console, f"{alone} (this is {node}, {clients})")
+        _print_plain(console, f"{alone} (this is {node}{clients})")
     else:
         alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
         reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
-        known = f"this is {node}, {counted(alive, 'other node')}, {clients}"
+        known = f"this is {node}, {counted(alive, 'other node')}{clients}"
         _print_plain(console, f"mesh {mesh['mesh'][:10]} {mesh['phase']}, {known}{reason}")
     for member in mesh["away"][:MAX_AWAY]:
         name, models = printable(member["name"]) or member["id"][:10], ", ".join(map(printable, member["models"]))
@@ -229,36 +240,59 @@ def _sharing_lines(sharing: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _memory(size: int | None) -> str:
-    """Memory of engine processes; "" if it is unknown."""
-    return gigabytes(size) if size else ""
+def _memory(used: int | None, planned: int | None) -> str:
+    """Memory of engine processes, what they take now and at most; "" if it is unknown."""
+    if not planned:
+        return ""
+    return f"{gigabytes(used)} of {gigabytes(planned)}" if used else f"at most {gigabytes(planned)}"
 
 
-def _peer_table(mesh: dict[str, Any] | None) -> Table:
+def _requests(active: int, waiting: int) -> str:
+    """Requests at a model or a node."""
+    return f"{active}, {waiting} wait" if waiting else str(active)
+
+
+def _milliseconds(rtt: float | None) -> list[str]:
+    """A round trip; empty if it was never measured."""
+    return [] if rtt is None else [f"{rtt * 1000:.1f} ms"]
+
+
+def _labels(status: dict[str, Any]) -> dict[str, str]:
+    """The names of nodes and clients by id, with the beginning of the id where two are equal."""
+    mesh = status["mesh"]
+    if mesh is None:
+        return {}
+    names = [(one["id"], printable(one["name"])) for one in (*mesh["peers"], *mesh["client_list"])]
+    count = Counter([printable(status["name"]), *[name for _, name in names]])
+    return {node: (f"{name} ({node[:10]})" if count[name] > 1 else name) if name else node[:10] for node, name in names}
+
+
+def _peer_table(status: dict[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    figures = ("rtt", "planned", "used", *LOAD)
-    for heading in ("node", "id", "status", "rtt", "transport", "models", "planned", "used", *LOAD):
-        table.add_column(heading, justify="right" if heading in figures else "left")
+    mesh, names = status["mesh"], _labels(status)
+    for heading in ("node", "status", "rtt", "models", NOW_OF_MOST, "requests"):
+        # What is too long for a narrow terminal is folded, not cut off; figures are not folded.
+        wide, right = heading in ("node", "models"), heading in ("rtt", NOW_OF_MOST)
+        least = 10 if wide else None
+        table.add_column(
+            heading, justify="right" if right else "left", overflow="fold", no_wrap=not wide, min_width=least
+        )
     peers = sorted(mesh["peers"] if mesh else [], key=lambda peer: (PEER_ORDER.index(peer["status"]), peer["name"]))
     for peer in peers[:MAX_PEERS]:
         table.add_row(
-            escape(printable(peer["name"])),
-            peer["id"][:10],
+            escape(names[peer["id"]]),
             f"[{PEER_STYLES[peer['status']]}]{peer['status']}[/]",
-            "" if peer["rtt"] is None else f"{peer['rtt'] * 1000:.1f} ms",
-            peer["transport"] or "",
+            " ".join([*_milliseconds(peer["rtt"]), peer["transport"] or ""]).rstrip(),
             escape(", ".join(printable(model) for model in peer["models"])),
-            _memory(peer["memory_planned"]),
-            _memory(peer["memory_used"]),
-            *([str(peer["active"]), str(peer["waiting"])] if peer["models"] else ("", "")),
+            _memory(peer["memory_used"], peer["memory_planned"]),
+            _requests(peer["active"], peer["waiting"]) if peer["models"] else "",
         )
     clients = mesh["client_list"] if mesh else []
     for client in clients[:MAX_PEERS]:
-        name, rtt = escape(printable(client["name"])), f"{client['rtt'] * 1000:.1f} ms"
-        table.add_row(name, client["id"][:10], "[dim]client[/]", rtt)
+        table.add_row(escape(names[client["id"]]), "[dim]client[/]", *_milliseconds(client["rtt"]))
     if len(peers) > MAX_PEERS:
         table.add_row(f"[dim]and {len(peers) - MAX_PEERS} more[/]")
     return table
@@ -270,16 +304,34 @@ def _demand_table(mesh: dict[str, Any] | None) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("demand", "requests lately", "asked on", "started with it", "hosts"):
-        table.add_column(heading, justify="left" if heading == "demand" else "right")
+    for heading in ("demand", "requests", "asked on", "started on", "hosts", "loading", "waiting"):
+        left = heading == "demand"
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     found = mesh["demand"] if mesh else []
     for entry in found[:MAX_DEMAND]:
         numbers = (f"{entry['requests']:,}", counted(entry["nodes"], "node"), counted(entry["wishes"], "node"))
         hosts = str(entry["hosts"]) if entry["hosts"] else "[yellow]none[/]"
-        table.add_row(escape(printable(entry["model"])), *numbers, hosts)
+        coming = (str(entry["loading"] or ""), str(entry["waiting"] or ""))
+        table.add_row(escape(printable(entry["model"])), *numbers, hosts, *coming)
     if len(found) > MAX_DEMAND:
         table.add_row(f"[dim]and {len(found) - MAX_DEMAND} more[/]")
     return table
+
+
+def demand_lines(status: dict[str, Any]) -> list[str]:
+    """Who takes a demanded model next or why none does, what each node does next, and what was dropped here."""
+    mesh = status["mesh"] or {"demand": [], "plans": [], "node": ""}
+    lines = [f"{entry['model']}: {entry['outlook']}" for entry in mesh["demand"][:MAX_DEMAND] if entry["outlook"]]
+    if mesh["demand"]:
+        told = [plan for plan in mesh["plans"] if plan["act"] in TOLD_ACTS or plan["node"] == mesh["node"]]
+        for plan in told[:MAX_PLANS]:
+            name = "this node" if plan["node"] == mesh["node"] else plan["name"] or plan["node"][:10]
+            lines.append(f"next: {name} {plan['text']}")
+    named = {entry["model"] for entry in mesh["demand"] if "dropped" in entry["obstacles"]}
+    for dropped in status["dropped"]:
+        if dropped["model"] not in named:
+            lines.append(f"{dropped['model']}: {dropped_text(dropped['model'], dropped['seconds'])}")
+    return [printable_message(line) for line in lines]
 
 
 def _model_table(status: dict[str, Any]) -> Table:
@@ -287,8 +339,11 @@ def _model_table(status: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("model", "state", "slots", "context", "planned", "used", "restarts", *LOAD):
-        table.add_column(heading, justify="left" if heading in ("model", "state") else "right")
+    # Restarts are rare, and columns of a narrow terminal, too.
+    restarts = ["restarts"] if any(model["restarts"] for model in status["models"]) else []
+    for heading in ("model", "state", "slots", "context", NOW_OF_MOST, *restarts, "requests"):
+        left = heading in ("model", "state", "requests")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading != "model")
     loads = {load["target"]: load for load in status["load"] if load["kind"] == "engine"}
     for model in status["models"]:
         engine, progress = model["engine"], model["progress"]
@@ -301,9 +356,8 @@ def _model_table(status: dict[str, Any]) -> Table:
             f"[{MODEL_STYLES.get(model['phase'], 'dim')}]{state}[/]",
             str(engine["slots"]) if engine else "",
             str(engine["context_length"]) if engine else "",
-            _memory(engine["memory"]) if engine else "",
-            _memory(engine["memory_used"]) if engine else "",
-            str(model["restarts"]),
-            *([str(load["active"]), str(load["waiting"])] if load else ("", "")),
+            _memory(engine["memory_used"], engine["memory"]) if engine else "",
+            *[str(model["restarts"]) for _ in restarts],
+            _requests(load["active"], load["waiting"]) if load else "",
         )
     return table

@@ -120,6 +120,11 @@ class LineViewer(Viewer):
         self._steps: dict[str, tuple[str, int]] = {}
         self._mesh = MeshNotices()
 
+    @property
+    def shows_secrets(self) -> bool:
+        """Whether this is a terminal."""
+        return self._shows_secrets
+
     def listening(self, listening: Listening) -> None:
         """Show the URLs."""
         self.console.print(f"API      {listening.api}", style="bold", highlight=False)
@@ -150,9 +155,6 @@ class LineViewer(Viewer):
 
     def invite(self, token: str) -> None:
         """Show how to join this mesh. The command is alone on its line, so that it can be copied."""
-        if not self._shows_secrets:
-            self.console.print("To add another machine to this mesh, see 'mesh-llm invite'.", highlight=False)
-            return
         self.console.print("To add another machine to this mesh, run there:", highlight=False)
         self.console.print(
             f"\n  {self._command.elsewhere} --join {token}\n", highlight=False, markup=False, soft_wrap=True
@@ -160,6 +162,11 @@ class LineViewer(Viewer):
         self.console.print(
             f"If it has other users: {self._command.elsewhere} --join - and paste the invite.", highlight=False
         )
+
+    def invite_hint(self) -> None:
+        """Show how to get an invite."""
+        program = self._command.program
+        self._print(f"To add another machine to this mesh: '{program} invite' prints an invite for it.", "bold")
 
     def no_mesh(self, reason: str) -> None:
         """Show why this node runs without a mesh."""
@@ -300,8 +307,8 @@ class JsonViewer(Viewer):
         lan_urls = [console for _, console in listening.lan_urls]
         self.write("listening", api=listening.api, console=listening.console, lan_urls=lan_urls)
 
-    def invite(self, token: str) -> None:
-        """Write the command that prints the invite: these lines end in log files, and an invite is a secret."""
+    def invite_hint(self) -> None:
+        """Write the command that prints an invite: these lines end in log files, and an invite is a secret."""
         self.write("invite", command="mesh-llm invite")
 
     def no_mesh(self, reason: str) -> None:

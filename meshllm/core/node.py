@@ -39,6 +39,7 @@ from meshllm.core.records import (
     SplitCandidate,
 )
 from meshllm.core.serving import next_step
+from meshllm.core.serving.demand_outlook import DemandOutlook, OwnSituation, outlook_of
 from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
 from meshllm.core.serving.local_models import LocalModels
 from meshllm.core.serving.placement import MIB, PlacementView, may_be_taken
@@ -182,6 +183,22 @@ class NodeCore:
         """What a peer may do in this mesh; none without a mesh."""
         return self._mesh.rights_of(node) if self._mesh is not None else NO_RIGHTS
 
+    def demand_outlook(self, now: float) -> DemandOutlook | None:
+        """What is to come for the mesh's demand, by what this node knows at `now`; None for a client, or without a
+        mesh. Changes nothing."""
+        member = self._mesh
+        if not isinstance(member, Member):
+            return None
+        lease = self._splitting.worker_lease if self._splitting is not None else None
+        situation = OwnSituation(
+            free=self._is_free(member),
+            works_on=lease.lease.model if lease is not None else "",
+            dropped={name: until - now for name, until in self._dropped.items()},
+            facts=self._placement.facts(now),
+            asked=[entry.model for entry in self._demand.levels],
+        )
+        return outlook_of(member.claims(), self._claims, situation, now)
+
     # -- deciding
 
     def _decide(self, now: float) -> list[c.Command]:
@@ -228,6 +245,8 @@ class NodeCore:
             self._mesh.view() if self._mesh is not None else None,
             tuple(self._requested),
             self._splitting.worker_lease if self._splitting is not None else None,
+            tuple(self._dropped.items()),
+            self._local.idle_unload,
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
@@ -467,6 +486,8 @@ class NodeCore:
         if step.take:
             self._local.want(step.take, ModelOrigin.MESH)
         if step.release:
+            if model is not None and model.reason:
+                placement.failed(step.release, model.reason)
             self._local.drop(step.release, RELEASED, "Retry.")
         if not step.changed:
             return []

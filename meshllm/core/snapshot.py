@@ -208,6 +208,10 @@ class Snapshot:
     wants: tuple[str, ...] = ()
     # The lease that this node holds as a worker of a split.
     worker_lease: WorkerLeaseState | None = None
+    # Models that the owner dropped, and until when the mesh's request does not bring them back.
+    dropped: tuple[tuple[str, float], ...] = ()
+    # Models that have been idle for so many seconds are unloaded (None: never).
+    idle_unload: float | None = None
 
     def model(self, name: str) -> ModelState | None:
         """The model with exactly that name on this node."""

@@ -122,6 +122,7 @@ class App:
         self._next: Settings | None = None
         self._stopping: Stopping | None = None
         self._failure: MeshError | None = None
+        self._core: NodeCore | None = None
 
     async def run(self) -> None:
         """Start, serve until a stop is asked for, stop.
@@ -204,7 +205,7 @@ class App:
             settings.chat_template,
             self._drains.drained,
         )
-        models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot)
+        models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
@@ -349,6 +350,9 @@ class App:
             self._show_invite()
 
     def _show_invite(self) -> None:
+        if not self._viewer.shows_secrets:
+            self._show(lambda viewer: viewer.invite_hint())
+            return
         try:
             token = self._joined().invite_here(InviteWish()).text
         except MeshError as error:
@@ -372,7 +376,7 @@ class App:
         config = session.config if session is not None else None
         now, home = asyncio.get_running_loop().time(), self._settings.home
         dropped = await in_thread(lambda stop: dropped_models.load(home, now, system_time()), "dropped models")
-        core = NodeCore(
+        core = self._core = NodeCore(
             config,
             Random(),
             idle_unload=self._settings.idle_unload,
@@ -492,7 +496,8 @@ class App:
         # Loaded with the console's handlers.
         from meshllm.web.console.status import StartStatus, StatusInputs, node_status
 
-        session, command = self._session, self._settings.command
+        session, command, core = self._session, self._settings.command, self._core
+        now = asyncio.get_running_loop().time()
         inputs = StatusInputs(
             snapshot=replace(self._snapshot, stopping=self._stopping is not None and self._stopping.begun),
             name=self._settings.node_name or socket.gethostname(),
@@ -512,8 +517,9 @@ class App:
             lan_urls=self._lan_urls(),
             sandbox=sandbox_facts.status(self._sandboxing, self._settings),
             start=StartStatus(program=command.program, command=command.text, elsewhere=command.elsewhere),
+            outlook=core.demand_outlook(now) if core is not None else None,
         )
-        return node_status(inputs, asyncio.get_running_loop().time())
+        return node_status(inputs, now)
 
     def _counters(self) -> NodeCounters:
         """What the metrics show beside the snapshot."""

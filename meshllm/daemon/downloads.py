@@ -34,7 +34,7 @@ class DownloadService:
         from meshllm.web.console.downloads import DownloadExpected, DownloadStep  # loaded with the console's handlers
 
         store, sharing = Store(paths.models()), self._sharing()
-        if not _is_same_folder(request.folder, store.folder):
+        if request.folder and not _is_same_folder(request.folder, store.folder):
             raise UsageError(f"The running node has another model folder: {store.folder}.")
         wanted = await self._wanted(request, store, emit)
         expected: Mapping[str, int] = {}

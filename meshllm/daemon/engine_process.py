@@ -58,6 +58,8 @@ EnsureModel = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
 DEFECT_ADVICE = "This is a defect; please report it."
 TEMPLATE_ADVICE = "Start with another template (--chat-template FILE), or use another GGUF file of this model."
 STOPPED = "it was stopped"
+# A plan takes about a second; a node has one lease at a time.
+PLAN_TRIES = 3
 
 ServerKey = tuple[str, int]
 """Model and generation of an engine process."""
@@ -216,9 +218,14 @@ class EngineProcesses:
         """How to serve `model` on this node alone. Raises NotEnoughSpace if it does not fit."""
         speculation, draft = await self._drafts.choose(name, model, partial(self._ensure_draft, name))
         kept = await in_thread(lambda stop: beside(), "memory of further models")
-        plan = await self._planner.plan(
-            engine, model, usage(model.header), speculation=speculation, draft=draft, beside=kept
-        )
+        ledger = self._planner.ledger
+        for _ in range(PLAN_TRIES):
+            seen = ledger.reservations
+            plan = await self._planner.plan(
+                engine, model, usage(model.header), speculation=speculation, draft=draft, beside=kept
+            )
+            if ledger.reservations == seen:
+                break  # else a lease was taken meanwhile, with memory on which this plan counts
         return _PlannedStart(plan, draft if plan.speculation.source is DraftSource.DRAFT else None)
 
     async def _ensure_draft(self, name: str, draft: Wanted) -> LocalModel:

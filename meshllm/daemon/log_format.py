@@ -104,6 +104,18 @@ class TerminalFormatter(logging.Formatter):
         return redact("\n".join(map(escaped, super().format(record).split("\n"))))
 
 
+class NoticeFormatter(TerminalFormatter):
+    """The same as notices for people, as between the lines of a running node: "Warning: ..."; the log file has the time
+    and the logger."""
+
+    def __init__(self) -> None:
+        super().__init__("%(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return f"{record.levelname.capitalize()}: {super().formatMessage(record)}"
+
+
 # What some programs take for the end of a line; JSON may have them in a string as they are.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 

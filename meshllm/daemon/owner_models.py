@@ -1,17 +1,18 @@
-"""Loads and drops models of the running node for its owner."""
+"""Loads, drops and lists models of the running node for its owner."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from meshllm.core import events as e
+from meshllm.core.memory.devices import MachineMemory
 from meshllm.core.snapshot import ServerPhase, Snapshot
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.start_wishes import check_same, find_model
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.errors import MeshError, UnknownModel, UsageError
 from meshllm.util.threads import in_thread
-from meshllm.web.console.model_acts import LoadBegun
+from meshllm.web.console.model_acts import LoadBegun, ModelLibrary
 
 
 class OwnerModels:
@@ -23,11 +24,13 @@ class OwnerModels:
         supervisor: Supervisor,
         post: Callable[[e.Event], None],
         snapshot: Callable[[], Snapshot],
+        machine: Callable[[], MachineMemory],
     ) -> None:
         self._settings = settings
         self._supervisor = supervisor
         self._post = post
         self._snapshot = snapshot
+        self._machine = machine
 
     async def load(self, text: str) -> LoadBegun:
         """Begin to serve the model that `text` means. Raises MeshError."""
@@ -68,6 +71,13 @@ class OwnerModels:
             raise UnknownModel(f"This node does not serve {name[:200]}.", advice=known)
         self._post(e.DropWanted(name))
         return name
+
+    async def library(self) -> ModelLibrary:
+        """The models on the disk, and those of the catalogue. Raises MeshError."""
+        from meshllm.daemon.model_library import model_library  # what it reads is loaded when the owner asks
+
+        machine = self._machine()
+        return await in_thread(lambda stop: model_library(machine), "list models")
 
 
 def _named(text: str, names: list[str]) -> str | None:

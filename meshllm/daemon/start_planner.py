@@ -154,15 +154,16 @@ class StartPlanner:
             known=self._devices is not None,
         )
 
-    def left(self, held: int = 0) -> MachineMemory:
-        """The machine's memory now, without what the engine processes of this node were planned with."""
-        return self.ledger.left(self.machine(held))
+    def left(self, held: int | None = None) -> MachineMemory:
+        """The machine's memory now, without what the engine processes of this node were planned with. `held`: bytes of
+        RAM that leases hold, for what is left to the next lease, which gets them; None: they are in use."""
+        return self.ledger.left(self.machine(held or 0), leases=held is None)
 
-    def free_memory(self, held: int = 0) -> int:
-        """Bytes that this machine has for further models now."""
+    def free_memory(self, held: int | None = None) -> int:
+        """Bytes that this machine has for further models now; `held` as in `left`."""
         return offer(self.left(held))
 
-    def machine_memory(self, held: int = 0) -> int:
+    def machine_memory(self, held: int | None = None) -> int:
         """Bytes of the machine's RAM for models that all nodes on this machine have together, whatever --max-vram says;
         0 if this node offers accelerators with memory of their own."""
         machine = replace(self.left(held), cap=None)
@@ -176,7 +177,7 @@ class StartPlanner:
             return self.threads
         return max(1, resources.processors().usable // sharers)
 
-    def device_memory(self, held: int = 0) -> tuple[int, ...]:
+    def device_memory(self, held: int | None = None) -> tuple[int, ...]:
         """The same for each accelerator, if there are several."""
         accelerators = room(self.left(held)).accelerators
         return tuple(accelerator.room for accelerator in accelerators) if len(accelerators) > 1 else ()
@@ -362,8 +363,15 @@ class StartPlanner:
         pairs = zip(accelerators, share.devices, strict=True)
         return tuple(accelerator.name for accelerator, layers in pairs if layers)
 
+    def worker_memory(self, share: WorkerShare, devices: Sequence[str]) -> PlannedMemory:
+        """Where the memory of `share` is on the accelerators `devices`, as `worker_devices` named them."""
+        layers = [count for count in share.devices if count] or [share.layers]
+        return _planned_here(share, dict(zip(devices, layers, strict=False)))
+
     def _wish(self, model: LocalModel, sizes: tuple[ContextSize, ...]) -> WantedSize:
-        return WantedSize(sizes[0], model.context_length, asked=self._context is not None)
+        machine = self.left()
+        capped = self._cap is not None and room(machine) != room(replace(machine, cap=None))
+        return WantedSize(sizes[0], model.context_length, asked=self._context is not None, capped=capped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -547,7 +555,7 @@ def _without(given: MemoryBudget, size: int) -> MemoryBudget:
 
 
 def _planned_here(own: WorkerShare, layers: Mapping[str, int]) -> PlannedMemory:
-    """The memory of a host's own share, with so many `layers` on each accelerator."""
+    """The memory of this node's share, with so many `layers` on each accelerator."""
     whole = sum(layers.values())
     if not whole:
         return PlannedMemory(own.memory)

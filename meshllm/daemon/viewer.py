@@ -29,8 +29,16 @@ class Viewer:
     def models_hint(self, *, rejoins: bool) -> None:
         """The time to say how to serve a model. `rejoins`: the node knows its mesh and connects to it."""
 
+    @property
+    def shows_secrets(self) -> bool:
+        """Whether a person reads what is shown: elsewhere it ends in log files, and no invite is made for it."""
+        return False
+
     def invite(self, token: str) -> None:
         """This node is the only one of its mesh; `token` admits others. A secret: show it, never log it."""
+
+    def invite_hint(self) -> None:
+        """The same where secrets are not shown: the time to say how to get an invite."""
 
     def no_mesh(self, reason: str) -> None:
         """This node runs without a mesh."""

@@ -22,6 +22,7 @@ from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.engine_provider import EngineProvider
+from meshllm.daemon.memory_ledger import LeaseKey
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.engine.processes import llama_server, rpc_server
 from meshllm.engine.processes.child import Child
@@ -51,9 +52,6 @@ LAYERS_DIFFER = 2
 DEEPEST_MODEL = 512
 
 STOPPED = "it was stopped"
-
-LeaseKey = tuple[bytes, int]
-"""Session and generation of a lease."""
 
 EnsureFiles = Callable[[Manifest, Callable[[Progress], None]], Awaitable[tuple[Path, ...]]]
 """Brings the files of a model to this disk, verified, from this node or the mesh. Raises MeshError."""
@@ -209,6 +207,7 @@ class WorkerProcesses:
     def _ended(self, key: LeaseKey, task: asyncio.Task[str]) -> None:
         """The task of a lease is done. A task that was cancelled may not even have begun."""
         self._tasks.pop(key, None)
+        self._planner.ledger.release(key)
         self._post(e.WorkerGone(*key, STOPPED if task.cancelled() else task.result()))
 
     async def _run(self, lease: Lease, sharers: int, folder: Path, onward: Path) -> str:
@@ -224,6 +223,9 @@ class WorkerProcesses:
         share = lease.share(self._node)
         assert share is not None, "the core accepts only leases with a share for this node"
         self._check_memory(share)
+        # From now on, as files are downloaded: what this node serves itself is not planned with that memory.
+        devices = self._planner.worker_devices(share)
+        self._planner.ledger.reserve(key, self._planner.worker_memory(share, devices))
         files = await self._files(lease, report)
         commands, pushes = folder / "c.sock", folder / "p.sock"
         before, after = _neighbours(lease, self._node)
@@ -237,7 +239,7 @@ class WorkerProcesses:
             pushes=pushes,
             files=self._write_list(lease, files),
             peers=peers,
-            devices=self._planner.worker_devices(share),
+            devices=devices,
             threads=self._planner.threads_of(sharers) or resources.processors().usable,
             models=files,
             memory=memory_limit(share.memory, WORKER_MARGIN_BYTES),
@@ -245,6 +247,7 @@ class WorkerProcesses:
         )
 
         def ready(pid: int) -> None:
+            self._planner.ledger.loaded(key)
             tunnels.admit(key, TunnelUse.COMMANDS, [lease.host], commands)
             if before is not None:
                 tunnels.admit(key, TunnelUse.TENSORS, [before], pushes)
@@ -254,6 +257,7 @@ class WorkerProcesses:
         spec = rpc_server.child_spec(engine.rpc_server, plan, log_file, self._context.sandboxing)
         child = Child(spec, self._context.registry, ready)
         self._tasks[key].child = child
+        self._planner.ledger.started(key, lambda: child.pid)
         ending = await child.run()
         return STOPPED if ending.requested else f"its rpc-server {ending.describe()}"
 

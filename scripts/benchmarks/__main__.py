@@ -9,6 +9,7 @@ from types import FrameType
 
 from . import (
     console,
+    demand,
     engine,
     expel,
     gateway,
@@ -40,6 +41,10 @@ _COMMANDS = {
     "schemas": (schemas, "public test suite of JSON Schema: every answer validates, or the request was refused"),
     "speculation": (speculation, "speculative decoding against none: repetitive and other text"),
     "swarm": (swarm, "model file from three peers against plain TLS; cost of uploading for a seeder's own replies"),
+    "demand": (
+        demand,
+        "models that come with demand: a killed host, a first request, memory, eviction, a busy host, idle cost",
+    ),
     "split": (split, "model split over daemons: speed, loading, bytes, losses; against stock RPC and the link"),
     "split-engine": (
         split_engine,

@@ -78,7 +78,13 @@ class Child:
             raise BenchError(f"{self.name} has ended:\n{self.said()}") from error
 
     def cpu_seconds(self) -> float:
-        """User and system time of this process alone, without its children, since it started."""
+        """User and system time of this process alone, without its children, since it started.
+
+        On Linux the scheduler's own count, in nanoseconds: `cpu_times` has ticks of 10 ms.
+        """
+        with contextlib.suppress(OSError):
+            threads = Path(f"/proc/{self._popen.pid}/task").iterdir()
+            return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
         times = self.process.cpu_times()
         return float(times.user + times.system)
 

@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare with mesh-llm of another checkout: times and rates within 1.10, CPU per event within 1.05",
     )
     parser.add_argument(
+        "--turns",
+        type=int,
+        metavar="N",
+        help="with --baseline: compare with it alone, in N rounds of short turns, on a machine with other load",
+    )
+    parser.add_argument(
         "--other",
         action="append",
         default=[],
@@ -46,13 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print. Returns 0, or 1 when a request failed or mesh-llm did not start."""
-    rounds = options.rounds or (2 if options.quick else 5)
+    if options.turns and options.baseline is None:
+        raise BenchError("--turns compares with another version: add --baseline DIR")
+    if options.turns:
+        options.without += ["nginx", "aiohttp"]
+    rounds = options.turns or options.rounds or (2 if options.quick else 5)
     notes: list[str] = []
     compiled("load")
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch_name, ExitStack() as stack:
         scratch = Path(scratch_name)
         under_test = _start_targets(stack, scratch, options, notes)
-        results = _measure(under_test, scenarios(options.quick), rounds, scratch)
+        results = _measure(under_test, scenarios(16 if options.turns else 4 if options.quick else 1), rounds, scratch)
     names = [target.name for target in under_test]
     failed = any(results.failures(name)[0] for name in names) or ("ours" not in (*names, *options.without))
     bars = _bars(results, names)
@@ -188,21 +198,32 @@ def _bars(results: Results, names: list[str]) -> list[report.Bar]:
     return [*bars, report.bar("failed requests", errors, 0, at_most=True, shape="{:.0f}")]
 
 
+def _cpu_per(of: str) -> Any:
+    return lambda one: one["target_cpu_s"] / one[of]
+
+
 def _baseline_bars(results: Results) -> list[report.Bar]:
-    """This version against that of the other checkout."""
+    """This version against that of the other checkout, round by round; added times by their medians."""
     bars = []
     for caption, scenario, read in (_ADDED[0], _ADDED[3]):
         ours, before = (results.added(scenario, name, read) for name in ("ours", "baseline"))
         times = ours / before if ours is not None and before else None
         bars.append(report.bar(f"{caption}, x baseline's", times, 1.10, at_most=True))
+        found = results.ratios(scenario, "ours", "baseline", read)
+        bars.append(_compared(caption.replace("added ms", "with the time of the server"), found, 1.10, at_most=True))
     for caption, scenario, read in _RATES:
-        ratio = results.ratio(scenario, "ours", "baseline", read)
-        bars.append(report.bar(f"{caption}, x baseline's", ratio, 1 / 1.10, at_most=False))
+        found = results.ratios(scenario, "ours", "baseline", read)
+        bars.append(_compared(caption, found, 1 / 1.10, at_most=False))
     for caption, scenario, of in _COSTS:
-        ours, before = (results.cpu_per_100k(scenario, name, of) for name in ("ours", "baseline"))
-        times = ours / before if ours is not None and before else None
-        bars.append(report.bar(f"{caption}, x baseline's", times, 1.05, at_most=True))
+        found = results.ratios(scenario, "ours", "baseline", _cpu_per(of))
+        bars.append(_compared(caption, found, 1.05, at_most=True))
     return bars
+
+
+def _compared(caption: str, ratios: tuple[float, float, float] | None, wanted: float, *, at_most: bool) -> report.Bar:
+    low, middle, high = ratios or (None, None, None)
+    quartiles = f", quartiles {low:.2f} and {high:.2f}" if ratios else ""
+    return report.bar(f"{caption}, x baseline's{quartiles}", middle, wanted, at_most=at_most)
 
 
 def _failure_note(results: Results, name: str) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from .native import load
@@ -58,9 +58,8 @@ class Scenario:
         return report
 
 
-def scenarios(quick: bool) -> list[Scenario]:
-    """All of them, in the order they are run in."""
-    less = 4 if quick else 1
+def scenarios(less: int = 1) -> list[Scenario]:
+    """All of them, in the order they are run in; `less`: how much shorter than usual."""
     return [
         Scenario("first_byte", requests=2000 // less),
         Scenario("first_byte_32k", requests=1000 // less, prompt_bytes=32 << 10),
@@ -96,11 +95,19 @@ class Results:
 
     def added(self, scenario: str, target: str, read: Callable[[Report], float]) -> float | None:
         """Median over the rounds of the difference to "direct"."""
-        return self._paired(scenario, target, "direct", read, lambda ours, theirs: ours - theirs)
+        found = self._paired(scenario, target, "direct", read, lambda ours, theirs: ours - theirs)
+        return median(found) if found else None
 
     def ratio(self, scenario: str, target: str, to: str, read: Callable[[Report], float]) -> float | None:
         """Median over the rounds of the quotient."""
-        return self._paired(scenario, target, to, read, lambda ours, theirs: ours / theirs)
+        found = self.ratios(scenario, target, to, read)
+        return found[1] if found is not None else None
+
+    def ratios(
+        self, scenario: str, target: str, to: str, read: Callable[[Report], float]
+    ) -> tuple[float, float, float] | None:
+        """Quartiles over the rounds of the quotient."""
+        return _quartiles(self._paired(scenario, target, to, read, lambda ours, theirs: ours / theirs))
 
     def _paired(
         self,
@@ -109,16 +116,25 @@ class Results:
         to: str,
         read: Callable[[Report], float],
         combine: Callable[[float, float], float],
-    ) -> float | None:
+    ) -> list[float] | None:
         by_target = self.rounds.get(scenario, {})
         try:
             pairs = zip(by_target[target], by_target[to], strict=True)
-            return median(combine(read(ours), read(theirs)) for ours, theirs in pairs)
+            return [combine(read(ours), read(theirs)) for ours, theirs in pairs]
         except (KeyError, TypeError, ZeroDivisionError):
             return None
 
     def cpu_per_100k(self, scenario: str, target: str, of: str) -> float | None:
-        """CPU seconds of the target's process for 100,000 `of` ("events", "requests") (ticks of 10 ms)."""
+        """CPU seconds of the target's process for 100,000 `of` ("events", "requests")."""
         reports = self.rounds.get(scenario, {}).get(target, [])
         count = sum(report[of] for report in reports)
         return float(sum(report["target_cpu_s"] for report in reports)) / count * 1e5 if count else None
+
+
+def _quartiles(values: list[float] | None) -> tuple[float, float, float] | None:
+    if not values:
+        return None
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return low, middle, high

@@ -85,14 +85,19 @@ def start_ours(stack: ExitStack, scratch: Path, upstream: int) -> Target:
 
 def start_baseline(stack: ExitStack, scratch: Path, upstream: int, checkout: Path) -> Target:
     """mesh-llm of another checkout, run by this interpreter with the packages installed here."""
+    return _start_mesh_llm(stack, scratch, "baseline", program_of(checkout), {"PYTHONPATH": str(checkout)}, upstream)
+
+
+def program_of(checkout: Path) -> list[str]:
+    """The command that runs mesh-llm of `checkout` with this interpreter, if PYTHONPATH names that. Raises
+    BenchError."""
     entry = next((name for name in ("cli/entry.py", "cli/main.py") if (checkout / "meshllm" / name).exists()), None)
     if entry is None:
         raise BenchError(f"{checkout} is not a checkout of mesh-llm")
     module = f"meshllm.{entry.removesuffix('.py').replace('/', '.')}"
     program = f"import sys; sys.argv[0] = 'mesh-llm'; from {module} import main; sys.exit(main())"
     # -P: the folder that the benchmark runs in would come before PYTHONPATH.
-    command = [sys.executable, "-P", "-c", program]
-    return _start_mesh_llm(stack, scratch, "baseline", command, {"PYTHONPATH": str(checkout)}, upstream)
+    return [sys.executable, "-P", "-c", program]
 
 
 def _start_mesh_llm(

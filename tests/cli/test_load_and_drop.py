@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from meshllm.cli import console_client, engines, entry, members, owner_models, start
+from meshllm.cli.last_seen import clock_text
 from meshllm.daemon.settings import Settings
 from meshllm.errors import EnvironmentFailure, UsageError
 
@@ -17,7 +18,13 @@ from meshllm.errors import EnvironmentFailure, UsageError
 def model(name: str, phase: str, **more: Any) -> dict[str, Any]:
     """A model as the status has it."""
     engine = {"memory": 950_000_000, "pid": 7, "slots": 4, "context_length": 8192} if phase == "serving" else None
-    facts = {"loaded": engine is not None, "engine": engine, "idle_seconds": None, "progress": None}
+    facts = {
+        "loaded": engine is not None,
+        "engine": engine,
+        "idle_seconds": None,
+        "unload_seconds": None,
+        "progress": None,
+    }
     return {"name": name, "phase": phase, "reason": "", "advice": "", **facts, **more}
 
 
@@ -95,21 +102,22 @@ def test_drop_asks_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ps_is_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    idle = model("b", "serving", idle_seconds=75.0)
+    idle = model("b", "serving", idle_seconds=75.0, unload_seconds=3600.0)
     failed = model("c\x1b[2J", "failed", reason="No room.", advice="Drop one.")
     Node(monkeypatch, [model("a", "serving"), idle, model("d", "available"), failed])
     lines = run("ps").output.splitlines()
     assert [line.split() for line in lines[:3]] == [
-        ["MODEL", "STATE", "MEMORY", "SLOTS", "WAITING", "TOK/S", "CONTEXT", "IDLE"],
-        ["a", "serving", "0.95", "GB", "1/4", "2", "23", "8k", "-"],
-        ["b", "serving", "0.95", "GB", "0/4", "0", "-", "8k", "1", "min", "15", "s"],
+        ["MODEL", "STATE", "MEMORY", "SLOTS", "WAITING", "TOK/S", "CONTEXT", "IDLE", "UNLOAD", "AT"],
+        ["a", "serving", "0.95", "GB", "1/4", "2", "23", "8k", "-", "-"],
+        ["b", "serving", "0.95", "GB", "0/4", "0", "-", "8k", "1", "min", "15", "s", *clock_text(-3600.0).split()],
     ]
     assert lines[3].split()[:3] == ["d", "available", "-"]
     assert lines[-1].endswith("No room. Drop one.")
     assert "\x1b" not in "".join(lines)
     rows = json.loads(run("ps", "--json").output)["models"]
-    assert [(row["model"], row["loaded"], row["active"], row["idle_seconds"]) for row in rows[:3]] == [
-        ("a", True, 1, None), ("b", True, 0, 75.0), ("d", False, 0, None),
+    wanted = ("model", "loaded", "active", "idle_seconds", "unload_seconds")
+    assert [tuple(row[fact] for fact in wanted) for row in rows[:3]] == [
+        ("a", True, 1, None, None), ("b", True, 0, 75.0, 3600.0), ("d", False, 0, None, None),
     ]  # fmt: skip
     Node(monkeypatch, [])
     assert "serves no model" in run("ps").output

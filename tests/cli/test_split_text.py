@@ -34,9 +34,9 @@ def test_split_lines_show_each_share_with_forecast_and_measurement() -> None:
         "Qwen3-8B split over 2 nodes (forecast 51 ms per token, measured 49 ms per token): "
         "it takes 6.0 GB and this node has 4.0 GB"
     )
-    assert host == "  layers 0 to 19 on this node: 3.5 GB planned, 3.1 GB used"
+    assert host == "  layers 0 to 19 on this node: at most 3.5 GB, 3.1 GB now"
     assert worker.startswith("  layers 20 to 35 on attic")
-    assert worker.endswith("2.5 GB planned, serving, rtt 4.2 ms, by lane, 1.2 MB sent, 0.9 MB received, 15.4 kB/s now")
+    assert worker.endswith("at most 2.5 GB, serving, rtt 4.2 ms, by lane, 1.2 MB sent, 0.9 MB received, 15.4 kB/s now")
     assert "\x1b" not in worker
 
 
@@ -57,6 +57,6 @@ def test_worker_lease_line_shows_layers_and_host() -> None:
         "detail": "downloading 40%", "first": 20, "layers": 16, "memory": 2_500_000_000,
     }  # fmt: skip
     assert split_text.worker_lease_line(lease) == (
-        "worker for layers 20 to 35 of Qwen3-8B for aaaaaaaaaa: 2.5 GB planned, preparing, downloading 40%"
+        "worker for layers 20 to 35 of Qwen3-8B for aaaaaaaaaa: at most 2.5 GB, preparing, downloading 40%"
     )
-    assert " for attic: 2.5 GB planned" in split_text.worker_lease_line({**lease, "host_name": "attic"})
+    assert " for attic: at most 2.5 GB" in split_text.worker_lease_line({**lease, "host_name": "attic"})

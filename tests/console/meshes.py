@@ -8,13 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
-from threading import Thread
+from threading import Event, Thread
 
+from meshllm.core.demand.levels import DemandLevel, keyed
+from meshllm.core.demand.mesh_demand import DemandClaim
 from meshllm.core.membership.views import ClientView, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.memory.devices import Device, MachineMemory
+from meshllm.core.memory.fit_preview import FitOutlook
 from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, PeerAddress, RecordVersion, Role, ServedModel
 from meshllm.core.routing.routes import TargetKind
+from meshllm.core.serving.demand_outlook import DemandOutlook, OwnSituation, outlook_of
+from meshllm.core.serving.demand_placement import LoadingClaims
 from meshllm.core.snapshot import (
     BackendState,
     EnginePhase,
@@ -31,8 +36,11 @@ from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease, LeasePhase, MemberState
 from meshllm.core.split.measurement import MeasuredSplit
 from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
+from meshllm.errors import MeshError
 from meshllm.util.progress import Progress
+from meshllm.web.console.downloads import DownloadEvent, DownloadExpected, DownloadRequest, DownloadStep
 from meshllm.web.console.invitation import Invitation, InviteWish
+from meshllm.web.console.model_acts import CatalogModel, DiskModel, LoadBegun, ModelLibrary
 from meshllm.web.console.server import Console
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import (
@@ -109,6 +117,74 @@ def served(name: str, size: float, context: int, memory: float) -> ModelState:
     return replace(state, memory_used=int(memory * 0.8 * GB))
 
 
+class StagedModels:
+    """What the page asks of the node's models. `asked`: each act and its model; `problem`: what acts are refused with.
+
+    A download reports one step, and goes on when `go` is set (in the thread of the console)."""
+
+    def __init__(self, show: Callable[[str, str], None]) -> None:
+        """`show`: called with each act that begins, and its model."""
+        self.asked: list[tuple[str, str]] = []
+        self.problem: MeshError | None = None
+        self.go = asyncio.Event()
+        self.stopped = Event()
+        self._show = show
+
+    async def load(self, text: str) -> LoadBegun:
+        """Begin to load."""
+        self._act("load", text)
+        return LoadBegun(text, 1, serves=False)
+
+    async def drop(self, text: str) -> str:
+        """Drop."""
+        self._act("drop", text)
+        return text
+
+    async def library(self) -> ModelLibrary:
+        """A model on the disk, and a catalogue."""
+        disk = (DiskModel("bge-m3", 600 * MB),)
+        catalog = (
+            _listed("SmolLM2-135M-Instruct", 0.1, FitOutlook.FITS),
+            _listed("Qwen3-32B", 19.8, FitOutlook.LESS_CONTEXT, context_length=8192),
+            _listed("Llama-3.3-70B-Instruct", 42.5, FitOutlook.SPLIT, machines=3, percent=40),
+        )
+        return ModelLibrary(disk, catalog)
+
+    async def download(self, request: DownloadRequest, emit: Callable[[DownloadEvent], None]) -> tuple[str, ...]:
+        """Download half, and the rest on `go`."""
+        self._act("download", request.name)
+        emit(DownloadExpected(files={"a.gguf": 4 * GB}))
+        emit(DownloadStep(stage="downloading", file="a.gguf", source="amber", done=2 * GB, total=4 * GB))
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.stopped.set()
+            raise
+        if self.problem is not None:
+            raise self.problem
+        return (request.name,)
+
+    def _act(self, act: str, model: str) -> None:
+        self.asked.append((act, model))
+        if self.problem is not None and act != "download":
+            raise self.problem
+        self._show(act, model)
+
+
+def _listed(name: str, size: float, fit: FitOutlook, **more: int) -> CatalogModel:
+    facts: dict[str, int] = {"context_length": 32768, "machines": 1, "percent": 0, **more}
+    return CatalogModel(
+        name,
+        int(size * GB),
+        Purpose.GENERATE,
+        vision=False,
+        license="apache-2.0",
+        fit=fit,
+        on_disk=False,
+        **facts,
+    )
+
+
 @dataclass
 class Stage:
     """A console server in a thread, and the state that it serves. `show` changes the state from any thread."""
@@ -131,6 +207,30 @@ class Stage:
     start: StartStatus | None = None
     port: int = 0
 
+    def __post_init__(self) -> None:
+        self.models = StagedModels(self._acted)
+
+    def _acted(self, act: str, name: str) -> None:
+        """A model is being loaded, or is gone."""
+        others = tuple(model for model in self.snapshot.models if model.name != name)
+        loading = Progress.at("loading", 0.4, "")
+        if act == "load":
+            self.show(replace(self.snapshot, models=(*others, ModelState(name, progress=loading))))
+        elif act == "drop":
+            self.show(replace(self.snapshot, models=others))
+
+    def go_on(self) -> None:
+        """Let downloads end."""
+        self._loop.call_soon_threadsafe(self.models.go.set)
+
+    def _outlook(self) -> DemandOutlook | None:
+        mesh = self.snapshot.mesh
+        if mesh is None or mesh.record is None:
+            return None
+        records = [mesh.record, *(view.record for view in mesh.peers if view.status is PeerStatus.ALIVE)]
+        claims = [DemandClaim(record, record.node, owned=True) for record in records]
+        return outlook_of(claims, LoadingClaims(), OwnSituation(free=False, asked=("Mixtral-8x22B-Q4_K_M",)), 0.0)
+
     def status(self) -> NodeStatus:
         """The status of the state."""
         inputs = StatusInputs(
@@ -150,6 +250,7 @@ class Stage:
             lan_urls=self.lan_urls,
             notices=self.notices,
             start=self.start,
+            outlook=self._outlook(),
         )
         return node_status(inputs, 0.0)
 
@@ -166,7 +267,15 @@ class Stage:
     async def begin(self) -> None:
         """Listen."""
         self._loop = asyncio.get_running_loop()
-        self._console = Console(self.policy, self.status, self._invite, requests=lambda: self.requests, token=TOKEN)
+        self._console = Console(
+            self.policy,
+            self.status,
+            self._invite,
+            requests=lambda: self.requests,
+            token=TOKEN,
+            models=lambda: self.models,
+            download=self.models.download,
+        )
         self.port = await self._console.start(self.hosts, self.port)
 
     async def end(self) -> None:
@@ -222,7 +331,9 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
         on_disk=("Qwen3-8B-Q4_K_M", "bge-m3-Q8_0", "bge-m3"),
         aliases=(("bge-m3-Q8_0", "bge-m3"),),
         memory=56 * GB,
+        serves=(ServedModel("Qwen3-8B-Q4_K_M", Purpose.GENERATE, 32768, 4, int(4.7 * GB)),),
         wants=("Llama-3.3-70B-Instruct-Q4_K_M",),
+        demand=keyed([DemandLevel("Qwen3-8B-Q4_K_M", 4), DemandLevel("Mixtral-8x22B-Q4_K_M", 2)]),
     )
     mesh = MeshView(HERE, MESH, Role.NODE, JoinPhase.JOINED if peers else JoinPhase.ALONE, record=record, peers=peers)
     models = [served("Qwen3-8B-Q4_K_M", 4.7, 32768, 9.2)]

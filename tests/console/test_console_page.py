@@ -148,8 +148,8 @@ def test_nodes_view_shows_memory_load_and_speed(stage: Stage, visitor: Visitor) 
     expect(here.get_by_role("img", name=re.compile("models use 7.4 GB"))).to_have_count(1)
     amber = page.get_by_role("listitem").filter(has_text="amber")
     # The same quantities in the row of this node and in that of another.
-    expect(here).to_contain_text(re.compile(r"Models7.4 GB used of 9.2 GB planned, 56.0 GB offered for more"))
-    expect(amber).to_contain_text(re.compile(r"Models[\d.]+ GB used of [\d.]+ GB planned, [\d.]+ GB offered for more"))
+    expect(here).to_contain_text(re.compile(r"Models7.4 GB now of at most 9.2 GB, 56.0 GB offered for more"))
+    expect(amber).to_contain_text(re.compile(r"Models[\d.]+ GB now of at most [\d.]+ GB, [\d.]+ GB offered for more"))
     expect(amber).to_contain_text("ms away")
 
 
@@ -175,7 +175,7 @@ def test_models_view_explains_the_availability_of_each_model(stage: Stage, visit
     expect(row("Mistral-Small").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "42")  # type: ignore[attr-defined]
     expect(row("DeepSeek-R1")).to_contain_text("no known node has the file")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_have_count(1)  # type: ignore[arg-type]
-    expect(row("bge-m3")).to_contain_text("start that node with --model bge-m3.")  # type: ignore[arg-type]
+    expect(row("bge-m3")).to_contain_text("run there: mesh-llm load bge-m3")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_contain_text("also bge-m3-Q8_0")  # type: ignore[arg-type]
     exchanged = page.get_by_role("region", name="Model file transfers")
     expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GB, 62.0 MB/s by lane")
@@ -193,7 +193,7 @@ def test_split_is_drawn_as_a_pipeline_with_its_shares(visitor: Visitor) -> None:
         expect(page.get_by_role("list", name="Legend")).to_contain_text("worker")
         page.get_by_role("button", name="birch layers 34 to 59").click()
         details = page.get_by_role("complementary", name="Node birch")
-        expect(details).to_contain_text("layers 34 to 59 · 13.0 GB planned · 60.0 MB transferred")
+        expect(details).to_contain_text("layers 34 to 59 · at most 13.0 GB · 60.0 MB transferred")
         page.get_by_role("link", name="Models").click()
         row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
         carriers = row.get_by_role("list", name="Layers of Llama-3.3-70B-Instruct-Q4_K_M")
@@ -213,7 +213,7 @@ def test_split_says_why_its_forecast_is_off_and_that_it_is_corrected(visitor: Vi
         row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
         expect(row).to_contain_text("Corrected forecast 118 ms per token, measured 121 ms.")
         expect(row).to_contain_text("2.0 times slower than forecast: the cause is unknown.")
-        expect(row).to_contain_text("Memory here: 17.4 GB planned, 13.9 GB used.")
+        expect(row).to_contain_text("Memory here: 13.9 GB now, at most 17.4 GB.")
 
 
 def test_split_in_preparation_shows_progress_and_forecast(visitor: Visitor) -> None:

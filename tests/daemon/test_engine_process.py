@@ -216,6 +216,26 @@ async def test_models_that_are_measured_at_the_same_time_do_not_plan_the_same_me
         assert (event.measured.fits_locally, event.measured.free_bytes) == (True, 10)
 
 
+async def test_plan_is_made_again_if_a_lease_is_taken_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are 10 bytes (--max-vram), of which a lease takes 7 while the model is planned with them."""
+    async with hands(tmp_path) as it:
+        it.fitter = it.servers._planner = StartPlanner(context=64, cap=10)
+        leased = [(b"s" * 16, 1)]
+
+        async def plan(*_: Any, **__: Any) -> StartPlan:
+            free = it.fitter.free_memory()
+            if leased:
+                it.fitter.ledger.reserve(leased.pop(), PlannedMemory(7))
+            return StartPlan(ContextSize(64, 1), free, None, 0, planned=PlannedMemory(free))
+
+        monkeypatch.setattr(it.fitter, "plan", plan)
+        it.servers.measure(model(it, tmp_path), "m", ENGINE, split=False)
+        assert is_measured(await it.told())
+        assert it.fitter.ledger.left(it.fitter.machine()).planned == 10
+
+
 def is_measured(event: e.Event) -> TypeGuard[e.ModelMeasured]:
     """Whether it tells what a model needs."""
     return isinstance(event, e.ModelMeasured)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.daemon.log_format import JsonFormatter, TerminalFormatter, TextFormatter, parse
+from meshllm.daemon.log_format import JsonFormatter, NoticeFormatter, TerminalFormatter, TextFormatter, parse
 from meshllm.util.redact import redact
 
 INVITE = "mesh1-" + "Ab_-9" * 20
@@ -34,6 +34,14 @@ def test_terminal_shows_the_fields_of_a_request_with_verbose_only() -> None:
     assert shown.isprintable()
     assert "none" not in shown
     assert TerminalFormatter("%(levelname)s %(message)s").format(entry) == "INFO /v1/chat/completions 200"
+
+
+def test_notice_has_neither_time_nor_logger_and_cannot_control_the_terminal() -> None:
+    entry = record("context %d of 8192\x1b[2J", 512, level=logging.WARNING, request_id="req_1")
+    shown = NoticeFormatter().format(entry)
+    assert shown.startswith("Warning: context 512 of 8192")
+    assert shown.isprintable()
+    assert "req_1" not in shown
 
 
 def test_json_formatter_writes_fields_as_members() -> None:

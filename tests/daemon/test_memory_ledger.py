@@ -63,6 +63,33 @@ def test_cap_is_shared_by_all_processes() -> None:
     assert offer(computer.machine()) == 3 * GB
 
 
+LEASE = (b"s" * 16, 1)
+
+
+def test_lease_counts_for_what_is_served_here_and_not_for_the_next_lease() -> None:
+    computer = Computer(cap=12 * GB)
+    computer.ledger.reserve(LEASE, PlannedMemory(8 * GB))
+    computer.ledger.started(LEASE, lambda: 7)
+    computer.private[7] = 3 * GB  # the rest are weights, mapped from a file
+    assert computer.machine().available == 22 * GB
+    assert offer(computer.machine()) == 4 * GB
+    computer.ledger.reserve("m", PlannedMemory(1 * GB))
+    held = computer.ledger.left(MachineMemory(32 * GB, 30 * GB, cap=12 * GB, known=True), leases=False)
+    assert (held.available, offer(held)) == (29 * GB, 11 * GB)
+    computer.ledger.release(LEASE)
+    assert offer(computer.machine()) == 11 * GB
+
+
+async def test_next_plan_does_not_wait_for_a_lease_that_downloads_its_files() -> None:
+    ledger = MemoryLedger(lambda pid: 0)
+    ledger.reserve(LEASE, PlannedMemory(0, (("G", 20 * GB),)))
+    await ledger.settled()
+    before = ledger.left(gpu(78 * GB))
+    assert (before.devices[0].free, before.cap_left) == (58 * GB, 40 * GB)
+    ledger.loaded(LEASE)
+    assert ledger.left(gpu(58 * GB)).devices[0].free == 58 * GB
+
+
 def gpu(free: int, *, shared: bool = False) -> MachineMemory:
     """A machine with one accelerator of 80 GB, or one that uses the RAM."""
     device = Device("G", total=80 * GB, free=free, shared=shared)

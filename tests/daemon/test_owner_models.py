@@ -8,6 +8,8 @@ from typing import Any, cast
 import pytest
 
 from meshllm.core import events as e
+from meshllm.core.memory.devices import MachineMemory
+from meshllm.core.memory.fit_preview import FitOutlook
 from meshllm.core.snapshot import ModelState, ServerPhase, Snapshot
 from meshllm.daemon.owner_models import OwnerModels
 from meshllm.daemon.settings import Settings
@@ -18,6 +20,7 @@ from meshllm.web.console.model_acts import LoadBegun
 from tests import engine_samples
 
 NAME = "SmolLM2-135M-Instruct"
+MACHINE = MachineMemory(32 << 30, 20 << 30, known=True)
 
 
 class Rig:
@@ -28,7 +31,9 @@ class Rig:
         self.posted: list[e.Event] = []
         snapshot = Snapshot(version=9, models=models, wants=wants)
         settings = Settings(folder, client=client)
-        self.owner = OwnerModels(settings, cast(Supervisor, self), self.posted.append, lambda: snapshot)
+        self.owner = OwnerModels(
+            settings, cast(Supervisor, self), self.posted.append, lambda: snapshot, lambda: MACHINE
+        )
 
     def request(self, name: str, source: Wanted | None) -> None:
         self.sources[name] = source
@@ -89,3 +94,14 @@ async def test_drop_takes_names_in_any_spelling(tmp_path: Path, text: str, name:
     rig: Any = Rig(tmp_path, ModelState(NAME), ModelState("mine"), wants=("b",))
     assert await rig.owner.drop(text) == name
     assert rig.posted == [e.DropWanted(name)]
+
+
+async def test_library_lists_the_disk_and_the_catalogue(tmp_path: Path) -> None:
+    file = engine_samples.model_without_needed_tensors(tmp_path / "mine.gguf")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    found = await Rig(tmp_path).owner.library()
+    assert [(model.name, model.size) for model in found.disk] == [("mine", file.stat().st_size)]
+    small = next(model for model in found.catalog if model.name == NAME)
+    assert (small.fit, small.machines, small.on_disk, small.percent) == (FitOutlook.FITS, 1, False, 0)
+    assert {model.fit for model in found.catalog} > {FitOutlook.FITS}, "some are larger than the machine"
+    assert [model.size for model in found.catalog] == sorted(model.size for model in found.catalog)

@@ -111,6 +111,11 @@ async def test_plan_logs_what_is_reduced(machine: Machine, tmp_path: Path, caplo
     assert "2 of 4 parallel requests to save memory" in caplog.text
     assert fit.prompt_cache_mib < 100
     caplog.clear()
+    machine.available = 20 * GB
+    fit = await StartPlanner(cap=int(4.65 * 0.9 * GB)).plan(ENGINE, local, usage(local.header))
+    assert "parallel requests to stay within --max-vram" in fit.placement_text
+    assert "parallel requests to stay within --max-vram" in caplog.text
+    caplog.clear()
     machine.available = 3 * GB
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert "from the disk again and again" in caplog.text
@@ -304,6 +309,28 @@ async def test_plan_counts_the_engines_that_run(machine: Machine, tmp_path: Path
     with pytest.raises(NotEnoughSpace):
         await planner.plan(ENGINE, local, usage(local.header))
     assert planner.free_memory() == 6 * GB - first.planned.host
+
+
+async def test_plan_counts_the_lease_that_this_node_works_for(machine: Machine, tmp_path: Path) -> None:
+    local, planner = model(tmp_path / "m.gguf"), StartPlanner(cap=6 * GB)
+    share = WorkerShare(NodeId(b"w" * 32), 1, 2, int(1.2 * GB))
+    planner.ledger.reserve((b"s" * 16, 1), planner.worker_memory(share, planner.worker_devices(share)))
+    found = await planner.plan(ENGINE, local, usage(local.header))
+    assert found.memory <= 4.8 * GB
+    planner.ledger.reserve("m", found.planned)
+    assert planner.free_memory() == 4.8 * GB - found.planned.host
+    assert planner.free_memory(0) == 6 * GB - found.planned.host, "for the next lease"
+
+
+async def test_prompt_cache_counts_against_the_cap(machine: Machine, tmp_path: Path) -> None:
+    local, planner = model(tmp_path / "m.gguf"), StartPlanner(context=1000, cap=8 * GB)
+    found = await planner.plan(ENGINE, local, usage(local.header))
+    cache = dict(found.memory_parts)["prompt cache"]
+    assert cache > 0.2 * GB
+    assert found.planned.host == found.memory
+    planner.ledger.reserve("m", found.planned)
+    assert planner.free_memory() == 8 * GB - found.memory
+    assert found.memory <= 8 * GB
 
 
 async def test_planned_memory_says_where_it_is(machine: Machine, tmp_path: Path) -> None:

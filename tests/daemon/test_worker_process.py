@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from meshllm.core import events as e
+from meshllm.core.memory.devices import Device, MachineMemory
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.engine_provider import EngineProvider
+from meshllm.daemon.memory_ledger import MemoryLedger, PlannedMemory
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder
@@ -84,13 +86,17 @@ class Bench:
         fitter = cast(StartPlanner, self)
         context = ProcessContext(folder, self.sockets, ChildRegistry(folder / "c"), self.said.put_nowait, sandboxing)
         self.free = 1 << 30
+        self.ledger = MemoryLedger(lambda pid: 0)
         self.carrying = WorkerProcesses(context, fetch, fitter, EngineProvider())
         self.carrying.join(cast(RpcTunnels, self.tunnels), node)
 
     async def refresh_devices(self, engine: Engine) -> None: ...
 
-    def free_memory(self, held: int = 0) -> int:
-        return self.free + held
+    def free_memory(self, held: int | None = None) -> int:
+        return self.free + (held or 0)
+
+    def worker_memory(self, share: WorkerShare, devices: Sequence[str]) -> PlannedMemory:
+        return StartPlanner.worker_memory(cast(StartPlanner, self), share, devices)
 
     def threads_of(self, sharers: int) -> int | None:
         return self.threads
@@ -234,6 +240,28 @@ async def test_worker_without_files_serves_layers(tmp_path: Path, program: Calla
         assert text(child().environ()["GGML_RPC_FILES"]) == ""
         it.carrying.stop(WHICH)
         await it.until(e.WorkerGone)
+
+
+async def test_lease_is_in_the_memory_ledger_until_its_end(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program(LISTENS)
+    gpus = tuple(Device(name, total=80 << 30, free=70 << 30) for name in ("CUDA1", "CUDA3"))
+    machine = MachineMemory(64 << 30, 60 << 30, devices=gpus, used=("CUDA1", "CUDA3"), cap=50 << 30)
+    share = WorkerShare(FIRST, 1, 3, 3 << 20, (1, 0, 2, 0))
+    lease = replace(LEASE, shares=(LEASE.shares[0], share, WorkerShare(LAST, 4, 1, 1)))
+    for end in ("stopped", "killed", "refused"):
+        async with bench(tmp_path / end, here) as it:
+            it.free = 0 if end == "refused" else 1 << 30
+            it.carrying.start(lease)
+            if end != "refused":
+                await it.until(e.WorkerProgress)
+                left = it.ledger.left(machine)
+                assert [gpu.free for gpu in left.devices] == [(70 << 30) - (1 << 20), (70 << 30) - (2 << 20)]
+                await it.until(e.WorkerReady)
+                assert it.ledger.left(machine).planned == 3 << 20
+                assert it.ledger.left(machine, leases=False) == machine
+                child().kill() if end == "killed" else it.carrying.stop(WHICH)
+            await it.until(e.WorkerGone)
+            assert it.ledger.left(machine) == machine
 
 
 async def test_worker_crash_at_start_is_reported_with_its_reason(

@@ -291,6 +291,8 @@ def test_invite_delivers_the_mesh_key(here: Site) -> None:
 
 def test_invite_prints_it_alone_on_a_line(here: Site) -> None:
     node = here.node("node")
+    # A start without a terminal makes none: nobody would read it.
+    assert here.run("node", "invite", "--list").stdout.strip() == "This node has made no invite."
     done = here.run("node", "invite")
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1

@@ -168,6 +168,9 @@ def test_more_models_than_memory_holds_take_turns_and_are_unloaded_when_idle(tmp
             assert sum(engine["memory"] for engine in engines) <= cap * 1e9
             together = max(together, len(engines))
         assert together == 2, "memory holds two of them"
+        idle = node.until(lambda status: any(model["idle_seconds"] for model in status["models"]), "an idle model")
+        known = {model["name"]: model["unload_seconds"] for model in idle["models"] if model["idle_seconds"]}
+        assert all(0 <= seconds <= 12 for seconds in known.values()), known
         node.until(lambda status: {model["phase"] for model in status["models"]} == {"available"}, "all to be idle")
         assert not any(card(node, name)["loaded"] for name in names)
         answer = node.chat("small1", stream=True)

@@ -507,8 +507,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--keep", type=Path, help="write the state to this file each hour, and go on from it")
     options = parser.parse_args(arguments)
     gc.disable()  # long-lived objects: looking for cycles would be a part of the work
-    setting = Setting(
-        options.nodes, options.seed, options.standbys, options.load, options.churn, options.choices
-    )
+    setting = Setting(options.nodes, options.seed, options.standbys, options.load, options.churn, options.choices)
     console = Console(width=160) if not sys.stdout.isatty() else Console()
     return play(setting, options.hours, console, options.keep)

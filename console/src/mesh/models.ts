@@ -1,6 +1,6 @@
 // The models of the mesh as one list: one entry per model, with its hosts, files and requests. Pure.
 
-import type { ModelPhase, ModelStatus, NodeStatus, Purpose } from '../api'
+import type { DemandStatus, ModelPhase, ModelStatus, NodeStatus, Purpose } from '../api'
 import type { MeshNode } from './nodes'
 import { bytes } from '../format'
 
@@ -22,6 +22,7 @@ export interface MeshModel {
   waiting: number
   size: number
   here: ModelStatus | null
+  demand: DemandStatus | null // what the mesh asks for; null: nothing
 }
 
 const ORDER: readonly Availability[] = ['serving', 'starting', 'failed', 'requested', 'unconfirmed', 'on disk']
@@ -48,6 +49,7 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
         waiting: 0,
         size: 0,
         here: null,
+        demand: null,
       }
       found.set(name, model)
     }
@@ -57,6 +59,10 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
   for (const node of nodes) addNode(node, at)
   addFiles(nodes, found, at)
   for (const model of found.values()) model.availability = availabilityOf(model)
+  for (const demand of status.mesh?.demand ?? []) {
+    const model = found.get(demand.model)
+    if (model !== undefined) model.demand = demand
+  }
   for (const [name, found] of visionByModel(nodes)) {
     // Requests with images are routed to hosts with vision.
     at(name).vision = found.has(true) || (found.has(null) ? null : false)
@@ -165,6 +171,9 @@ export function explanation(model: MeshModel): string {
   const { here } = model
   if (here !== null && here.reason !== '') return `${here.reason} ${here.advice}`.trim()
   if (here?.progress != null) return [here.progress.stage, here.progress.detail].filter(Boolean).join(': ')
+  const outlook = model.demand?.outlook ?? ''
+  if (outlook !== '' && (model.availability === 'requested' || model.availability === 'on disk'))
+    return model.wantedBy.length > 0 ? `Requested by ${listed(model.wantedBy)}. ${outlook}` : outlook
   switch (model.availability) {
     case 'serving':
       return [servedBy(model.hosts), placementOf(here), memoryOf(here), speculationOf(here)].filter(Boolean).join(' ')
@@ -181,7 +190,7 @@ export function explanation(model: MeshModel): string {
         ? `Served by ${listed(model.hosts.map((node) => node.name))} when this node answered last.`
         : `Reported to be served by ${listed(model.hosts.map((node) => node.name))}, which this node cannot reach.`
     case 'on disk':
-      return `On the disk of ${listed(model.onDisk)}, not loaded. To serve it, start that node with --model ${model.name}.`
+      return `On the disk of ${listed(model.onDisk)}, not loaded. To serve it, run there: mesh-llm load ${model.name}`
   }
 }
 
@@ -199,10 +208,10 @@ function placementOf(here: ModelStatus | null): string {
 function memoryOf(here: ModelStatus | null): string {
   const engine = here?.engine
   if (engine == null) return ''
-  const used = engine.memory_used === null ? '' : `, ${bytes(engine.memory_used)} used`
+  const used = engine.memory_used === null ? '' : `${bytes(engine.memory_used)} now, `
   const parts = Object.entries(engine.memory_parts).map(([name, size]) => `${name} ${bytes(size)}`)
   const of = parts.length === 0 ? '' : ` (${parts.join(', ')} of it)`
-  return `Memory here: ${bytes(engine.memory)} planned${of}${used}.`
+  return `Memory here: ${used}at most ${bytes(engine.memory)}${of}.`
 }
 
 function speculationOf(here: ModelStatus | null): string {

@@ -8,6 +8,7 @@ import {
   type Modality,
   type ModelPhase,
   type ModelStatus,
+  type NodePlanStatus,
   type NodeStatus,
   type PeerInfo,
   type PeerStatus,
@@ -55,6 +56,7 @@ export interface MeshNode {
   transport: TransportKind | 'http' | null // null: no request yet
   addresses: string[]
   since: number | null // when its status began, in whole seconds since the epoch
+  next: NodePlanStatus | null // what it does next for the demand; null: not known
 }
 
 // All nodes, this one first. `wall` is the time in seconds since the epoch, `before` the previous result.
@@ -63,12 +65,14 @@ export function nodesOf(status: NodeStatus, wall: number, before: readonly MeshN
   const peers = (status.mesh?.peers ?? []).map((peer) => peerNode(peer, status.load, wall, known.get(peer.id)))
   const clients = (status.mesh?.client_list ?? []).map((client) => clientNode(client, wall, known.get(client.id)))
   const shares = sharesByNode(status)
-  const found = [
+  const next = new Map((status.mesh?.plans ?? []).map((plan) => [plan.node, plan]))
+  const listed = [
     ownNode(status),
     ...peers,
     ...clients,
     ...status.backends.map((backend) => backendNode(backend, status.load)),
   ]
+  const found = listed.map((node) => ({ ...node, next: next.get(node.id) ?? null }))
   return shares.size === 0 ? found : found.map((node) => withShares(node, shares.get(node.id) ?? []))
 }
 
@@ -76,8 +80,11 @@ export function nodesOf(status: NodeStatus, wall: number, before: readonly MeshN
 export function lastKnown(nodes: readonly MeshNode[]): MeshNode[] {
   return nodes.map((node) => {
     const models = node.models.map((model) => ({ ...model, active: 0, waiting: 0 }))
-    if (node.here) return { ...node, models, status: 'suspect', reason: 'It does not answer. This was known last.' }
-    return node.status === 'alive' ? { ...node, models, status: 'unverified', linked: false } : { ...node, models }
+    if (node.here)
+      return { ...node, models, next: null, status: 'suspect', reason: 'It does not answer. This was known last.' }
+    return node.status === 'alive'
+      ? { ...node, models, status: 'unverified', linked: false, next: null }
+      : { ...node, models, next: null }
   })
 }
 
@@ -110,6 +117,7 @@ function ownNode(status: NodeStatus): MeshNode {
     transport: null,
     addresses: mesh?.addresses ?? [],
     since: null,
+    next: null,
   }
 }
 
@@ -176,6 +184,7 @@ function peerNode(peer: PeerInfo, load: readonly LoadStatus[], wall: number, bef
     transport: peer.transport,
     addresses: peer.addresses,
     since: steady ? before.since : began,
+    next: null,
   }
 }
 
@@ -205,6 +214,7 @@ function clientNode(client: ClientInfo, wall: number, before: MeshNode | undefin
     transport: null,
     addresses: [],
     since: steady ? before.since : began,
+    next: null,
   }
 }
 
@@ -276,6 +286,7 @@ function backendNode(backend: NodeStatus['backends'][number], load: readonly Loa
     transport: 'http',
     addresses: backend.url.includes('://') ? [backend.url] : [], // redacted on other devices
     since: null,
+    next: null,
   }
 }
 
@@ -287,6 +298,13 @@ export function loadOf(node: MeshNode): { active: number; waiting: number; slots
     slots += model.slots
   }
   return { active, waiting, slots }
+}
+
+const CHANGES = ['takes', 'follows', 'loads', 'moves', 'last host', 'works']
+
+// What a node is about to do or to keep for the demand; empty if it goes on as it is.
+export function changeText(node: MeshNode): string {
+  return node.next !== null && CHANGES.includes(node.next.act) ? node.next.text : ''
 }
 
 // The node that a target stands for: "engine", "backend URL" or "peer ID", where the id may be shortened.

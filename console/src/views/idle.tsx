@@ -2,7 +2,9 @@
 
 import type { JSX } from 'preact'
 import { Command } from '../parts/basics'
+import { address } from '../route'
 import { status } from '../state'
+import { mayAct } from './model-acts'
 import { restartWith } from './commands'
 
 interface Choice {
@@ -27,7 +29,12 @@ export function Idle(): JSX.Element {
   return (
     <section class="idle" aria-labelledby="idle-title">
       <h2 id="idle-title">This node serves no model</h2>
-      <p>The node is running. To serve a model or join a mesh, restart it with one of these commands:</p>
+      {mayAct() && (
+        <p>
+          <a href={address('models')}>Load a model</a> into the running node, or restart it with one of these commands:
+        </p>
+      )}
+      {!mayAct() && <p>The node is running. To serve a model or join a mesh, restart it with one of these commands:</p>}
       <dl>
         {CHOICES.map(({ title, options, example }) => (
           <div key={options}>

@@ -35,7 +35,7 @@ function ModelMemory({ node }: { node: MeshNode }): JSX.Element | null {
   const planned = node.planned ?? 0
   const used = node.used ?? 0
   const total = Math.max(1, planned + node.memory, used)
-  const models = node.planned === null ? '' : node.used === null ? `${bytes(planned)} planned` : usedText(used, planned)
+  const models = node.planned === null ? '' : node.used === null ? `at most ${bytes(planned)}` : usedText(used, planned)
   const text = [models, node.memory > 0 ? `${bytes(node.memory)} offered for more` : ''].filter(Boolean).join(', ')
   return (
     <div>
@@ -55,7 +55,7 @@ function ModelMemory({ node }: { node: MeshNode }): JSX.Element | null {
 }
 
 function usedText(used: number, planned: number): string {
-  return `${bytes(used)} used of ${bytes(planned)} planned`
+  return `${bytes(used)} now of at most ${bytes(planned)}`
 }
 
 function OwnMemory({ node, machine }: { node: MeshNode; machine: MachineStatus }): JSX.Element {

@@ -12,6 +12,9 @@ import { models, status } from '../state'
 import { bytes, counted, percent, tokens } from '../format'
 import { Transfers } from './transfers'
 import { Split } from './split'
+import { Demand } from './demand'
+import { Library } from './library'
+import { ModelButtons } from './model-acts'
 
 const TONES: Record<Availability, Tone> = {
   serving: 'good',
@@ -34,7 +37,7 @@ export function Models(): JSX.Element {
       {list.length === 0 && (
         <Empty title="No model yet">
           <p>
-            Start a node with <code>--model NAME</code>; <code>mesh-llm download</code> lists the names.
+            Load one with <code>mesh-llm load NAME</code>; <code>mesh-llm download</code> lists the names.
           </p>
         </Empty>
       )}
@@ -48,6 +51,8 @@ export function Models(): JSX.Element {
           />
         ))}
       </ul>
+      <Demand />
+      <Library />
       <Transfers />
     </section>
   )
@@ -92,12 +97,15 @@ const Row = memo(function Row({ model, split, open }: RowProps): JSX.Element {
       {progress !== null && <Progress fraction={progress.fraction} label={`${model.name}: ${progress.stage}`} />}
       {split !== undefined && <Split split={split} />}
       {model.hosts.length > 0 && <Hosts model={model} />}
-      {chat && (
-        <a class="button small" href={address('chat', `new/${model.name}`)}>
-          <Icon name="chat" size={16} />
-          Chat
-        </a>
-      )}
+      <div class="actions">
+        {chat && (
+          <a class="button small" href={address('chat', `new/${model.name}`)}>
+            <Icon name="chat" size={16} />
+            Chat
+          </a>
+        )}
+        <ModelButtons model={model} />
+      </div>
     </li>
   )
 })

@@ -78,6 +78,7 @@ export function NodeDetails({ node, close }: { node: MeshNode; close: () => void
         )}
         {node.rtt !== null && <Fact name="Round trip">{milliseconds(node.rtt)}</Fact>}
         {node.since !== null && <Fact name="In this status for">{duration(Date.now() / 1000 - node.since)}</Fact>}
+        {node.next !== null && <Fact name="Next">{node.next.text}</Fact>}
         {node.version !== '' && <Fact name="Version">{node.version}</Fact>}
         {node.wants.length > 0 && <Fact name="Requested models">{node.wants.join(', ')}</Fact>}
         {onDisk.length > 0 && <Fact name="On disk">{onDisk.join(', ')}</Fact>}
@@ -94,8 +95,8 @@ export function NodeDetails({ node, close }: { node: MeshNode; close: () => void
 function shareText(share: LayerShare): string {
   const traffic = share.traffic === null || share.traffic === 0 ? '' : `${bytes(share.traffic)} transferred`
   const state = share.phase === null || share.phase === 'committed' ? '' : share.detail || share.phase
-  const used = share.used === null ? '' : `${bytes(share.used)} used`
-  return [layersText(share), `${bytes(share.memory)} planned`, used, state, traffic].filter(Boolean).join(' · ')
+  const used = share.used === null ? '' : `${bytes(share.used)} now`
+  return [layersText(share), `at most ${bytes(share.memory)}`, used, state, traffic].filter(Boolean).join(' · ')
 }
 
 function Fact({ name, children }: { name: string; children: ComponentChildren }): JSX.Element {
@@ -112,8 +113,8 @@ function Model({ model }: { model: NodeModel }): JSX.Element {
     model.context > 0 ? `${tokens(model.context)} context` : '',
     model.slots > 0 ? `${model.active} of ${model.slots} busy` : '',
     model.waiting > 0 ? `${model.waiting} waiting` : '',
-    model.planned === null ? '' : `${bytes(model.planned)} planned`,
-    model.used === null ? '' : `${bytes(model.used)} used`,
+    model.planned === null ? '' : `at most ${bytes(model.planned)}`,
+    model.used === null ? '' : `${bytes(model.used)} now`,
     model.planned === null && model.size > 0 ? `file of ${bytes(model.size)}` : '',
     model.speed !== null ? speed(model.speed) : '',
   ].filter(Boolean)

@@ -2,7 +2,7 @@
 
 import type { JSX } from 'preact'
 import { useMemo, useState } from 'preact/hooks'
-import { loadText, transportText, statusText, type MeshNode } from '../mesh/nodes'
+import { changeText, loadText, transportText, statusText, type MeshNode } from '../mesh/nodes'
 import { Badge } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
@@ -125,7 +125,10 @@ const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
         {node.here && <span class="quiet">this node</span>}
       </button>
       <Badge tone={toneOf(node)}>{statusText(node)}</Badge>
-      <p class="summary">{node.models.length === 0 ? <span class="quiet">no model loaded</span> : names(node)}</p>
+      <p class="summary">
+        {node.models.length === 0 ? <span class="quiet">no model loaded</span> : names(node)}
+        {changeText(node) !== '' && <span class="next">{changeText(node)}</span>}
+      </p>
       <p class="numbers">
         {load !== '' && <span>{load}</span>}
         {context > 0 && <span title="Longest context">{tokens(context)} context</span>}

@@ -22,7 +22,7 @@ export function Split({ split }: { split: SplitStatus }): JSX.Element {
       {split.reason !== '' && <p>{split.reason}</p>}
       {(split.forecast !== null || split.measured !== null) && <p>{forecastText(split)}</p>}
       {split.deviation !== '' && <p>{sentence(split.deviation)}</p>}
-      {split.considered.length > 1 && (
+      {shares.length > 0 && split.considered.length > 1 && (
         <details>
           <summary>Plans that were compared</summary>
           <ul>
@@ -41,8 +41,8 @@ export function Split({ split }: { split: SplitStatus }): JSX.Element {
 function Share({ share }: { share: WorkerShareStatus }): JSX.Element {
   const state = share.phase === null || share.phase === 'committed' ? '' : `, ${share.detail || share.phase}`
   const facts = [
-    `${bytes(share.memory)} planned`,
-    share.memory_used === null ? '' : `${bytes(share.memory_used)} used`,
+    `at most ${bytes(share.memory)}`,
+    share.memory_used === null ? '' : `${bytes(share.memory_used)} now`,
     share.rtt === null ? '' : milliseconds(share.rtt),
     share.transport === 'quic' ? 'QUIC' : (share.transport ?? ''),
     share.rate === 0 ? '' : `${bytes(share.rate)}/s`,

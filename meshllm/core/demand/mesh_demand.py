@@ -1,7 +1,7 @@
 """The demand of the mesh: what the records of its living nodes ask for, added up.
 
 Records name demanded models by keys (`levels.py`); names are those that the living nodes serve, want or have on their
-disks. Demand for a model that none of them names is left out: no node can serve it. `totals` is for people. `scores` is for placement, where what one voice can claim is bounded: a voice is a node, or all
+disks. Demand for a model that none of them names is left out: no node can serve it. The nodes whose callers ask know the name. `totals` is for people. `scores` is for placement, where what one voice can claim is bounded: a voice is a node, or all
 nodes that one member without the right to admit invited. Each counts with a limited number of requests, however many
 models, levels and nodes it claims. `firm` leaves out the largest voice that is none of the owner's machines, so that no
 such voice alone moves a model off a node.
@@ -55,13 +55,13 @@ class DemandScore:
     firm: float
 
 
-def totals(records: Iterable[NodeRecord]) -> tuple[DemandTotal, ...]:
-    """The demand in the records of living nodes, most requests first."""
+def totals(records: Iterable[NodeRecord], known: Iterable[str] = ()) -> tuple[DemandTotal, ...]:
+    """The demand in the records of living nodes, most requests first. `known`: further names of models."""
     requests: dict[int, float] = defaultdict(float)
     nodes: dict[int, int] = defaultdict(int)
     wishes: dict[str, int] = defaultdict(int)
     hosts: dict[str, int] = defaultdict(int)
-    names: set[str] = set()
+    names = set(known)
     for record in records:
         for entry in record.demand:
             requests[entry.key] += requests_of(entry.level)
@@ -79,11 +79,11 @@ def totals(records: Iterable[NodeRecord]) -> tuple[DemandTotal, ...]:
     return tuple(sorted(found, key=lambda total: (-total.requests, -total.wishes, total.model)))
 
 
-def scores(claims: Iterable[DemandClaim]) -> dict[str, DemandScore]:
-    """How much each demanded model is wanted. The order of `claims` does not matter."""
+def scores(claims: Iterable[DemandClaim], known: Iterable[str] = ()) -> dict[str, DemandScore]:
+    """How much each demanded model is wanted. The order of `claims` does not matter. `known`: further names of models."""
     voices: dict[NodeId, dict[int, float]] = {}
     owned: dict[NodeId, bool] = {}
-    names: set[str] = set()
+    names = set(known)
     for claim in claims:
         said = voices.setdefault(claim.voice, {})
         owned[claim.voice] = owned.get(claim.voice, True) and claim.owned

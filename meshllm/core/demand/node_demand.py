@@ -128,5 +128,3 @@ class NodeDemand:
         if self._mesh is not None:
             for record in self._mesh.alive():
                 yield from names_in(record)
-
-

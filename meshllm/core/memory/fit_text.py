@@ -16,11 +16,17 @@ from meshllm.util.format import gigabytes
 @dataclass(frozen=True, slots=True)
 class WantedSize:
     """The size with enough memory: `best` of all sizes. `trained`: context length of the model (0: unknown). `asked`:
-    the user set --ctx-size."""
+    the user set --ctx-size; `capped`: with less memory than there is (--max-vram)."""
 
     best: ContextSize
     trained: int = 0
     asked: bool = False
+    capped: bool = False
+
+    @property
+    def why_less(self) -> str:
+        """Why a placement has less."""
+        return "to stay within --max-vram" if self.capped else "to save memory"
 
 
 def describe(fit: LayerPlacement, wish: WantedSize, shape: ModelShape, room: MemoryBudget) -> str:
@@ -104,7 +110,7 @@ def _places(fit: LayerPlacement, shape: ModelShape, room: MemoryBudget) -> str:
 def _context(size: ContextSize, wish: WantedSize) -> str:
     told = f"context {size.context_length}"
     if size.context_length < wish.best.context_length:
-        return f"{told} of {wish.trained or wish.best.context_length} to save memory"
+        return f"{told} of {wish.trained or wish.best.context_length} {wish.why_less}"
     if wish.asked:
         reached = wish.trained and wish.trained <= size.context_length
         return f"{told}, the maximum of the model" if reached else f"{told}, as requested"
@@ -116,4 +122,4 @@ def _context(size: ContextSize, wish: WantedSize) -> str:
 def _slots(size: ContextSize, wish: WantedSize) -> list[str]:
     if size.slots >= wish.best.slots:
         return []
-    return [f"{size.slots} of {wish.best.slots} parallel requests to save memory"]
+    return [f"{size.slots} of {wish.best.slots} parallel requests {wish.why_less}"]

@@ -13,7 +13,7 @@ from enum import Enum
 
 from meshllm.core.membership.views import AwayMember, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import ModelLoad, short
-from meshllm.core.serving import next_step
+from meshllm.core.serving import demand_text, next_step
 from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.util.format import rough_duration
@@ -327,6 +327,7 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
     last = _served_lately(model, index, now)
     if model in snapshot.wants or model in index.wanted:
         message = f"No node serves {model} yet. Start one: mesh-llm --model {model} --join INVITE"
+        message = dropped_text(snapshot, model, now) or message
         if last is not None:
             message = f"{_went_away(last, now)} It served {model}. Retry in a moment, or start another node with it."
         progress = f"waiting for a node that serves {model}"
@@ -387,6 +388,14 @@ def _wait_for_mesh(snapshot: Snapshot, model: str, index: MeshIndex, now: float)
 
 def _went_away(member: AwayMember, now: float) -> str:
     return f"{member.label} was last seen {rough_duration(max(0.0, now - member.seen))} ago."
+
+
+def dropped_text(snapshot: Snapshot, model: str, now: float) -> str:
+    """That the owner dropped `model` here, and how to get it back, for callers; "" if it was not dropped."""
+    for name, until in snapshot.dropped:
+        if name.casefold() == model.casefold() and until > now:
+            return f"{name} is not served. {demand_text.dropped_text(name, until - now)}"
+    return ""
 
 
 def away_text(mesh: MeshView | None, now: float) -> str:

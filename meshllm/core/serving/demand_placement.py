@@ -7,8 +7,8 @@ for `AVOID_SECONDS`. The claim of another node that it loads a model counts for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from meshllm.core.records import NodeId, NodeRecord
 from meshllm.core.serving import placement
@@ -47,6 +47,18 @@ class PlacementStep:
     changed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PlacementFacts:
+    """What one node knows beside the records. `waited`: for how many seconds each need has been known to it; `avoided`:
+    the models that it could not serve lately, why, and for how many seconds it leaves them to others; `moves_to`: the
+    model that it moves to, `moves_in` so many seconds at least."""
+
+    waited: Mapping[str, float] = field(default_factory=dict)
+    avoided: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    moves_to: str = ""
+    moves_in: float = 0.0
+
+
 class DemandPlacement:
     """The decisions of one node."""
 
@@ -58,6 +70,7 @@ class DemandPlacement:
         self._needed: dict[str, float] = {}  # since when each need is known
         self._decided_at = 0.0
         self._avoided: dict[str, float] = {}
+        self._causes: dict[str, str] = {}  # why the avoided models could not be served
 
     @property
     def model(self) -> str:
@@ -73,6 +86,25 @@ class DemandPlacement:
     def busy(self) -> bool:
         """Whether there is something to decide on even if this node could not take a model."""
         return self.taken is not None or self._reserved is not None
+
+    def facts(self, now: float) -> PlacementFacts:
+        """What this node knows beside the records, for those who ask what it will do."""
+        known = self._needed if now - self._decided_at <= PAUSE_SECONDS else {}
+        reserved = self._reserved
+        return PlacementFacts(
+            {model: now - since for model, since in known.items()},
+            {
+                model: (self._causes.get(model, ""), until - now)
+                for model, until in self._avoided.items()
+                if until > now
+            },
+            "" if reserved is None else reserved.need.model,
+            0.0 if reserved is None else max(0.0, reserved.since + NOTICE_SECONDS - now),
+        )
+
+    def failed(self, model: str, cause: str) -> None:
+        """Remember why `model`, which was released, could not be served."""
+        self._causes = {name: text for name, text in self._causes.items() if name in self._avoided} | {model: cause}
 
     def forget(self) -> None:
         """The model that was taken is not served here any more."""
@@ -146,13 +178,19 @@ class LoadingClaims:
 
     def believed(self, records: Iterable[NodeRecord], now: float) -> list[NodeRecord]:
         """The records without the claims that are too old."""
+        records = list(records)
         since: dict[tuple[NodeId, str], float] = {}
-        found = []
         for record in records:
             for model in record.loading:
                 if len(since) < MAX_CLAIMS:
                     since[record.node, model] = self._since.get((record.node, model), now)
-            good = [m for m in record.loading if now - since.get((record.node, m), now) < CLAIM_SECONDS]
-            found.append(record if len(good) == len(record.loading) else replace(record, loading=tuple(good)))
         self._since = since
+        return self.without_old(records, now)
+
+    def without_old(self, records: Iterable[NodeRecord], now: float) -> list[NodeRecord]:
+        """The same, but nothing is learned from the records."""
+        found = []
+        for record in records:
+            good = [m for m in record.loading if now - self._since.get((record.node, m), now) < CLAIM_SECONDS]
+            found.append(record if len(good) == len(record.loading) else replace(record, loading=tuple(good)))
         return found

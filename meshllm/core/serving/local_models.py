@@ -53,7 +53,7 @@ class LocalModels:
     def __init__(self, splitting: SplitCoordinator | None, idle_unload: float | None = None) -> None:
         """`idle_unload`: a model that has been idle for so many seconds is unloaded (None: never)."""
         self.expected: tuple[str, ...] = ()
-        self._idle_unload = idle_unload
+        self.idle_unload = idle_unload
         self._generations: dict[str, int] = {}  # of models that were dropped
         self._draining: set[str] = set()  # models whose process is stopped when its answers have ended
         self.speed = 0  # bytes of weights that this node reads in a second; 0: not known
@@ -204,7 +204,7 @@ class LocalModels:
             if _waits(model):
                 known = [at for at in (model.not_before, retry) if at is not None and at > now]
                 times.append(min(known, default=now + next_step.RECHECK_SECONDS))
-            elif (at := unloading.idle_deadline(model, self._idle_unload)) is not None:
+            elif (at := unloading.idle_deadline(model, self.idle_unload)) is not None:
                 times.append(at)
         return min(times, default=None)
 
@@ -214,7 +214,7 @@ class LocalModels:
         """The commands for all models, at `now`."""
         todo: list[c.Command] = []
         for name, model in self.models.items():
-            at = unloading.idle_deadline(model, self._idle_unload)
+            at = unloading.idle_deadline(model, self.idle_unload)
             if at is not None and at <= now:
                 self._unload(name)
         if self._stopping:

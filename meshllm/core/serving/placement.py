@@ -9,7 +9,7 @@ the next ones take it after `PATIENCE_SECONDS`, twice as many each time. Made-up
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -49,18 +49,18 @@ class PlacementView:
         self.standbys: list[NodeRecord] = []
         self.hosts: dict[str, list[tuple[NodeRecord, ServedModel]]] = {}
         self.loading: dict[str, list[NodeRecord]] = {}
+        self.split: set[str] = set()  # models requested with --split
         self._ranked: dict[str, list[NodeId]] = {}
         self._movers: dict[Need, list[NodeId]] = {}
-        split: set[str] = set()
         for record in records:
             if stands_by(record):
                 self.standbys.append(record)
-            split.update(candidate.model for candidate in record.splits if candidate.force_split)
+            self.split.update(candidate.model for candidate in record.splits if candidate.force_split)
             for model in record.loading:
                 self.loading.setdefault(model, []).append(record)
             for served in record.serves:
                 self.hosts.setdefault(served.name, []).append((record, served))
-        self.needs = self._needs(split)
+        self.needs = self._needs()
         self.needs += self._reliefs()
 
     def loaders(self, model: str) -> int:
@@ -87,19 +87,18 @@ class PlacementView:
         """How much `model` is wanted."""
         return self.scores.get(model, NO_SCORE)
 
-    def _needs(self, split: Collection[str]) -> list[Need]:
+    def _needs(self) -> list[Need]:
         """The models that need a host, most urgent first: without a host before those with busy ones, then by demand.
         Models requested with --split are skipped, and those that a node is loading."""
         found = []
         for model, score in self.scores.items():
             count = self.loaders(model) - len(self.loading.get(model, ()))
-            if model in split or count <= 0:
+            if model in self.split or count <= 0:
                 continue
             hosts = self.hosts.get(model, ())
             if not hosts or 2 * sum(served.pressed for _, served in hosts) > len(hosts):
                 found.append((bool(hosts), -score.firm, -score.score, model, count))
         return [Need(model, extra, count) for extra, _, _, model, count in sorted(found)]
-
 
     def _reliefs(self) -> list[Need]:
         """For each model without a host that no node can take: a model whose only host holds it, and that another node
@@ -127,15 +126,27 @@ def choose(
     node; `avoided`: models that it could not serve lately."""
     if not stands_by(own):
         return None
-    busy: set[NodeId] = set()  # standbys that take a more urgent model
+    for need, able in rounds(view, own.node):
+        if need.model in avoided or own.node not in able:
+            continue
+        if waited.get(need.model, 0.0) >= patience(need, able.index(own.node)):
+            return need
+    return None
+
+
+def rounds(view: PlacementView, own: NodeId | None = None) -> Iterator[tuple[Need, list[NodeId]]]:
+    """The needs, the most urgent first, each with the standbys that could take it and take no more urgent one. `own`
+    is none of those that do: it may avoid a model, and is free for another one then."""
+    busy: set[NodeId] = set()
     for need in view.needs:
         able = [node for node in view.candidates(need.model) if node not in busy]
-        if need.model not in avoided and own.node in able:
-            place = able.index(own.node) // need.count
-            if waited.get(need.model, 0.0) >= PATIENCE_SECONDS * place.bit_length():
-                return need
-        busy.update([node for node in able[: need.count] if node != own.node])  # `own` may avoid it: it is free
-    return None
+        yield need, able
+        busy.update([node for node in able[: need.count] if node != own])
+
+
+def patience(need: Need, place: int) -> float:
+    """For how many seconds a need must be known before the standby at `place` (0: the first) takes it."""
+    return PATIENCE_SECONDS * (place // need.count).bit_length()
 
 
 def move(view: PlacementView, own: NodeRecord) -> Need | None:
@@ -144,10 +155,13 @@ def move(view: PlacementView, own: NodeRecord) -> Need | None:
     A model without a standby gets a host of a model that no node wants, or that has other hosts with free slots. If it
     has a host already, it must be wanted more by a clear margin.
     """
-    for need in view.needs:
-        if not view.candidates(need.model) and own.node in view.movers(need):
-            return need
-    return None
+    return next((need for need, nodes in moves(view) if own.node in nodes), None)
+
+
+def moves(view: PlacementView) -> Iterator[tuple[Need, list[NodeId]]]:
+    """The needs without a standby, the most urgent first, each with the hosts that should serve it instead of their own
+    model (none: no host may)."""
+    return ((need, view.movers(need)) for need in view.needs if not view.candidates(need.model))
 
 
 def may_leave(view: PlacementView, own: NodeRecord, model: str) -> bool:
@@ -223,10 +237,15 @@ def holds(record: NodeRecord, model: str, freed: int = 0) -> bool:
     would be free besides."""
     if model not in record.on_disk:
         return False
+    needed, free = needed_memory(record, model), record.memory + freed
+    return not needed or not free or needed <= free
+
+
+def needed_memory(record: NodeRecord, model: str) -> int:
+    """Bytes that `model`, which is on the node's disk, takes at least; 0 if its size is not known."""
     place = record.on_disk.index(model)
     size = record.disk_sizes[place] * MIB if place < len(record.disk_sizes) else 0
-    free = record.memory + freed
-    return not size or not free or size * (1 + CONTEXT_PART) <= free
+    return int(size * (1 + CONTEXT_PART))
 
 
 def stands_by(record: NodeRecord) -> bool:

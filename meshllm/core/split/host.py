@@ -101,6 +101,8 @@ class SplitState:
 
     def status_text(self) -> str:
         """What the split waits for, for users."""
+        if self.disk_paging:
+            return f"served by this node alone, slowly, with weights read from the disk ({self.reason})"
         if self.lease is None:
             return self.reason
         workers = ", ".join(_waiting_text(member) for member in self.members if _waited_for(member))
@@ -333,7 +335,11 @@ class SplitHost:
             if isinstance(found, NoPlan):
                 refusal = found.reason  # in the end, of the smallest size
                 continue
-            reason = f"{found.reason}; {_memory_text(found, tried)}" if found.members else found.reason
+            reason = (
+                f"{found.reason}; {_memory_text(found, tried, measured.sizes[0].size)}"
+                if found.members
+                else found.reason
+            )
             split = SplitState(reason, plan=found, size=tried.size)
             if found.members:
                 names = {worker.node: worker.name for worker in workers}
@@ -400,14 +406,16 @@ def _with_forecast(
     return replace(split, plan=forecast_for(need, team, split.plan, correct))
 
 
-def _memory_text(found: SplitPlan, tried: SizeNeed) -> str:
-    """What a split takes in all, and for what, for users: a smaller size or one node alone takes less."""
+def _memory_text(found: SplitPlan, tried: SizeNeed, best: ContextSize) -> str:
+    """What a split takes in all, and for what, for users: a smaller size or one node alone takes less. `best`: what it
+    would serve with more memory."""
     taken, size = sum(share.memory for share in found.shares), tried.size
     requests = "1 request" if size.slots == 1 else f"{size.slots} requests at a time"
     buffers = gigabytes(tried.need.buffers)
     return (
         f"{gigabytes(taken)} in all for {requests} of {size.context_length} tokens, "
         f"with {buffers} of buffers on each node"
+        + (f" (with more memory: {best.slots} of {best.context_length})" if size != best else "")
     )
 
 

@@ -336,7 +336,8 @@ def _no_plan(need: SplitNeed, host: WorkerOffer, near: Sequence[WorkerOffer], *,
         return NoPlan(missing, f"{needs}: {gigabytes(missing)} more. No idle node within {limit} has free memory")
     # The sum may suffice while a layer does not fit into the rest of any node.
     missing = max(missing, max(need.layers, default=0))
-    needs = f"needs {gigabytes(need.total)}, {1 + len(near)} nodes have {gigabytes(have)} together"
+    others = "1 idle node" if len(near) == 1 else f"{len(near)} idle nodes"
+    needs = f"needs {gigabytes(need.total)}, this node and {others} have {gigabytes(have)} together"
     return NoPlan(missing, f"{needs}: {gigabytes(missing)} more")
 
 

@@ -27,12 +27,13 @@ class _Line(BaseModel):
 
 
 class DownloadRequest(_Line):
-    """`name` as `mesh-llm download` takes it; `folder`: the caller's model folder, which must be the node's."""
+    """`name` as `mesh-llm download` takes it; `folder`: the caller's model folder, which must be the node's (empty: the
+    caller has none)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=1000)
-    folder: str = Field(max_length=4096)
+    folder: str = Field("", max_length=4096)
     draft: bool = False
 
 

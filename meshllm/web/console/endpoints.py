@@ -13,6 +13,8 @@ from typing import Final
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
+from meshllm.core.memory.fit_preview import FitOutlook
+from meshllm.core.snapshot import Purpose
 from meshllm.web.console.downloads import DownloadRequest
 from meshllm.web.console.request_status import RequestsAnswer
 from meshllm.web.console.status import NodeStatus
@@ -150,6 +152,36 @@ class DropAnswer(_Body):
     model: str
 
 
+class DiskModelFacts(_Body):
+    """A complete model on the node's disk; `size` of its files in bytes."""
+
+    name: str
+    size: int
+
+
+class CatalogModelFacts(_Body):
+    """A model of the catalogue. `fit`: by a forecast for the memory that is free now, with `context_length` tokens, on
+    so many `machines` like this one. `percent`: of its files, if they are here in part."""
+
+    name: str
+    size: int
+    purpose: Purpose
+    vision: bool
+    license: str
+    fit: FitOutlook
+    context_length: int
+    machines: int
+    on_disk: bool
+    percent: int
+
+
+class LibraryAnswer(_Body):
+    """The models that the owner can load (`disk`) and download (`catalog`)."""
+
+    disk: list[DiskModelFacts]
+    catalog: list[CatalogModelFacts]
+
+
 class KeyAnswer(_Body):
     """The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console."""
 
@@ -250,6 +282,10 @@ DROP: Final = ConsoleEndpoint(
     ModelRequest,
     owner_only=True,
 )
+# POST: a browser says with it that the console's own page asks.
+LIBRARY: Final = ConsoleEndpoint(
+    "POST", "/api/models/library", "The models that can be loaded or downloaded.", LibraryAnswer, owner_only=True
+)
 OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
 
 ENDPOINTS: Final = (
@@ -267,5 +303,6 @@ ENDPOINTS: Final = (
     DOWNLOADS,
     LOAD,
     DROP,
+    LIBRARY,
     OPENAPI,
 )

@@ -5,6 +5,7 @@ Times are seconds, sizes bytes, ids hexadecimal.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from pydantic import Field
@@ -21,11 +22,15 @@ from meshllm.core.membership.views import (
     PeerView,
 )
 from meshllm.core.records import NodeId, Role
+from meshllm.core.serving.demand_outlook import DemandOutlook, ModelOutlook, NextAct, Obstacle
+from meshllm.core.serving.demand_text import model_text, node_text
 from meshllm.core.snapshot import Purpose
 from meshllm.web.console.status_model import Modality, StatusModel, TransportKind, input_modalities, transport_kind
 
 # Models of the mesh's demand in a status: the most wanted ones.
 MAX_DEMAND = 100
+# Nodes whose next act is in a status.
+MAX_PLANS = 100
 
 
 class JoinAttemptStatus(StatusModel):
@@ -102,20 +107,39 @@ class AwayInfo(StatusModel):
 
 class DemandStatus(StatusModel):
     """What the mesh is asked for. `requests`: lately (a request counts half after 10 minutes), at least so many, on
-    `nodes` nodes and their clients; `wishes`: nodes that were started with the model; `hosts`: nodes that serve it."""
+    `nodes` nodes and their clients; `wishes`: nodes that were started with the model; `hosts`: nodes that serve it,
+    with `active` and `waiting` requests; `loading`: nodes that load it. `outlook`: who takes it next, or why no node
+    serves it, in sentences (empty: it is served); `obstacles`: the same for programs."""
 
     model: str
     requests: int
     nodes: int
     wishes: int
     hosts: int
+    loading: int = 0
+    active: int = 0
+    waiting: int = 0
+    outlook: str = ""
+    obstacles: list[Obstacle] = Field(default_factory=list)
+
+
+class NodePlanStatus(StatusModel):
+    """What a node does next for the demand: `act` on `model`, in so many seconds (null: not known). `text`: the same as
+    a predicate, for people."""
+
+    node: str
+    name: str
+    act: NextAct
+    model: str
+    seconds: float | None
+    text: str
 
 
 class MeshStatus(StatusModel):
     """The mesh as this node sees it. `clients`: the number of those in `client_list`, which are linked to this node.
     `away`: members that were known and are not here now, the last seen first. `memory`, `memory_planned`,
     `memory_used`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes. `demand`: the models that are
-    asked for, most requests first."""
+    asked for, most requests first. `plans`: what each node does next for them, this one first."""
 
     node: str
     mesh: str
@@ -136,6 +160,7 @@ class MeshStatus(StatusModel):
     client_list: list[ClientInfo] = Field(default_factory=list)
     away: list[AwayInfo] = Field(default_factory=list)
     demand: list[DemandStatus] = Field(default_factory=list)
+    plans: list[NodePlanStatus] = Field(default_factory=list)
 
 
 def _join_attempt(attempt: JoinAttempt) -> JoinAttemptStatus:
@@ -191,9 +216,15 @@ def _serves(peer: PeerView) -> list[ServedStatus]:
     return found
 
 
-def mesh_status(mesh: MeshView, transports: Mapping[NodeId, str], wants: tuple[str, ...], now: float) -> MeshStatus:
+def mesh_status(
+    mesh: MeshView,
+    transports: Mapping[NodeId, str],
+    wants: tuple[str, ...],
+    outlook: DemandOutlook | None,
+    now: float,
+) -> MeshStatus:
     """The mesh at `now`. `transports` maps peers to what carries requests to them, `wants` are this node's requested
-    models."""
+    models, `outlook` is what is to come for the demand."""
     record = mesh.record
     return MeshStatus(
         node=mesh.node.hex(),
@@ -214,20 +245,53 @@ def mesh_status(mesh: MeshView, transports: Mapping[NodeId, str], wants: tuple[s
         aliases={} if record is None else dict(record.aliases),
         client_list=[_client(client, now) for client in mesh.clients],
         away=[_away(member, now) for member in mesh.away],
-        demand=_demand(mesh),
+        demand=_demand(mesh, outlook or DemandOutlook(mesh.node)),
+        plans=[] if outlook is None else _plans(outlook),
     )
 
 
-def _demand(mesh: MeshView) -> list[DemandStatus]:
+def _plans(outlook: DemandOutlook) -> list[NodePlanStatus]:
+    return [
+        NodePlanStatus(
+            node=step.node.hex(),
+            name=outlook.labels.get(step.node, ""),
+            act=step.act,
+            model=step.model,
+            seconds=None if step.seconds is None else round(step.seconds, 1),
+            text=node_text(step, outlook),
+        )
+        for step in outlook.nodes[:MAX_PLANS]
+    ]
+
+
+def _demand(mesh: MeshView, outlook: DemandOutlook) -> list[DemandStatus]:
     records = [peer.record for peer in mesh.peers if peer.status is PeerStatus.ALIVE and peer.node != mesh.node]
     if mesh.record is not None:
         records.append(mesh.record)
-    return [
-        DemandStatus(
-            model=total.model, requests=total.requests, nodes=total.nodes, wishes=total.wishes, hosts=total.hosts
+    active, waiting = Counter[str](), Counter[str]()
+    fresh = {peer.node: peer.loads for peer in mesh.peers}
+    for record in records:
+        for load in fresh.get(record.node) or record.loads:
+            active[load.name] += load.active
+            waiting[load.name] += load.waiting
+    found = []
+    for total in totals(records, outlook.models)[:MAX_DEMAND]:
+        model = outlook.models.get(total.model, ModelOutlook(total.model))
+        found.append(
+            DemandStatus(
+                model=total.model,
+                requests=total.requests,
+                nodes=total.nodes,
+                wishes=total.wishes,
+                hosts=total.hosts,
+                loading=len(model.loading),
+                active=active[total.model],
+                waiting=waiting[total.model],
+                outlook=model_text(model, outlook),
+                obstacles=[facts.kind for facts in model.obstacles],
+            )
         )
-        for total in totals(records)[:MAX_DEMAND]
-    ]
+    return found
 
 
 def _client(client: ClientView, now: float) -> ClientInfo:

@@ -16,7 +16,15 @@ from typing import Any, Final, TypeVar
 from pydantic.fields import FieldInfo
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.web.console.mesh_status import AwayInfo, ClientInfo, DemandStatus, MeshStatus, PeerInfo, ServedStatus
+from meshllm.web.console.mesh_status import (
+    AwayInfo,
+    ClientInfo,
+    DemandStatus,
+    MeshStatus,
+    NodePlanStatus,
+    PeerInfo,
+    ServedStatus,
+)
 from meshllm.web.console.request_status import AttemptStatus, RequestsAnswer, RequestStatus
 from meshllm.web.console.split_status import ForecastStatus, SplitStatus, WorkerLeaseStatus, WorkerShareStatus
 from meshllm.web.console.status import (
@@ -123,7 +131,7 @@ PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
     ),
     MeshStatus: _fields(
         "node role phase incarnation wants clients peers memory memory_planned memory_used on_disk aliases client_list "
-        "away demand",
+        "away demand plans",
         reason=_hinted,
     ),
     PeerInfo: _fields(
@@ -132,7 +140,10 @@ PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
     ),
     ClientInfo: _fields("id name since_seconds rtt"),
     AwayInfo: _fields("id name models seen_seconds"),
-    DemandStatus: _fields("model requests nodes wishes hosts"),
+    DemandStatus: _fields(
+        "model requests nodes wishes hosts loading active waiting obstacles", outlook=_without_addresses
+    ),
+    NodePlanStatus: _fields("node name act model seconds", text=_without_addresses),
     ServedStatus: _fields("name purpose context_length slots size active waiting input_modalities"),
     SharingStatus: _fields(
         "upload_enabled upload_limit uploaded_bytes uploads downloads banned", checks=lambda value, audience, owner: []

@@ -14,7 +14,8 @@ from meshllm.core.memory.devices import MachineMemory, offer
 from meshllm.core.memory.speculation import DraftCounts, DraftSource, Speculation
 from meshllm.core.records import NodeId
 from meshllm.core.routing.routes import TargetKind
-from meshllm.core.serving import next_step
+from meshllm.core.serving import next_step, unloading
+from meshllm.core.serving.demand_outlook import DemandOutlook
 from meshllm.core.snapshot import (
     BackendState,
     EnginePhase,
@@ -130,7 +131,7 @@ class FileStatus(StatusModel):
 class ModelStatus(StatusModel):
     """A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
     been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
-    processes one."""
+    processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not."""
 
     name: str
     purpose: Purpose | None
@@ -144,6 +145,7 @@ class ModelStatus(StatusModel):
     input_modalities: list[Modality] | None = None
     loaded: bool = False
     idle_seconds: float | None = None
+    unload_seconds: float | None = None
 
 
 class BackendStatus(StatusModel):
@@ -216,6 +218,13 @@ class StartStatus(StatusModel):
     elsewhere: str
 
 
+class DroppedStatus(StatusModel):
+    """A model that the owner dropped here: for so many seconds the mesh's request does not bring it back."""
+
+    model: str
+    seconds: float
+
+
 class NodeStatus(StatusModel):
     """The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
     `notices`: what the owner should know or do.
@@ -246,6 +255,7 @@ class NodeStatus(StatusModel):
     lan_urls: tuple[str, ...] = ()
     start: StartStatus | None = None
     read_only: bool = False
+    dropped: list[DroppedStatus] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +276,8 @@ class StatusInputs:
     """Everything a status is made of. `started` and the snapshot's times are on the same monotonic clock.
 
     `transports` maps peers to the transport of their requests ("lane", "quic" or empty), `drafts` maps models to counts
-    of draft tokens, `traffic` returns the bytes that the tunnels of a lease have carried.
+    of draft tokens, `traffic` returns the bytes that the tunnels of a lease have carried, `outlook` is what is to come
+    for the mesh's demand.
     """
 
     snapshot: Snapshot
@@ -287,6 +298,7 @@ class StatusInputs:
     sandbox: SandboxStatus | None = None
     lan_urls: Sequence[str] = ()
     start: StartStatus | None = None
+    outlook: DemandOutlook | None = None
 
 
 def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
@@ -306,7 +318,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         models=models,
         backends=[_backend(backend) for backend in snapshot.backends],
         load=_loads(snapshot, inputs.loads),
-        mesh=None if mesh is None else mesh_status(mesh, inputs.transports, snapshot.wants, now),
+        mesh=None if mesh is None else mesh_status(mesh, inputs.transports, snapshot.wants, inputs.outlook, now),
         mesh_reason=inputs.mesh_reason,
         notices=tuple(inputs.notices),
         sharing=inputs.sharing,
@@ -316,6 +328,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         worker_lease=split_status.worker_lease(snapshot),
         lan_urls=tuple(inputs.lan_urls),
         start=inputs.start,
+        dropped=[DroppedStatus(model=model, seconds=round(max(0.0, until - now))) for model, until in snapshot.dropped],
     )
 
 
@@ -361,6 +374,7 @@ def _engine(engine: EngineState) -> EngineStatus:
 
 def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: float) -> ModelStatus:
     facts = model.facts
+    unload_at = unloading.idle_deadline(model, snapshot.idle_unload)
     serving_seconds = 0.0 if model.serving_since is None else round(now - model.serving_since, 3)
     return ModelStatus(
         name=model.name,
@@ -377,6 +391,7 @@ def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: floa
         input_modalities=None if facts is None else input_modalities(facts.vision),
         loaded=model.server is ServerPhase.SERVING and model.server_facts is not None,
         idle_seconds=None if model.idle_since is None else round(max(0.0, now - model.idle_since), 1),
+        unload_seconds=None if unload_at is None else round(max(0.0, unload_at - now), 1),
     )
 
 

@@ -29,7 +29,7 @@ from meshllm.wire.api.several_choices import assembled, events_in
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
-FORWARDED_HEADERS = (b"anthropic-version", b"anthropic-beta")
+FORWARDED_HEADERS = frozenset((b"anthropic-version", b"anthropic-beta"))
 MAX_MODEL_NAME = 512
 # Names the trust domain of a request to the engine, which reuses cached prompts only within it (patch 14).
 SALT_HEADER = "x-prompt-cache-salt"
@@ -145,17 +145,19 @@ class ApiRequest:
         address, path, body = pool.address, self.path, self.body
         if pool.target.kind is TargetKind.ENGINE and (prepared := self._prepared) is not None:
             path, body = prepared.path or path, self._prepared_body or body
-        lines = [
+        head = (
             f"POST {address.prefix}{path} HTTP/1.1\r\nhost: {address.authority}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"x-request-id: {self.request_id}\r\n".encode("latin-1")
-        ]
-        lines += [b"%b: %b\r\n" % (name, self.headers[name]) for name in FORWARDED_HEADERS if name in self.headers]
+            f"x-request-id: {self.request_id}\r\n"
+        )
+        if not FORWARDED_HEADERS.isdisjoint(self.headers):
+            forwarded = sorted(FORWARDED_HEADERS & self.headers.keys())
+            head += "".join(f"{name.decode()}: {self.headers[name].decode('latin-1')}\r\n" for name in forwarded)
         if self.salt and pool.target.kind is TargetKind.ENGINE:
-            lines.append(f"{SALT_HEADER}: {self.salt}\r\n".encode("latin-1"))
+            head += f"{SALT_HEADER}: {self.salt}\r\n"
         if key is not None:
-            lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
-        return b"".join([*lines, b"\r\n", body])
+            head += f"authorization: Bearer {key}\r\n"
+        return b"%b\r\n%b" % (head.encode("latin-1"), body)
 
     def stream_repair(self, now: int, kind: TargetKind | None, *, split: bool) -> StreamRepair:
         """The repair of the response stream of a target of this `kind`.
@@ -279,8 +281,9 @@ def understand(
         parameter, message = problem
         more = "" if known_models is None else known_models()
         raise RequestFailed(400, "invalid_parameter", message + more, param=parameter)
-    if (found := problem_of_constraints(api, body)) is not None:
-        raise RequestFailed(400, "too_large", found[1], param=found[0])
+    if (problem := problem_of_constraints(api, body)) is not None:
+        parameter, message = problem
+        raise RequestFailed(400, "too_large", message, param=parameter)
     tasks = tasks_of(api, body)
     if tasks > 1 and (message := too_many_tasks(api, tasks, guest=bool(guest))):
         raise RequestFailed(400, "too_many_prompts", message)
@@ -302,7 +305,8 @@ def problem_of(body: object) -> tuple[str | None, str] | None:
         return "model", "The parameter 'model' is missing."
     if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_NAME:
         return "model", f"The parameter 'model' must be a name of 1 to {MAX_MODEL_NAME} characters."
-    if not isinstance(body.get("stream"), bool | None):
+    stream = body.get("stream")
+    if stream is not None and stream is not True and stream is not False:
         return "stream", "The parameter 'stream' must be true or false."
     return None
 

@@ -40,13 +40,10 @@ class _Crashed:
 
 
 class CrashedRequests:
-    """The digests of requests that were there when engines died; false while there are none."""
+    """The digests of requests that were there when engines died: `found`, empty nearly always."""
 
     def __init__(self) -> None:
-        self._found: OrderedDict[bytes, _Crashed] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._found)
+        self.found: OrderedDict[bytes, _Crashed] = OrderedDict()
 
     def died(self, digest: bytes, now: float, *, alone: bool) -> bool:
         """An engine died while it processed this request, `alone` or with others; whether it is refused from now on."""
@@ -61,17 +58,17 @@ class CrashedRequests:
 
     def refuses(self, digest: bytes, now: float) -> bool:
         """Whether this request is not to be tried."""
-        found = self._found.get(digest)
+        found = self.found.get(digest)
         return found is not None and now < found.until and _refused(found)
 
     def _entry(self, digest: bytes, now: float) -> _Crashed:
-        found = self._found.get(digest)
+        found = self.found.get(digest)
         if found is None or now >= found.until:
-            found = self._found[digest] = _Crashed(now + REMEMBER_SECONDS)
-            if len(self._found) > MAX_REMEMBERED:
-                self._found.popitem(last=False)
+            found = self.found[digest] = _Crashed(now + REMEMBER_SECONDS)
+            if len(self.found) > MAX_REMEMBERED:
+                self.found.popitem(last=False)
         found.until = now + REMEMBER_SECONDS
-        self._found.move_to_end(digest)
+        self.found.move_to_end(digest)
         return found
 
 
@@ -80,12 +77,12 @@ def _refused(found: _Crashed) -> bool:
 
 
 class CrashSuspects:
-    """The requests, by digest, that one engine process was at work on when it seemed to die. Each counts once."""
+    """The requests, by digest, that one engine process worked on when it seemed to die: `there`. Each counts once."""
 
-    __slots__ = ("_abandoned", "_counted", "_there")
+    __slots__ = ("_abandoned", "_counted", "there")
 
     def __init__(self) -> None:
-        self._there: frozenset[bytes] = frozenset()
+        self.there: frozenset[bytes] = frozenset()
         self._abandoned: dict[bytes, float] = {}
         self._counted: set[bytes] = set()
 
@@ -98,19 +95,19 @@ class CrashSuspects:
 
     def lost(self, active: Iterable[bytes], now: float) -> None:
         """The engine closed the connection of an active request: its process may have died with all of them."""
-        if not self._there:
-            self._there = frozenset((*active, *self._abandoned_lately(now)))
+        if not self.there:
+            self.there = frozenset((*active, *self._abandoned_lately(now)))
 
     def answered(self) -> None:
         """The engine answers: it has not died."""
-        self._there = frozenset()
+        self.there = frozenset()
 
     def died(self, digest: bytes) -> bool | None:
         """The process has died with this request: whether that was alone; None if this has been counted."""
         if digest in self._counted:
             return None
         self._counted.add(digest)
-        return self._there == {digest}
+        return self.there == {digest}
 
     def died_abandoned(self, active: Iterable[bytes], now: float) -> list[tuple[bytes, bool]]:
         """The process has died: the requests without a caller to count, and whether each was alone."""

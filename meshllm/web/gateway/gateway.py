@@ -87,6 +87,8 @@ class Gateway:
         self._policy = policy
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
+        # What a request awaits gives it the failure.
+        self._steps = Owner("gateway steps", awaited=True)
         self._connections: SharedConnections[Connection] = SharedConnections(self._wake)
         self._table = TargetTable(self._loop, peers, on_dial, on_loads, on_work, only_from, aliases)
         self.now = self._loop.time
@@ -97,7 +99,8 @@ class Gateway:
         self._cut = 0
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
         self._counts = RequestCounts(self._loop, on_requests)
-        self._proxy = Proxy(self._loop, self._owner, self._table, self.metrics, backend_keys or {}, self._counts)
+        owners = self._owner, self._steps
+        self._proxy = Proxy(self._loop, owners, self._table, self.metrics, backend_keys or {}, self._counts)
         self._peer_endpoints = PeerEndpoints(self._proxy, self.date, self._wake, self._loop, is_guest, may_use)
 
     # -- the daemon's side
@@ -168,6 +171,7 @@ class Gateway:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._owner.close()
+        await self._steps.close()
         for server in self._servers:
             await server.wait_closed()
         return self._cut

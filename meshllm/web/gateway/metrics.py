@@ -121,6 +121,12 @@ class NodeCounters:
     downloaded_bytes: int = 0
 
 
+# API, model, outcome, and kind of the last target: `_NO_TARGET` if none was tried, `_INVALID` if it had no model.
+_TallyKey = tuple[str, str, str, str]
+_NO_TARGET = "none"
+_INVALID = ""
+
+
 class _Histogram:
     """A histogram in plain numbers: prometheus_client's own takes locks and costs 20 us a request, a tenth of all."""
 
@@ -134,21 +140,31 @@ class _Histogram:
     def used(self) -> bool:
         return any(self.counts)
 
+    def add(self, other: _Histogram) -> None:
+        self.total += other.total
+        self.counts = [one + two for one, two in zip(self.counts, other.counts, strict=True)]
+
     def cumulative(self) -> list[tuple[str, float]]:
         bounds = [*(str(bound) for bound in SECONDS_BUCKETS), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
 
 class _Tally:
-    """The requests of one API, model and outcome."""
+    """Requests: their number, times, and tokens (prompt, cached, completion)."""
 
-    __slots__ = ("count", "first_byte", "queue", "seconds")
+    __slots__ = ("cached", "completion", "count", "first_byte", "prompt", "queue", "seconds")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.prompt = self.cached = self.completion = 0
         self.seconds = _Histogram()
         self.first_byte = _Histogram()
         self.queue = _Histogram()
+
+    def add(self, other: _Tally) -> None:
+        self.count += other.count
+        self.seconds.add(other.seconds)
+        self.first_byte.add(other.first_byte)
+        self.queue.add(other.queue)
 
 
 class Metrics:
@@ -162,65 +178,55 @@ class Metrics:
         counters: Callable[[], NodeCounters] | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
-        self._tallies: dict[tuple[str, str, str], _Tally] = {}
-        self._targets: dict[tuple[str, str], int] = {}
+        # By API, model, outcome and kind of target: one look-up for each request. Sums are made when they are read.
+        self._tallies: dict[_TallyKey, _Tally] = {}
         self._attempts: dict[tuple[str, str], int] = {}
         self._peers: dict[tuple[str, str], int] = {}
-        self._tokens: dict[str, list[int]] = {}
         ProcessCollector(registry=self.registry)
         self.registry.register(_NodeCollector(snapshot, queues, draft_counts, counters or NodeCounters))
         self.registry.register(_RequestCollector(self))
 
     def count_request(self, model: str, kind: TargetKind | None, trace: RequestTrace) -> None:
         """A request has ended. `kind`: that of its last target; None: it had none."""
-        outcome = trace.outcome
+        outcome, started = trace.outcome, trace.started
         assert outcome is not None
         # `_value_`: the property `value` and the hash of an Enum are Python code, too slow for each request.
-        value, started = outcome._value_, trace.started
-        tally = self._tallies.get((trace.api, model, value)) or self._tally(trace.api, model, value)
+        key = (trace.api, model, outcome._value_, _NO_TARGET if kind is None else kind._value_)
+        tally = self._tallies.get(key) or self._tally(key)
         tally.count += 1
         # Not by methods of the histograms: three calls cost each request some microseconds.
         if outcome is not Outcome.REFUSED:
             seconds = (trace.ended or started) - started
-            tally.seconds.total += seconds
-            tally.seconds.counts[bisect_left(SECONDS_BUCKETS, seconds)] += 1
-        if trace.first_byte is not None:
-            seconds = trace.first_byte - started
-            tally.first_byte.total += seconds
-            tally.first_byte.counts[bisect_left(SECONDS_BUCKETS, seconds)] += 1
-        if (seconds_queued := trace.queue_seconds) is not None:
-            tally.queue.total += seconds_queued
-            tally.queue.counts[bisect_left(SECONDS_BUCKETS, seconds_queued) if seconds_queued else 0] += 1
-        key = ("none" if kind is None else kind._value_, value)
-        self._targets[key] = self._targets.get(key, 0) + 1
-        if trace.prompt_tokens is not None or trace.completion_tokens is not None:
-            self._count_tokens(model, trace)
+            times = tally.seconds
+            times.total += seconds
+            times.counts[bisect_left(SECONDS_BUCKETS, seconds)] += 1
+        if (first_byte := trace.first_byte) is not None:
+            seconds = first_byte - started
+            times = tally.first_byte
+            times.total += seconds
+            times.counts[bisect_left(SECONDS_BUCKETS, seconds)] += 1
+        if (queued := trace.queue_seconds) is not None:
+            times = tally.queue
+            times.total += queued
+            times.counts[bisect_left(SECONDS_BUCKETS, queued) if queued else 0] += 1
+        if (tokens := trace.prompt_tokens) is not None:
+            tally.prompt += tokens
+            tally.cached += trace.cached_tokens or 0
+        if (tokens := trace.completion_tokens) is not None:
+            tally.completion += tokens
 
-    def _tally(self, api: str, model: str, outcome: str) -> _Tally:
-        tally = self._tallies.get((api, model, outcome))
-        if tally is None:
-            if len(self._tallies) >= MAX_TALLIES:
-                model = "other"
-            tally = self._tallies.setdefault((api, model, outcome), _Tally())
-        return tally
-
-    def _count_tokens(self, model: str, trace: RequestTrace) -> None:
-        tokens = self._tokens.get(model)
-        if tokens is None:
-            if len(self._tokens) >= MAX_TALLIES:
-                model = "other"
-            tokens = self._tokens.setdefault(model, [0, 0, 0])
-        tokens[0] += trace.prompt_tokens or 0
-        tokens[1] += trace.cached_tokens or 0
-        tokens[2] += trace.completion_tokens or 0
+    def _tally(self, key: _TallyKey) -> _Tally:
+        if key not in self._tallies and len(self._tallies) >= MAX_TALLIES:
+            key = (key[0], "other", *key[2:])
+        return self._tallies.setdefault(key, _Tally())
 
     def count_rejected(self, api: str) -> None:
         """A request was rejected before it had a model."""
-        self._tally(api, "unknown", Outcome.REFUSED._value_).count += 1
+        self._tally((api, "unknown", Outcome.REFUSED._value_, _INVALID)).count += 1
 
     def count_attempt(self, kind: TargetKind | None, outcome: Outcome) -> None:
         """An attempt at a target has ended."""
-        key = ("none" if kind is None else kind._value_, outcome._value_)
+        key = (_NO_TARGET if kind is None else kind._value_, outcome._value_)
         self._attempts[key] = self._attempts.get(key, 0) + 1
 
     def count_peer_request(self, model: str, outcome: Outcome) -> None:
@@ -273,19 +279,25 @@ class _RequestCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         m = self._metrics
-        tallies = list(m._tallies.items())
-        kinds = ("prompt", "cached", "completion")
-        tokens = [
-            ((model, kind), n) for model, found in m._tokens.items() for kind, n in zip(kinds, found, strict=True)
-        ]
+        by_outcome: dict[tuple[str, str, str], _Tally] = {}
+        targets, tokens = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for (api, model, outcome, target), tally in m._tallies.items():
+            by_outcome.setdefault((api, model, outcome), _Tally()).add(tally)
+            if target != _INVALID:
+                targets[target, outcome] += tally.count
+            if tally.prompt or tally.completion:
+                tokens[model, "prompt"] += tally.prompt
+                tokens[model, "cached"] += tally.cached
+                tokens[model, "completion"] += tally.completion
+        tallies = list(by_outcome.items())
         yield _counter("mesh_llm_requests", [(key, tally.count) for key, tally in tallies])
         yield _histogram("mesh_llm_request_seconds", [(key, tally.seconds) for key, tally in tallies])
         yield _histogram("mesh_llm_first_byte_seconds", [(key, tally.first_byte) for key, tally in tallies])
         yield _histogram("mesh_llm_queue_seconds", [(key, tally.queue) for key, tally in tallies])
         yield _counter("mesh_llm_attempts", _by_kind(m._attempts))
-        yield _counter("mesh_llm_target_requests", _by_kind(m._targets))
+        yield _counter("mesh_llm_target_requests", _by_kind(targets))
         yield _counter("mesh_llm_peer_requests", m._peers.items())
-        yield _counter("mesh_llm_tokens", tokens)
+        yield _counter("mesh_llm_tokens", tokens.items())
 
 
 class _NodeCollector(Collector):

@@ -123,7 +123,10 @@ def _known_models(snapshot: Snapshot, index: MeshIndex) -> str:
 
 
 def unknown_model_message(snapshot: Snapshot, name: str, index: MeshIndex, now: float) -> str:
-    """The message for an unknown model `name`: a similar name, the known ones, and the members that are away."""
+    """The message for an unknown model `name`: that the owner dropped it, or a similar name; the known ones, and the
+    members that are away."""
+    if text := routes.dropped_text(snapshot, name, now):
+        return f"{text}{known_models_text(snapshot, index, now)}"
     names = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
     import difflib  # needed for unknown names only
 

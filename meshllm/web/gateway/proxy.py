@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import orjson
 
@@ -38,6 +39,7 @@ from meshllm.wire.api.errors import error_body
 from meshllm.wire.api.routes import Api
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Paths that monitoring polls: their access lines are at DEBUG.
 POLLED_PATHS = frozenset(("/health", "/v1/health", "/metrics"))
@@ -112,13 +114,16 @@ class Proxy:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        owner: Owner,
+        owners: tuple[Owner, Owner],
         table: TargetTable,
         metrics: Metrics,
         keys: Mapping[str, str],
         counts: RequestCounts,
     ) -> None:
-        """`owner` runs the requests. `keys`: the API keys of backends, by URL. `counts`: callers' requests."""
+        """`owners` of the requests, and of the steps that need a task. `keys`: the API keys of backends, by URL.
+
+        `counts`: callers' requests.
+        """
         self.loop = loop
         self.now: Callable[[], float] = loop.time
         self.table = table
@@ -126,7 +131,7 @@ class Proxy:
         self.recorder = RequestRecorder(loop, metrics, table.is_known)
         self.crashed = CrashedRequests()
         self.waiting: dict[ProxiedRequest, None] = {}
-        self._owner = owner
+        self._owner, self._steps = owners
         self._keys = dict(keys)
         self._isolation = Isolation()
         table.on_engine_died = self._engine_died
@@ -143,14 +148,18 @@ class Proxy:
         on_end: Callable[[], None] | None = None,
         guest: str = "",
     ) -> ProxiedRequest:
-        """Start the request in `http.body`. `path` is the canonical one.
+        """Start the request in `http.body`: it may have ended on return. `path` is the canonical one.
 
         `on_end`: given for requests of peers, which only targets of this node may answer; called when it has ended.
         `guest`: the node id of a peer that is a guest, whose requests have a trust domain of their own.
         """
         request = ProxiedRequest(self, connection, http, api, path, trace, cors, on_end, guest)
-        request.task = self._owner.start(request.run(), "request")
+        request.task = self._owner.start_eagerly(request.run(), "request")
         return request
+
+    async def in_task(self, step: Coroutine[Any, Any, T], name: str) -> T:
+        """What `step` of a request returns: it runs as a task, which connections and time limits need."""
+        return await self._steps.start(step, name)
 
     def reject(
         self,

@@ -17,6 +17,7 @@ import orjson
 
 from meshllm.core.routing.routes import TargetKind
 from meshllm.errors import MeshError
+from meshllm.tasks import Signal
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse
 from meshllm.web.gateway.request_log import AttemptTrace
 from meshllm.web.gateway.target import TargetQueue
@@ -98,14 +99,12 @@ class Relay:
     """
 
     __slots__ = (
-        "_connection",
         "_ended",
         "_failure",
         "_late",
         "_limit",
         "_now",
         "_owner",
-        "_request",
         "_sent_at",
         "_upstream",
         "_writer",
@@ -124,8 +123,6 @@ class Relay:
     def __init__(self, owner: ProxiedRequest, queue: TargetQueue, trace: AttemptTrace, late: int) -> None:
         """`late`: how many hosts the request has left because they were slow."""
         self._owner = owner
-        self._request = owner.request
-        self._connection = owner.connection
         self._writer = owner.writer
         self._now = owner.proxy.now
         self._late = late
@@ -135,7 +132,7 @@ class Relay:
         self.started = self.heard = trace.started
         self._sent_at = 0.0
         self._upstream: UpstreamConnection | None = None
-        self._ended: asyncio.Future[Exception | None] | None = None
+        self._ended: Signal[Exception | None] | None = None
         self._limit: asyncio.Timeout | None = None
         self._failure: Exception | None = None
         self.repair: StreamRepair | None = None
@@ -165,7 +162,8 @@ class Relay:
 
         Raises ConnectionLost, AttemptFailed, or RequestFailed.
         """
-        ended = self._ended = self._owner.proxy.loop.create_future()
+        ended: Signal[Exception | None] = Signal()
+        self._ended = ended
         self._upstream = connection
         self.sent = True
         self.trace.connected = self._sent_at = self.heard = self._now()
@@ -183,14 +181,13 @@ class Relay:
     @property
     def ended(self) -> bool:
         """Whether the coroutine is about to go on."""
-        return self._failure is not None or (self._ended is not None and self._ended.done())
+        return self._failure is not None or (self._ended is not None and self._ended.is_set)
 
     def _end(self, failure: Exception | None = None) -> None:
         """Let the coroutine go on. While it connects, only with a failure."""
         self.close()
         if self._ended is not None:
-            if not self._ended.done():
-                self._ended.set_result(failure)
+            self._ended.set(failure)
         elif self._limit is not None and self._failure is None:
             self._failure = failure
             self._limit.reschedule(0.0)
@@ -199,11 +196,11 @@ class Relay:
 
     def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
         """The response's head."""
-        if self._connection.paused and self._upstream is not None:
+        if self._owner.connection.paused and self._upstream is not None:
             self._upstream.pause()
         if self._owner.streams and status == 200 and content_type.startswith("text/event-stream"):
             wall, split = self._owner.proxy.wall(), self.queue.offer.split
-            self.repair = self._request.stream_repair(wall, self.kind, split=split)
+            self.repair = self._owner.request.stream_repair(wall, self.kind, split=split)
         else:
             self.whole = WholeResponse(status, content_type.startswith("application/json"), retry_after(headers))
 
@@ -268,7 +265,7 @@ class Relay:
     def first_byte(self) -> None:
         """The response has begun with the last data."""
         if self._owner.streams:
-            self.queue.first_byte.add(self.heard - self._sent_at, self._request.estimated_tokens)
+            self.queue.first_byte.add(self.heard - self._sent_at, self._owner.request.estimated_tokens)
         self._owner.first_byte(self, self.heard)
 
     # -- the target's queue, the caller's connection, and time
@@ -276,7 +273,7 @@ class Relay:
     @property
     def digest(self) -> bytes:
         """What the request is remembered by if an engine dies of it."""
-        return self._request.digest
+        return self._owner.request.digest
 
     def target_down(self) -> None:
         """The target's node is believed to be dead: if no response has begun, try another target, if there is one."""
@@ -291,7 +288,7 @@ class Relay:
 
     def tick(self, now: float) -> None:
         """Act on a target that has taken too long."""
-        if self._connection.paused or self.ended:
+        if self._owner.connection.paused or self.ended:
             return
         kind, silent, repair, model = self.kind, now - self.heard, self.repair, self._owner.model
         connecting, complete = self._limit is not None, repair is not None and repair.complete
@@ -314,7 +311,7 @@ class Relay:
         """Try another target if this one is too slow to begin."""
         # A response that is not a stream has its first byte at its end: no estimate tells slow from dead.
         if self._owner.streams and not self.begun and self._late < MAX_LATE:
-            limit = self.queue.first_byte.deadline(self._request.estimated_tokens, self._late)
+            limit = self.queue.first_byte.deadline(self._owner.request.estimated_tokens, self._late)
             if now - self._sent_at > limit and self._owner.has_other(self.queue):
                 self._end(AttemptFailed(f"no first byte within {limit:.0f} s (timeout)", slow=True))
 
@@ -335,7 +332,6 @@ class ResponseWriter:
         request: ApiRequest,
         cors: str,
         now: float,
-        *,
         local: bool = False,
         from_peer: bool = False,
     ) -> None:

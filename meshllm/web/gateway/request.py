@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from meshllm.core.routing.routes import ModelRoute, TargetKind
+from meshllm.tasks import EagerTask, Signal
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse, understand
 from meshllm.web.gateway.crashed_requests import REFUSED_MESSAGE, REQUEST_CRASHED
 from meshllm.web.gateway.model_list import known_models_text
@@ -51,6 +52,8 @@ MAX_ATTEMPTS = 4
 MAX_DEATHS = 2
 # How long a stream whose engine closed the connection waits for the cause.
 CAUSE_SECONDS = 1.0
+# A timer may fire so much early.
+TIMER_SECONDS = 0.002
 # How long a caller waits for a model that is being loaded. A streaming caller gets comments meanwhile. Any other would
 # wait in silence, and gets a 503 with Retry-After, which SDKs act upon, before their own timeout (600 s).
 WAIT_STREAMING_SECONDS = 3600.0
@@ -74,7 +77,6 @@ class ProxiedRequest:
         "_change",
         "_cors",
         "_deaths",
-        "_gone",
         "_granted",
         "_guest",
         "_http",
@@ -82,7 +84,6 @@ class ProxiedRequest:
         "_path",
         "_queued",
         "_relay",
-        "_running",
         "_selection",
         "_stopping",
         "_suspected",
@@ -101,7 +102,7 @@ class ProxiedRequest:
     )
     request: ApiRequest
     writer: ResponseWriter
-    task: asyncio.Task[None]
+    task: EagerTask
     _selection: TargetSelection
 
     def __init__(
@@ -129,12 +130,12 @@ class ProxiedRequest:
         self._cors = cors
         self._on_end = on_end
         self._guest = guest
-        self._running = self._gone = self._stopping = False
-        # The attempt in progress; the queue it waits in, the slot it was given there, and the future that wakes it.
+        self._stopping = False
+        # The attempt in progress; the queue it waits in, the slot it was given there, and the signal that wakes it.
         self._relay: Relay | None = None
         self._queued: TargetQueue | None = None
         self._granted: TargetQueue | None = None
-        self._change: asyncio.Future[None] | None = None
+        self._change: Signal[None] | None = None
         # The engine that closed the connection while it processed this request, and how many have died.
         self._suspected: TargetQueue | None = None
         self._deaths = 0
@@ -143,11 +144,8 @@ class ProxiedRequest:
 
     async def run(self) -> None:
         """The whole of it. This is the only place where a request ends."""
-        self._running = True
         try:
             self._understand()
-            if self._gone:
-                raise asyncio.CancelledError
             end = await self._answer()
         except RequestFailed as failed:
             end = self._error(failed)
@@ -165,22 +163,22 @@ class ProxiedRequest:
 
     def _understand(self) -> None:
         """Parse and check the body. Raises RequestFailed if it is no request for a model, or has crashed engines."""
-        proxy, trace = self.proxy, self.trace
-        known = None if self.from_peer else self._known_models
+        proxy, trace, from_peer = self.proxy, self.trace, self.from_peer
+        known = None if from_peer else self._known_models
         request = understand(self.api, self._path, self._http, trace.request_id, guest=self._guest, known_models=known)
-        if not self.from_peer and (name := proxy.table.name_of(request.model)) != request.model:
+        model = request.model
+        if not from_peer and (name := proxy.table.name_of(model)) != model:
             request.rename(name)
-        if proxy.crashed and proxy.crashed.refuses(request.digest, proxy.now()):
+            model = name
+        if proxy.crashed.found and proxy.crashed.refuses(request.digest, proxy.now()):
             raise RequestFailed(400, REQUEST_CRASHED, REFUSED_MESSAGE)
         self.request = request
-        self.model = trace.model = request.model
+        self.model = trace.model = model
         self.streams = trace.stream = request.streams
-        if not self.from_peer:  # the node whose API got it has counted it
-            proxy.counts.count(self.model)
+        if not from_peer:  # the node whose API got it has counted it
+            proxy.counts.count(model)
         local = trace.caller == LOCAL_CALLER
-        self.writer = ResponseWriter(
-            self.connection, request, self._cors, trace.started, local=local, from_peer=self.from_peer
-        )
+        self.writer = ResponseWriter(self.connection, request, self._cors, trace.started, local, from_peer)
 
     def _known_models(self) -> str:
         table = self.proxy.table
@@ -260,7 +258,7 @@ class ProxiedRequest:
         connection = pool.take()
         while True:
             if connection is None:
-                connection = await relay.connect()
+                connection = await self.proxy.in_task(relay.connect(), "connect")
                 self._suspected = None
             self.message = "processing the prompt"
             try:
@@ -347,16 +345,18 @@ class ProxiedRequest:
 
     async def _cause(self, queue: TargetQueue) -> ModelRoute | None:
         """The model's route once the engine process of `queue` is known to have ended; None if it has not in time."""
-        self.proxy.waits(self, True)
+        proxy = self.proxy
+        since, timer = proxy.now(), proxy.loop.call_later(CAUSE_SECONDS, self.wake)
+        proxy.waits(self, True)
         try:
-            async with asyncio.timeout(CAUSE_SECONDS):
-                while queue.target in (route := self._find()[0]).targets:
-                    await self._changed()
-                return route
-        except TimeoutError:
-            return None
+            while queue.target in (route := self._find()[0]).targets:
+                if proxy.now() - since > CAUSE_SECONDS - TIMER_SECONDS:
+                    return None
+                await self._changed()
+            return route
         finally:
-            self.proxy.waits(self, False)
+            timer.cancel()
+            proxy.waits(self, False)
 
     def _last_of_stream(self, data: bytes, outcome: Outcome, error: str = "") -> _End:
         self._count_tokens(self.writer.usage(data))
@@ -438,8 +438,9 @@ class ProxiedRequest:
 
     async def _changed(self) -> None:
         """Wait until `wake` is called."""
-        self._change = self.proxy.loop.create_future()
-        await self._change
+        change: Signal[None] = Signal()
+        self._change = change
+        await change
 
     def _find(self) -> RoutedTargets:
         table = self.proxy.table
@@ -494,15 +495,14 @@ class ProxiedRequest:
         self.wake()
 
     def wake(self) -> None:
-        """Something has changed while this request waits."""
-        if self._change is not None and not self._change.done():
-            self._change.set_result(None)
+        """Something has changed while this request waits. It goes on from the event loop: not within another's end."""
+        change, self._change = self._change, None
+        if change is not None:
+            self.proxy.loop.call_soon(change.set, None)
 
     def caller_gone(self) -> None:
         """The caller closed the connection."""
-        self._gone = True
-        if self._running:  # a task that is cancelled before its first step would never run
-            self.task.cancel()
+        self.task.cancel()
 
     def stopping(self) -> None:
         """The gateway is stopping."""

@@ -29,10 +29,13 @@ class RequestCounts:
         """A caller asked for `model`."""
         if self._on_requests is None:
             return
-        before = self._counts.get(model)
-        if before is None and (len(self._counts) >= MAX_NAMES or len(model) > MAX_NAME_BYTES):
+        counts = self._counts
+        if model in counts:
+            counts[model] += 1  # the timer runs
             return
-        self._counts[model] = 1 if before is None else before + 1
+        if len(counts) >= MAX_NAMES or len(model) > MAX_NAME_BYTES:
+            return
+        counts[model] = 1
         if self._timer is None:
             self._timer = self._loop.call_later(BATCH_SECONDS, self._report)
 

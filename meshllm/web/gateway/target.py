@@ -215,7 +215,10 @@ class TargetQueue:
 
     def release(self, seconds: float, cost: int = 1, rank: CallerRank = CallerRank.LOCAL) -> None:
         """Return the slots of a request after `seconds` of use; the next in the queue gets them."""
-        self._hold(cost, rank, -1)
+        if cost == 1 and rank is not CallerRank.GUEST:
+            self.active -= 1  # the usual case
+        else:
+            self._hold(cost, rank, -1)
         self.mean_seconds += 0.2 * (min(seconds, 600.0) - self.mean_seconds)
         if self._waiting:
             self._grant()
@@ -295,7 +298,8 @@ class TargetQueue:
     def answered(self, model: str) -> None:
         """A response for `model` has begun: the target works, and so does the model."""
         self.has_answered = True
-        self.suspects.answered()
+        if self.suspects.there:
+            self.suspects.answered()
         if self._rest.failures or self._rest.until:
             self._rest = _Rest()
         if self._model_rests:

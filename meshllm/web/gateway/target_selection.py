@@ -7,7 +7,9 @@ waits or sends: the request asks for one decision at a time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
@@ -38,26 +40,20 @@ class Waits:
 class TargetSelection:
     """The target selection of one request."""
 
-    __slots__ = (
-        "_affinity",
-        "_avoid",
-        "_context_needed",
-        "_errors",
-        "_failure",
-        "_from_peer",
-        "_has_images_cached",
-        "_key",
-        "_keyed",
-        "_not_here",
-        "_request",
-        "_several",
-        "_silent_since",
-        "_tokens",
-        "_waits_for",
-        "_waits_since",
-        "needs_slot",
-        "rank",
-    )
+    # What has been found out; a request that is answered at once sets none of them.
+    _avoid: Mapping[Target, float] = MappingProxyType({})
+    _errors: Mapping[Target, UpstreamError] = MappingProxyType({})
+    _not_here = 0
+    _failure = ""
+    _context_needed = 0
+    _tokens: int | None = None
+    _has_images_cached: bool | None = None
+    _key: bytes | None = None
+    _keyed = False
+    _several = False
+    _waits_for = ""
+    _waits_since = 0.0
+    _silent_since = float("inf")  # when the host of the last attempt was heard last
 
     def __init__(self, request: ApiRequest, affinity: SessionAffinity, *, from_peer: bool = False) -> None:
         """`from_peer`: the request is a peer's, and only targets of this node may answer it."""
@@ -67,19 +63,6 @@ class TargetSelection:
         self.rank = CallerRank.GUEST if request.salt else CallerRank.PEER if from_peer else CallerRank.LOCAL
         # Counting tokens takes no slot.
         self.needs_slot = request.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
-        self._avoid: dict[Target, float] = {}
-        self._errors: dict[Target, UpstreamError] = {}
-        self._not_here = 0
-        self._failure = ""
-        self._context_needed = 0
-        self._tokens: int | None = None
-        self._has_images_cached: bool | None = None
-        self._key: bytes | None = None
-        self._keyed = False
-        self._several = False
-        self._waits_for = ""
-        self._waits_since = 0.0
-        self._silent_since = float("inf")  # when the host of the last attempt was heard last
 
     # -- what comes next
 
@@ -241,7 +224,7 @@ class TargetSelection:
         `silent_since`: when it was heard last, from which on the caller waits."""
         self._silent_since = silent_since
         self._failure = f"{queue.name}: {reason}"
-        self._avoid[queue.target] = until
+        self._avoid = {**self._avoid, queue.target: until}
         if whole:
             self._affinity.forget_place(queue.target.place)
         else:
@@ -251,10 +234,10 @@ class TargetSelection:
         """A host refused the request, and another may not. False if there have been too many such refusals."""
         if error.code == NOT_HERE:
             self._forget(queue.target.place)
-            self._avoid[queue.target] = now + NOT_HERE_SECONDS
+            self._avoid = {**self._avoid, queue.target: now + NOT_HERE_SECONDS}
             self._not_here += 1
             return self._not_here < MAX_NOT_HERE
-        self._errors[queue.target] = error
+        self._errors = {**self._errors, queue.target: error}
         if error.code == CONTEXT:
             limit = error.number("n_ctx") or queue.offer.context_length
             self._context_needed = max(self._context_needed, limit + 1, error.number("n_prompt_tokens"))

@@ -85,17 +85,11 @@ class BodyBudget:
     limit: int | None = None
     parent: BodyBudget | None = None
 
-    def add(self, count: int) -> None:
-        """Account for `count` more bytes; a negative `count` frees them."""
+    def add(self, count: int) -> bool:
+        """Account for `count` more bytes (negative: freed ones). Whether the limits are kept, a parent's, too."""
         self.held += count
-        if self.parent is not None:
-            self.parent.add(count)
-
-    @property
-    def spent(self) -> bool:
-        """Whether the limit, or the parent's, is exceeded."""
-        limit = MAX_BODIES_BYTES if self.limit is None else self.limit
-        return self.held > limit or (self.parent is not None and self.parent.spent)
+        kept = self.parent is None or self.parent.add(count)
+        return kept and self.held <= (MAX_BODIES_BYTES if self.limit is None else self.limit)
 
 
 @dataclass(slots=True)
@@ -161,7 +155,7 @@ class RequestReader:
     def path(self) -> str:
         """The path of the request being read, as far as it has come."""
         url = self._url
-        if url[:7].lower() == b"http://":  # absolute-form, which servers must accept (RFC 9112, 3.2.2)
+        if url[:1] != b"/" and _is_absolute(url):  # absolute-form, which servers must accept (RFC 9112, 3.2.2)
             _, slash, rest = url[7:].partition(b"/")
             url = slash + rest if slash else b"/"
         return url.partition(b"?")[0].decode("latin-1")
@@ -244,7 +238,7 @@ class RequestReader:
     # -- llhttp
 
     def on_message_begin(self) -> None:
-        self._reset()
+        self._raw_bytes = 0  # all else is as `_reset` left it
         self.begun = True
 
     def on_url(self, url: bytes) -> None:
@@ -257,27 +251,34 @@ class RequestReader:
             if self._trailer_bytes > MAX_HEAD_BYTES:
                 raise _too_much_framing()
             return
-        name = name.lower()
-        if (known := self._headers.get(name)) is not None:
+        name, headers = name.lower(), self._headers
+        if name in headers:
             if name in SINGLE_HEADERS:
                 raise RequestRejected(400, f"The header {name.decode('latin-1')!r} is sent twice.")
-            value = known + b"," + value
-        self._headers[name] = value
+            value = headers[name] + b"," + value
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
         self.in_head = False
         self._heads += 1
-        self._version = self._parser.get_http_version()
-        if self._version not in ("1.1", "1.0"):
+        headers = self._headers
+        version = self._version = self._parser.get_http_version()
+        if version != "1.1" and version != "1.0":
             raise RequestRejected(505, "HTTP version not supported: use HTTP/1.1 or HTTP/1.0.")
-        if self._url[:7].lower() == b"http://":
+        if self._url[:1] != b"/" and _is_absolute(self._url):
             # Its authority stands in place of the Host header, for the judge as well.
-            self._headers[b"host"] = re.split(rb"[/?#]", self._url[7:], maxsplit=1)[0]
+            headers[b"host"] = re.split(rb"[/?#]", self._url[7:], maxsplit=1)[0]
         self._verdict, self._budget = self._judge(self)
-        length = self._headers.get(b"content-length", b"")
+        length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             raise RequestRejected(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.")
-        coding = self._headers.get(b"content-encoding", b"identity").lower()
+        if b"content-encoding" in headers:
+            self._decode(headers[b"content-encoding"].lower())
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
+            self.expects = version == "1.1"
+
+    def _decode(self, coding: bytes) -> None:
+        """The body has the content-encoding `coding`."""
         if coding in (b"gzip", b"x-gzip"):
             self._gunzip = Gunzip()
         elif coding not in (b"identity", b""):
@@ -286,8 +287,6 @@ class RequestReader:
                 f"Bodies with the content-encoding {coding[:40].decode('latin-1')!r} are not supported: "
                 "use gzip or none.",
             )
-        if self._headers.get(b"expect", b"").lower() == b"100-continue":
-            self.expects = self._version == "1.1"
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes = 0
@@ -300,10 +299,10 @@ class RequestReader:
     def _take(self, body: bytes) -> None:
         """Add a part of the body, as the application gets it."""
         self._body_bytes += len(body)
-        self._budget.add(len(body))
+        kept = self._budget.add(len(body))
         if self._body_bytes > MAX_BODY_BYTES:
             raise RequestRejected(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.")
-        if self._budget.spent:
+        if not kept:
             raise RequestRejected(503, "The server is receiving too many request bodies at once. Retry in a moment.")
         if not self._body:
             self._body = body
@@ -317,6 +316,7 @@ class RequestReader:
         if wants_upgrade and not self._headers.keys().isdisjoint(BODY_HEADERS):
             # llhttp skipped the body, as if it were the other protocol's; Java's HTTP client sends such requests.
             self._without_upgrade = self._head_without_upgrade()
+            self._reset()
             return
         if self._gunzip is not None and self._gunzip.cut:
             raise RequestRejected(400, "The body is not complete: its gzip data ends too early.")
@@ -340,6 +340,10 @@ class RequestReader:
         lines = [b"%b: %b\r\n" % pair for pair in self._headers.items() if pair[0] not in (b"upgrade", b"expect")]
         version = self._version.encode()
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self._parser.get_method(), self._url, version, b"".join(lines))
+
+
+def _is_absolute(url: bytes) -> bool:
+    return url[:7].lower() == b"http://"
 
 
 def _too_much_framing() -> RequestRejected:

@@ -32,6 +32,7 @@ STALLED_WRITE_SECONDS = 120.0
 LINGER_SECONDS = 5.0
 
 REASONS = {status.value: status.phrase for status in HTTPStatus}
+NO_CONTENT = HTTPStatus.NO_CONTENT.value  # the member itself is looked up by Python code
 
 
 class ActiveRequest(Protocol):
@@ -263,7 +264,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, status: int, content_type: str, body: bytes, headers: str = "") -> None:
         """Send a whole response (no body to HEAD), and `finish`. `headers`: lines, each with its CRLF."""
-        length = f"content-length: {len(body)}\r\n" if status != HTTPStatus.NO_CONTENT else ""
+        length = f"content-length: {len(body)}\r\n" if status != NO_CONTENT else ""
         head = self._head(status, content_type, length + headers)
         if self._transport is not None:
             self._transport.write(head if self._head_only else head + body)

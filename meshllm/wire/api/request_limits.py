@@ -71,6 +71,8 @@ def without_owner_fields(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def tasks_of(api: Api, body: Mapping[str, Any]) -> int:
     """How many tasks the engine makes of a request; at least 1, never too few."""
+    if api.can_stream and api is not Api.COMPLETIONS and _COUNT_FIELDS.isdisjoint(body):
+        return 1  # the usual case
     if api is Api.EMBEDDINGS:
         return max(_listed(body.get("input")), _listed(body.get("content")))
     if api is Api.RERANK:

@@ -94,6 +94,7 @@ def test_choose_takes_the_best_size_that_fits() -> None:
     less, _ = run(DENSE, room)
     assert less.trial.size == ContextSize(32768, 2)
     assert losses(less, BEST, DENSE, room) == "2 of 4 parallel requests to save memory"
+    assert losses(less, replace(BEST, capped=True), DENSE, room).endswith("parallel requests to stay within --max-vram")
     little, _ = run(DENSE, MemoryBudget(int(6.5 * GB)))
     assert little.trial.size.context_length < 32768
     assert "of 131072 to save memory" in losses(little, BEST, DENSE, MemoryBudget(int(6.5 * GB)))

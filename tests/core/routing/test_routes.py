@@ -147,6 +147,19 @@ def test_model_that_was_served_a_moment_ago_is_unavailable_and_not_unknown() -> 
     assert "attic" in routes.route(known, "m", only, 1005.0).message, "no host that must not read the prompt"
 
 
+def test_model_that_the_owner_dropped_says_so_until_its_time_is_over() -> None:
+    text = (
+        "Big is not served. The owner of this node dropped it: for 2 h this node does not load it for the mesh. "
+        "'mesh-llm load Big' brings it back."
+    )
+    known = replace(snapshot(peer(1, "small")), dropped=(("Big", 7300.0),))
+    assert routes.dropped_text(known, "big", now=100.0) == text
+    assert routes.dropped_text(known, "small", now=100.0) == ""
+    assert routes.dropped_text(known, "big", now=7300.0) == ""
+    asked = replace(snapshot(peer(1, wants=("Big",))), dropped=known.dropped)
+    assert routes.route(asked, "Big", now=100.0).timeout_message == text, "also if another node requests it"
+
+
 def test_members_that_are_away_are_named_with_the_time_they_were_seen_last() -> None:
     assert routes.away_text(away().mesh, 0.0) == ""
     said = routes.away_text(away(CELLAR, ATTIC).mesh, 8200.0)

@@ -208,6 +208,7 @@ def test_idle_model_is_unloaded_and_loaded_again_by_a_request() -> None:
     machine.work("a", 0)
     machine.wait(59)
     assert machine.serving == {"a"}
+    assert machine.core.snapshot().idle_unload == 60.0
     machine.wait(2)
     assert machine.serving == set()
     assert machine.phase("a") is ModelPhase.AVAILABLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -431,6 +432,23 @@ def test_split_is_preferred_to_disk_paging(mesh: SplitMesh) -> None:
     assert lease.members == (node_id(1),)
 
 
+def test_split_says_that_more_memory_would_serve_more(mesh: SplitMesh) -> None:
+    larger = SizeNeed(ContextSize(8192, 4), replace(mesh.need, buffers=10_000))
+
+    def measured(number: int) -> MeasuredModel:
+        found = SplitMesh.measured(mesh, number)
+        return replace(found, sizes=(larger, *found.sizes))
+
+    mesh.measured = measured  # type: ignore[method-assign]
+    mesh.node(1, 700, model="m")
+    mesh.node(2, 600, joins=1)
+    mesh.until(lambda: mesh.serves(1))
+    split = mesh.split(1)
+    assert split is not None
+    assert "1 request of 4096 tokens, " in split.status_text()
+    assert split.status_text().endswith("(with more memory: 4 of 8192)")
+
+
 def test_model_is_served_with_disk_paging_without_workers(mesh: SplitMesh) -> None:
     mesh.paging |= {1, 2}
     mesh.node(1, 700, model="m")
@@ -439,6 +457,9 @@ def test_model_is_served_with_disk_paging_without_workers(mesh: SplitMesh) -> No
     mesh.node(2, 700, joins=1, model="n")
     took = mesh.until(lambda: mesh.serves(2, "n"))
     assert took >= 5.0, "it waits a while for others"
+    split = mesh.split(2, "n")
+    assert split is not None
+    assert split.status_text().startswith("served by this node alone, slowly, with weights read from the disk (needs ")
 
 
 def test_faster_worker_is_preferred(mesh: SplitMesh) -> None:

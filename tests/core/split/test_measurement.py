@@ -145,7 +145,7 @@ def test_memory_of_a_machine_counts_once() -> None:
     big = SplitNeed((GB,) * 12, (GB,) * 12, 0, 0)
     refused = plan(big, pair[0], [pair[1]], "m")
     assert isinstance(refused, NoPlan)
-    assert "2 nodes have 8.0 GB together" in refused.reason
+    assert "this node and 1 idle node have 8.0 GB together" in refused.reason
     apart = [pair[0], replace(pair[1], machine=b"another!")]
     assert isinstance(plan(big, apart[0], [apart[1]], "m"), SplitPlan)
     # Parts that are limited so that they fit side by side stay as they are, and so do accelerators.

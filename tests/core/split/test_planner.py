@@ -80,7 +80,7 @@ def test_no_plan_names_the_missing_bytes() -> None:
     refused = plan(need(gigabytes=16, ends=1.0), lender(1, 6), [lender(2, 6)], "m")
     assert isinstance(refused, NoPlan)
     assert refused.missing == 16 * GIGABYTE + 1 * GIGABYTE + 2 * 100_000_000 - 12 * GIGABYTE
-    assert refused.reason == "needs 17.1 GB, 2 nodes have 12.0 GB together: 5.2 GB more"
+    assert refused.reason == "needs 17.1 GB, this node and 1 idle node have 12.0 GB together: 5.2 GB more"
     alone = plan(SplitNeed((90_000_000,) * 2, (1,) * 2, 0, 0), WorkerOffer(node(1), 150_000_000), [], "m")
     assert isinstance(alone, NoPlan)
     assert alone.reason.startswith("needs 0.18 GB, this node has 0.15 GB: 0.03 GB more. No idle node within 80 ms")

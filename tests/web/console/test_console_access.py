@@ -473,7 +473,8 @@ def test_redaction_passes_only_the_listed_texts() -> None:
     model |= {"s.models.engine.speculation.draft_model"}
     peer = {f"s.mesh.peers.{name}" for name in ("id", "name", "software", "models", "wants", "on_disk", "aliases")}
     peer |= {"s.mesh.peers.serves.name", "s.mesh.client_list.id", "s.mesh.client_list.name"}
-    peer |= {"s.mesh.demand.model"}
+    peer |= {"s.mesh.demand.model", "s.mesh.demand.outlook"}
+    peer |= {f"s.mesh.plans.{name}" for name in ("node", "name", "model", "text")}
     peer |= {f"s.mesh.away.{name}" for name in ("id", "name", "models")}
     split = {f"s.splits.{name}" for name in ("model", "reason", "deviation", "considered.nodes")}
     split |= {f"s.splits.shares.{name}" for name in ("node", "name")}

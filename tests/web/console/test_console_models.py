@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import aiohttp
 import pytest
 from web_rig import OWNER, TOKEN
 
+from meshllm.core.memory.fit_preview import FitOutlook
+from meshllm.core.snapshot import ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.errors import UnknownModel
-from meshllm.web.console.model_acts import LoadBegun
+from meshllm.web.console.model_acts import CatalogModel, DiskModel, LoadBegun, ModelLibrary
 from meshllm.web.console.server import Console
-from meshllm.web.console.status import NodeStatus
+from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
 
 
@@ -33,6 +36,12 @@ class FakeModels:
         if text == "none":
             raise UnknownModel("This node does not serve none.", advice="Models here: a.")
         return "Model"
+
+    async def library(self) -> ModelLibrary:
+        """One model of each kind."""
+        self.asked.append("library")
+        large = CatalogModel("large", 9, Purpose.GENERATE, True, "mit", FitOutlook.SPLIT, 4096, 3, False, 12)
+        return ModelLibrary((DiskModel("a", 5),), (large,))
 
 
 @pytest.fixture
@@ -75,7 +84,15 @@ async def test_body_without_a_model_is_refused(url: str, models: FakeModels, act
     assert models.asked == []
 
 
-@pytest.mark.parametrize("act", ["load", "drop"])
+async def test_owner_lists_the_models_to_load_and_to_download(url: str) -> None:
+    status, found = await post(url + "library", None, OWNER)
+    assert (status, found["disk"]) == (200, [{"name": "a", "size": 5}])
+    (large,) = found["catalog"]
+    assert (large["name"], large["purpose"], large["fit"], large["machines"]) == ("large", "generate", "split", 3)
+    assert (large["on_disk"], large["percent"], large["vision"]) == (False, 12, True)
+
+
+@pytest.mark.parametrize("act", ["load", "drop", "library"])
 @pytest.mark.parametrize(
     "headers",
     [{}, {"x-mesh-llm-token": "wrong"}, {**OWNER, "origin": "http://evil.example"}, {**OWNER, "cookie": "a=b"}],
@@ -88,3 +105,19 @@ async def test_others_load_and_drop_nothing(url: str, models: FakeModels, act: s
         (403, "origin_not_allowed"),
     ]
     assert models.asked == []
+
+
+def test_status_says_when_an_idle_model_is_unloaded() -> None:
+    idle = ModelState("m", server=ServerPhase.SERVING, idle_since=50.0)
+
+    def of(model: ModelState, idle_unload: float | None, now: float) -> tuple[float | None, float | None]:
+        snapshot = Snapshot(models=(model,), idle_unload=idle_unload)
+        inputs = StatusInputs(snapshot=snapshot, name="n", version="1", pid=1, api="a", console="c", started=0.0)
+        found = node_status(inputs, now).models[0]
+        return found.idle_seconds, found.unload_seconds
+
+    assert of(idle, 60.0, 70.0) == (20.0, 40.0)
+    assert of(idle, 60.0, 120.0) == (70.0, 0.0), "it is about to be unloaded"
+    assert of(idle, None, 70.0) == (20.0, None)
+    assert of(replace(idle, idle_since=None), 60.0, 70.0) == (None, None), "it processes a request"
+    assert of(replace(idle, server=ServerPhase.STOPPING), 60.0, 70.0) == (20.0, None)

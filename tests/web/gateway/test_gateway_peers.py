@@ -584,6 +584,18 @@ async def test_unknown_model_error_lists_models_of_the_mesh(place: Town) -> None
     assert "Did you mean qwen-9b? Models in the mesh: qwen-9b, llama." in response.json["error"]["message"]
 
 
+async def test_dropped_model_is_not_found_and_the_error_says_how_to_get_it_back(place: Town) -> None:
+    place.here.meet(host(ONE, "llama"))
+    place.here.gateway.publish(
+        replace(place.here.snapshot, dropped=(("Qwen-8B", asyncio.get_running_loop().time() + 7300.0),))
+    )
+    for response in (await place.here.call(ask(model="qwen-8b")), await place.here.get("/v1/models/Qwen-8B")):
+        assert (response.status, response.json["error"]["code"]) == (404, "model_not_found")
+        message = response.json["error"]["message"]
+        assert message.startswith("Qwen-8B is not served. The owner of this node dropped it: for 2 h ")
+        assert message.endswith("'mesh-llm load Qwen-8B' brings it back. Models in the mesh: llama.")
+
+
 # -- the door
 
 

@@ -137,15 +137,15 @@ def test_bodies_of_one_address_and_of_all_remote_ones_are_bounded() -> None:
         them.reclassify(connection, CallerKind.KEYED)
     first = them.bodies_of(made[0])
     first.add(connections.MAX_ADDRESS_BODIES_BYTES)
-    assert not first.spent
+    assert first.add(0)
     first.add(1)
-    assert first.spent
-    assert not them.bodies_of(made[1]).spent
+    assert not first.add(0)
+    assert them.bodies_of(made[1]).add(0)
     for connection in made[1:]:
         them.bodies_of(connection).add(MAX_BODY_BYTES)
-    assert all(them.bodies_of(each).spent for each in made)
+    assert not any(them.bodies_of(each).add(0) for each in made)
     local = add(them, "127.0.0.1")[0]
-    assert not them.bodies_of(local).spent
+    assert them.bodies_of(local).add(0)
 
 
 # -- over sockets
