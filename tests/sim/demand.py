@@ -13,7 +13,6 @@ import argparse
 import gc
 import heapq
 import math
-import os
 import pickle
 import random
 import sys
@@ -406,9 +405,9 @@ class DemandSimulation:
         needed = bool(view.needs) or self._needed
         self._needed = bool(view.needs)
         for node in self.standbys:
-            if node.up and node.record.node in self.seen:
-                if node.placement.busy or (needed and node.record.node in able):
-                    self._step(node, view)
+            decides = node.placement.busy or (needed and node.record.node in able)
+            if decides and node.up and node.record.node in self.seen:
+                self._step(node, view)
 
     def _step(self, node: LightNode, view: PlacementView) -> None:
         placement, record = node.placement, node.record
@@ -459,8 +458,8 @@ def _poisson(rng: random.Random, mean: float) -> int:
 
 
 def play(setting: Setting, hours: float, console: Console, kept: Path | None = None) -> int:
-    """Play it with a moving display and a line for each hour; 1 if a bar is missed. `kept`: a file to which the state is
-    written each hour, and from which an interrupted run goes on."""
+    """Play it with a moving display and a line for each hour; 1 if a bar is missed. `kept`: a file to which the state
+    is written each hour, and from which an interrupted run goes on."""
     simulation = DemandSimulation(setting)
     if kept is not None and kept.exists():
         found: DemandSimulation = pickle.loads(kept.read_bytes())
@@ -481,7 +480,7 @@ def play(setting: Setting, hours: float, console: Console, kept: Path | None = N
                 if kept is not None:
                     beside = kept.with_name(kept.name + ".new")
                     beside.write_bytes(pickle.dumps(simulation))
-                    os.replace(beside, kept)
+                    beside.replace(kept)
 
         try:
             simulation.run(hours, each)

@@ -1,7 +1,9 @@
 """The demand of the mesh: what the records of its living nodes ask for, added up.
 
 Records name demanded models by keys (`levels.py`); names are those that the living nodes serve, want or have on their
-disks. Demand for a model that none of them names is left out: no node can serve it. The nodes whose callers ask know the name. `totals` is for people. `scores` is for placement, where what one voice can claim is bounded: a voice is a node, or all
+disks, and those that this node's callers ask for. Demand for other models is left out: no node can serve them.
+
+`totals` is for people. `scores` is for placement, where what one voice can claim is bounded: a voice is a node, or all
 nodes that one member without the right to admit invited. Each counts with a limited number of requests, however many
 models, levels and nodes it claims. `firm` leaves out the largest voice that is none of the owner's machines, so that no
 such voice alone moves a model off a node.
@@ -56,7 +58,7 @@ class DemandScore:
 
 
 def totals(records: Iterable[NodeRecord], known: Iterable[str] = ()) -> tuple[DemandTotal, ...]:
-    """The demand in the records of living nodes, most requests first. `known`: further names of models."""
+    """The demand in the records of living nodes, most requests first. `known`: more names of models."""
     requests: dict[int, float] = defaultdict(float)
     nodes: dict[int, int] = defaultdict(int)
     wishes: dict[str, int] = defaultdict(int)
@@ -80,7 +82,7 @@ def totals(records: Iterable[NodeRecord], known: Iterable[str] = ()) -> tuple[De
 
 
 def scores(claims: Iterable[DemandClaim], known: Iterable[str] = ()) -> dict[str, DemandScore]:
-    """How much each demanded model is wanted. The order of `claims` does not matter. `known`: further names of models."""
+    """How much each demanded model is wanted. The order of `claims` does not matter. `known`: more names of models."""
     voices: dict[NodeId, dict[int, float]] = {}
     owned: dict[NodeId, bool] = {}
     names = set(known)

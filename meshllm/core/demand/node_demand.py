@@ -18,7 +18,7 @@ from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.member import Member
 from meshllm.core.membership.messages import ReportDemand
 from meshllm.core.membership.participant import MeshParticipant
-from meshllm.core.records import NodeId, NodeRecord
+from meshllm.core.records import NodeId
 
 # The names of the mesh's models are collected again after this time (seconds): of a thousand nodes it takes some 5 ms.
 KNOWN_SECONDS = 5.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.membership.client_table import Providers, Subscribers
 from meshllm.core.membership.messages import TableUpdate
-from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.records import MeshId, NodeRecord, RecordVersion, ServedModel, SignedRecord
 from tests.core.small_mesh import node_id, sign
 
