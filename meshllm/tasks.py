@@ -165,7 +165,9 @@ class Owner:
         self._closed = True
         current = asyncio.current_task()
         mine = [task for task in self._tasks if task is not current]
-        for task in (*self._eager, *mine):
+        for eager in list(self._eager):
+            eager.cancel()
+        for task in mine:
             task.cancel()
         if mine:
             _, left = await asyncio.wait(mine, timeout=SLOW_END_SECONDS)

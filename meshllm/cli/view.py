@@ -180,6 +180,10 @@ class LineViewer(Viewer):
         else:
             self._print("Stopping.", "dim")
 
+    def leaving_split(self, model: str, seconds: float) -> None:
+        """Show what the stop waits for."""
+        self._print(f"The host of {model} gets up to {seconds:.0f} s to end the answers that need this node.", "yellow")
+
     def answers_cut(self, answers: int) -> None:
         """Show what did not end."""
         self._print(f"{counted(answers, 'answer')} cut off by the stop.", "yellow")
@@ -318,6 +322,10 @@ class JsonViewer(Viewer):
     def stopping(self, answers: int, seconds: float) -> None:
         """Write what the stop waits for."""
         self.write("stopping", answers=answers, seconds=seconds)
+
+    def leaving_split(self, model: str, seconds: float) -> None:
+        """Write what the stop waits for."""
+        self.write("leaving_split", model=model, seconds=seconds)
 
     def answers_cut(self, answers: int) -> None:
         """Write what did not end."""

@@ -62,6 +62,11 @@ class BackendAdded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StopAnnounced(Event):
+    """The daemon will stop as soon as answers in progress have ended, or soon."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopWanted(Event):
     """The daemon must stop, in order."""
 

@@ -122,7 +122,7 @@ class NodeCore:
             )
         self._local = LocalModels(self._splitting, idle_unload)
         self._demand = NodeDemand(self._mesh, self._own_names)
-        self._stopping = False
+        self._stopping = self._leaving = False
         self._finished = False
         self._snapshot = Snapshot()
         self._dirty = self._mesh is not None
@@ -285,13 +285,16 @@ class NodeCore:
                 splitting.on_worker_event(event, now)
             case e.TunnelBroken():
                 splitting.tunnel_broken(event, now)
+            case e.StopAnnounced():
+                self._leaving = True
+                splitting.leave()
             case _:
                 deadline = splitting.next_deadline()
                 if deadline is None or now < deadline:
                     return []
                 splitting.tick(now)
         self._dirty = True
-        todo = [*self._local.members_lost(now), *self._decide(now)]
+        todo = [*self._local.members_lost(now), *self._local.members_leaving(), *self._decide(now)]
         return [*todo, *member.update_facts(self._own_facts(), now)]
 
     @property
@@ -303,7 +306,7 @@ class NodeCore:
 
     def _busy(self, model: str) -> str:
         """Why this node cannot be a worker for a host of `model`; empty if it can."""
-        if self._stopping:
+        if self._stopping or self._leaving:
             return "it is stopping"
         if self._lease_refusal:
             return self._lease_refusal

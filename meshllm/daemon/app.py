@@ -238,7 +238,7 @@ class App:
             aliases=dict(settings.aliases),
         )
         stack.push_async_callback(self._gateway.close)
-        self._stopping = Stopping(self._gateway, self._end, self._show, self._console.changed, stack)
+        self._stopping = Stopping(self._gateway, self._post, self._show, self._console.changed, stack)
         self.loop_lag = LoopLag()
         self.loop_lag.start()
         stack.callback(self.loop_lag.stop)
@@ -390,10 +390,6 @@ class App:
 
         await NodeLoop(core, self._publish, self._mailbox, self._isolation).run(execute)
 
-    def _end(self) -> None:
-        """End the core, and with it the daemon."""
-        self._post(e.StopWanted())
-
     def _invite_refused(self, reason: str) -> None:
         """The invite is void, which no retry changes. Go on in the mesh of before, if there is one, or with the models
         here; else end, with an error."""
@@ -431,6 +427,8 @@ class App:
             run("snapshot subscriber: mesh session", lambda: session.publish(snapshot.mesh))
         if (sharing := self._sharing) is not None:
             run("snapshot subscriber: file sharing", lambda: sharing.publish(snapshot.mesh))
+        if (stopping := self._stopping) is not None:
+            run("snapshot subscriber: stopping", lambda: stopping.publish(snapshot))
         run("snapshot subscriber: gateway", lambda: self._gateway.publish(snapshot))
         run("snapshot subscriber: draft stats", lambda: self._draft_stats.publish(snapshot))
         run("snapshot subscriber: change log", lambda: self._changes.publish(snapshot))

@@ -43,7 +43,8 @@ from meshllm.util.format import gigabytes
 
 log = logging.getLogger(__name__)
 
-# The engine's prompt cache keeps computed prompts for later requests: a tenth of the free memory, at most 8 GiB.
+# The engine's prompt cache keeps computed prompts for later requests: a tenth of the free memory, or of what is left of
+# --max-vram, at most 8 GiB. More would keep further models out: an engine does not give it back.
 PROMPT_CACHE_SHARE = 0.1
 PROMPT_CACHE_MOST_MIB = 8192
 # Checkpoints of sliding-window and recurrent layers: by default 32 for each slot, 50 GB for Gemma 3 27B. Here a quarter
@@ -263,7 +264,7 @@ class StartPlanner:
         cache, checkpoints = 0, None
         if task.how.purpose is Purpose.GENERATE:
             checkpoints = _checkpoints(checkpoint_bytes(task.shape), trial.size, spare)
-            cache = _prompt_cache_mib(spare)
+            cache = _prompt_cache_mib(spare, given.host if given.capped else resources.memory().available)
         states = checkpoint_bytes(task.shape) * trial.size.slots * (checkpoints or 0)
         parts = _parts(cache << 20, states, sum(draft_taken), task.beside)
         memory = found.need.host + sum(found.need.accelerators) + sum(size for _, size in parts)
@@ -569,6 +570,6 @@ def _checkpoints(each: int, size: ContextSize, spare: int) -> int | None:
     return max(1, min(CHECKPOINTS_MOST, int(spare * CHECKPOINTS_SHARE) // (each * size.slots)))
 
 
-def _prompt_cache_mib(spare: int) -> int:
-    most = min(int(resources.memory().available * PROMPT_CACHE_SHARE), spare // 2)
+def _prompt_cache_mib(spare: int, usable: int) -> int:
+    most = min(int(usable * PROMPT_CACHE_SHARE), spare // 2)
     return min(PROMPT_CACHE_MOST_MIB, most >> 20)

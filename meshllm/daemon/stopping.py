@@ -1,4 +1,4 @@
-"""Stopping a daemon: signals, and the time that answers in progress get.
+"""Stopping a daemon: signals, and the time that answers in progress get, those of a host it computes for, too.
 
 Invariants: a second signal ends everything at once; a signal that comes later, while the daemon ends, changes nothing.
 """
@@ -12,6 +12,9 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from meshllm.core import events as e
+from meshllm.core.snapshot import Snapshot
+from meshllm.core.split.lease import LeasePhase
 from meshllm.tasks import Owner
 
 if TYPE_CHECKING:
@@ -31,18 +34,21 @@ class Stopping:
     def __init__(
         self,
         gateway: Gateway,
-        end: Callable[[], None],
+        post: Callable[[e.Event], None],
         show: Callable[[Callable[[Viewer], None]], None],
         changed: Callable[[], None],
         stack: AsyncExitStack,
     ) -> None:
-        """`end`: end everything but the gateway. `changed`: the daemon's state has changed. `stack` ends what is begun
+        """`post`: give an event to the core. `changed`: the daemon's state has changed. `stack` ends what is begun
         here."""
         self.begun = self.signalled = False
         self._gateway = gateway
-        self._end = end
+        self._post = post
         self._show = show
         self._changed = changed
+        self._free = asyncio.Event()  # this node computes for no host
+        self._free.set()
+        self._works_on = ""
         self._owner = Owner("stop")
         stack.push_async_callback(self._owner.close)
 
@@ -70,13 +76,41 @@ class Stopping:
         self._owner.start(self._finish_answers(), "stop")
         return True
 
+    def publish(self, snapshot: Snapshot) -> None:
+        """Take in whether this node computes for a host now."""
+        lease = snapshot.worker_lease
+        if lease is None or lease.phase is not LeasePhase.COMMITTED:
+            self._free.set()
+        else:
+            self._free.clear()
+            self._works_on = lease.lease.model
+
+    def _end(self) -> None:
+        """End the core, and with it the daemon."""
+        self._post(e.StopWanted())
+
+    async def _leave_split(self) -> None:
+        """Let the host that this node computes for finish its answers."""
+        if self._free.is_set():
+            return
+        self._show(lambda viewer: viewer.leaving_split(self._works_on, ANSWER_GRACE_SECONDS))
+        try:
+            async with asyncio.timeout(ANSWER_GRACE_SECONDS):
+                await self._free.wait()
+        except TimeoutError:
+            log.warning("the host of %s still used this node when it stopped", self._works_on)
+
     async def _finish_answers(self) -> None:
         def waiting(answers: int) -> None:
             self._show(lambda viewer: viewer.stopping(answers, ANSWER_GRACE_SECONDS))
             self._changed()
 
+        self._post(e.StopAnnounced())
+        leaving = self._owner.start(self._leave_split(), "leave the split")
         try:
-            if cut := await self._gateway.close(ANSWER_GRACE_SECONDS, waiting):
+            cut = await self._gateway.close(ANSWER_GRACE_SECONDS, waiting)
+            await leaving
+            if cut:
                 log.warning("answers cut off by the stop: %d", cut)
                 self._show(lambda viewer: viewer.answers_cut(cut))
         finally:

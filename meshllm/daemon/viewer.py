@@ -46,6 +46,9 @@ class Viewer:
     def stopping(self, answers: int, seconds: float) -> None:
         """The node was asked to stop; `answers` in progress get `seconds` to end."""
 
+    def leaving_split(self, model: str, seconds: float) -> None:
+        """The host of `model`, which this node computes for, gets `seconds` to end its answers."""
+
     def answers_cut(self, answers: int) -> None:
         """So many answers had not ended in that time."""
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+
 
 def gigabytes(size: int) -> str:
     """A memory or file size in GB: "5.1 GB", "0.14 GB", and below 10 MB "3.2 MB"."""
@@ -52,6 +56,11 @@ def rough_duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 node", "2 nodes"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shell_word(text: str) -> str:
+    """`text` as one word of a shell command that people copy; in quotes where that is needed."""
+    return text if _PLAIN_WORD.fullmatch(text) else "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def printable(text: str) -> str:

@@ -53,7 +53,7 @@ def hot(nodes: Nodes, *, quick: bool) -> Part:
         [f"hot: {STREAMS} streams, two hosts: queue time, p95", f"{after:.2f} s", f"{len(both)} streams"],
         [
             "hot: tokens/s of all streams, one host and two",
-            *(f"{_speed(found, seconds):.0f}" for found in (alone, both)),
+            *(f"{_speed(found):.0f}" for found in (alone, both)),
         ],
     ]
     bars = [
@@ -123,5 +123,6 @@ def _p95(answers: list[Answer], idle: float) -> float:
     return quantiles([max(0.0, _first(answer) - idle) for answer in answers], n=20, method="inclusive")[-1]
 
 
-def _speed(answers: list[Answer], seconds: float) -> float:
+def _speed(answers: list[Answer]) -> float:
+    seconds = max(answer.ended for answer in answers) - min(answer.begun for answer in answers)
     return len(answers) * TOKENS / seconds

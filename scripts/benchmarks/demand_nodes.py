@@ -126,9 +126,12 @@ def load_seconds(nodes: Nodes, folder: Path, model: str, times: int) -> float:
 
 def engines(node: Node) -> list[psutil.Process]:
     """Its llama-server processes now."""
-    with suppress(psutil.Error):
-        return [one for one in node.child.process.children(recursive=True) if one.name() == "llama-server"]
-    return []
+    found = []
+    for one in node.child.process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if one.name() == "llama-server":
+                found.append(one)
+    return found
 
 
 def served_name(process: psutil.Process) -> str:

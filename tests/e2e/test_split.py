@@ -153,11 +153,6 @@ def kill_rpc_server(host: Node, worker: Node) -> None:
     process.kill()
 
 
-def stop_worker(host: Node, worker: Node) -> None:
-    worker.process.send_signal(signal.SIGINT)
-    worker.process.wait(30)
-
-
 def kill_worker(host: Node, worker: Node) -> None:
     worker.process.kill()
     worker.process.wait(30)
@@ -181,7 +176,7 @@ def events(node: Node, path: str) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("how", "path"), [(kill_rpc_server, "chat/completions"), (stop_worker, "messages"), (kill_worker, "responses")]
+    ("how", "path"), [(kill_rpc_server, "chat/completions"), (kill_worker, "messages"), (kill_worker, "responses")]
 )
 def test_lost_worker_ends_the_stream_with_an_error_and_the_split_recovers(here: Site, how: Any, path: str) -> None:
     host = node(here, "host", *FORCED)
@@ -200,6 +195,23 @@ def test_lost_worker_ends_the_stream_with_an_error_and_the_split_recovers(here: 
     ]
     assert "Retry" in told[0]["message"]
     host.until(lambda s: committed(s) and split_of(s)["generation"] > generation, "the split without it")
+    assert said(host, tokens=3)
+
+
+def test_worker_that_is_stopped_lets_the_answer_of_its_host_end(here: Site) -> None:
+    host = node(here, "host", *FORCED)
+    worker = node(here, "worker", join=host)
+    spare = node(here, "spare", join=host)
+    host.until(committed, "a split that is served")
+    nodes = {one.status()["mesh"]["node"]: one for one in (worker, spare)}
+    first = nodes[split_of(host.status())["shares"][1]["node"]]
+    begun = Event()
+    answer = host.ask(MODEL, tokens=30, stream=True, each=lambda pieces: begun.set())
+    assert begun.wait(OPEN_WAIT_SECONDS)
+    assert first.stop() == 0
+    told = answer.result()
+    assert (told.status, told.done, "error" in told.body) == (200, True, False)
+    host.until(lambda s: committed(s) and split_of(s)["generation"] > 1, "the split without it")
     assert said(host, tokens=3)
 
 

@@ -4,7 +4,7 @@ import type { NodeStatus } from '../api'
 import { counted } from '../format'
 import type { MeshModel } from './models'
 
-// What to say before this node drops `model`; empty if another node serves it, or nobody wants it.
+// What to say before this node drops `model`; empty if another node serves it, or it is not wanted.
 export function dropWarning(model: MeshModel, status: NodeStatus): string {
   const others = model.hosts.filter((node) => !node.here && node.status === 'alive')
   const { here, demand, active, waiting } = model

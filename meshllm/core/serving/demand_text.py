@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from shlex import quote
-
 from meshllm.core.serving.demand_outlook import (
     DemandOutlook,
     ModelOutlook,
@@ -12,7 +10,7 @@ from meshllm.core.serving.demand_outlook import (
     Obstacle,
     ObstacleFacts,
 )
-from meshllm.util.format import gigabytes, rough_duration
+from meshllm.util.format import gigabytes, rough_duration, shell_word
 
 
 def node_text(step: NodeOutlook, view: DemandOutlook) -> str:
@@ -68,7 +66,7 @@ def obstacle_text(facts: ObstacleFacts, model: str, view: DemandOutlook) -> str:
             cause = f": {facts.cause.rstrip('.')}" if facts.cause else ""
             return f"This node could not serve it{cause}. It tries again in {rough_duration(facts.seconds)}."
         case Obstacle.NO_FILE:
-            return f"No node has it on its disk. 'mesh-llm download {quote(model)}' gets it."
+            return f"No node has it on its disk. 'mesh-llm download {shell_word(model)}' gets it."
         case Obstacle.NO_MEMORY:
             return (
                 f"It needs at least {gigabytes(facts.needed)}; of the nodes that have it, {nodes} has the most free "
@@ -77,7 +75,9 @@ def obstacle_text(facts: ObstacleFacts, model: str, view: DemandOutlook) -> str:
         case Obstacle.BUSY:
             return f"{nodes} has it, and serves other models."
         case Obstacle.NOT_ALLOWED:
-            return f"{nodes} has it, and takes no model by itself. Load it there with 'mesh-llm load {quote(model)}'."
+            return (
+                f"{nodes} has it, and takes no model by itself. Load it there with 'mesh-llm load {shell_word(model)}'."
+            )
         case Obstacle.MORE_URGENT:
             return f"{nodes} has it, and takes {facts.model} first, which is wanted more."
 
@@ -86,5 +86,5 @@ def dropped_text(model: str, seconds: float) -> str:
     """That the owner of this node dropped `model`, for how long that counts, and how to get it back."""
     return (
         f"The owner of this node dropped it: for {rough_duration(seconds)} this node does not load it for the mesh. "
-        f"'mesh-llm load {quote(model)}' brings it back."
+        f"'mesh-llm load {shell_word(model)}' brings it back."
     )

@@ -62,6 +62,8 @@ class LocalModels:
         self._splitting = splitting
         self._stopping = False
         self._measured_at: dict[str, float] = {}
+        # The models that wait for room, the first one first.
+        self._in_line: dict[str, None] = {}
 
     def handle(self, event: e.Event, now: float) -> bool:
         """Take in an event about the engine, a model's file or its process. Returns False for any other event."""
@@ -229,6 +231,7 @@ class LocalModels:
         for name, model in list(self.models.items()):
             if model.dropped and model.server is ServerPhase.NONE:
                 self._generations[name] = model.generation
+                self._in_line.pop(name, None)
                 del self.models[name]
                 todo.append(c.ForgetModel(name))
         return todo
@@ -254,6 +257,8 @@ class LocalModels:
                 # The cause of the last failure stays until the engine is ready: callers are refused with it.
                 self.engine = replace(self.engine, phase=phase, progress=None, not_before=None)
                 return c.PrepareEngine()
+            case ServingAction.MEASURE if self._is_behind(name):
+                return None
             case ServingAction.MEASURE:
                 self.models[name] = replace(model, measuring=True)
                 self._measured_at[name] = now
@@ -275,6 +280,7 @@ class LocalModels:
                 return None
 
     def _start(self, model: ModelState) -> c.Command:
+        self._in_line.pop(model.name, None)
         generation = model.generation + 1
         self.models[model.name] = replace(
             model,
@@ -316,8 +322,24 @@ class LocalModels:
         if room.unload:
             self._unload(room.unload)
         if room.unload or room.waits:
+            self._in_line.setdefault(model.name)
             self.models[model.name] = replace(model, progress=WAITING_FOR_MEMORY, reason="", advice="", split=None)
             return True
+        return False
+
+    def _is_behind(self, name: str) -> bool:
+        """Whether another model gets the free memory first: it has waited for longer, and room is being made for it, or
+        it is measured again as a process has ended. Else models that are requested later could pass it for ever."""
+        for other in self._in_line:
+            if other == name:
+                return False
+            model = self.models.get(other)
+            if model is None or not _waits(model) or model.server is not ServerPhase.NONE:
+                continue
+            if any(it.server is ServerPhase.STOPPING for it in self.models.values()):
+                return True
+            if model.measuring or (model.measured is None and model.not_before is None):
+                return model.file is FilePhase.READY
         return False
 
     def _advance_lease(self, model: ModelState, now: float) -> ModelState:
@@ -368,8 +390,31 @@ class LocalModels:
                 not_before=None,
                 reason=split.reason if split is not None else "",
             )
-            if running:
+            if running or name in self._draining:
                 todo.append(c.StopServer(name, model.generation, at_once=True))
+        return todo
+
+    def members_leaving(self) -> list[c.Command]:
+        """Workers are about to stop: end the engine processes that use them when their answers have ended. New requests
+        wait for the next plan, which is made without these workers."""
+        todo: list[c.Command] = []
+        for name, model in self.models.items():
+            split = self._splitting.state(name) if self._splitting is not None else None
+            if split is None or not split.leaving or model.server not in (ServerPhase.STARTING, ServerPhase.SERVING):
+                continue
+            self.models[name] = replace(
+                model,
+                server=move(SERVER_TRANSITIONS, model.server, ServerPhase.STOPPING),
+                server_facts=None,
+                serving_since=None,
+                idle_since=None,
+                split=split,
+                failures=0,
+                not_before=None,
+                reason=f"worker {', '.join(split.leaving)} stops",
+            )
+            self._draining.add(name)
+            todo.append(c.StopServer(name, model.generation, drain=True))
         return todo
 
     # -- the engine and the files

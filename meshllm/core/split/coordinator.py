@@ -168,6 +168,10 @@ class SplitCoordinator:
         self._host.tick(now)
         self._worker.tick(now)
 
+    def leave(self) -> None:
+        """This node is about to stop: it works for a host only until the answers of now have ended."""
+        self._worker.leave()
+
     def stop(self) -> None:
         """This node stops."""
         self._worker.stop()

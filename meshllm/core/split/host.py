@@ -99,6 +99,11 @@ class SplitState:
     committed: bool = False
     measured: MeasuredSplit = UNMEASURED
 
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """The names of the workers that are about to stop."""
+        return tuple(member.name or short(member.node) for member in self.members if member.leaving)
+
     def status_text(self) -> str:
         """What the split waits for, for users."""
         if self.disk_paging:
@@ -221,6 +226,9 @@ class SplitHost:
             if lease is None or (lease.session, lease.generation) != (message.session, message.generation):
                 continue
             member = next((m for m in split.members if m.node == peer), None)
+            if member is not None and message.leaving:
+                self._member_leaves(model, split, member, now)
+                return
             if member is None or (member.phase, message.phase) not in TRANSITIONS:
                 return
             if message.phase is LeasePhase.COMMITTED:
@@ -240,6 +248,16 @@ class SplitHost:
             members = tuple(reported if m.node == peer else m for m in split.members)
             self._splits[model] = replace(split, members=members)
             return
+
+    def _member_leaves(self, model: str, split: SplitState, member: MemberState, now: float) -> None:
+        """A worker is about to stop: plan without it, once the answers of a committed split have ended."""
+        if not split.committed:
+            self.drop_member(member.node, "stops", now, REFUSED_SECONDS)
+        elif not member.leaving:
+            self._leave_out(member.node, now, REFUSED_SECONDS)
+            leaving = replace(member, leaving=True, detail="stops when the answers have ended")
+            members = tuple(leaving if m.node == member.node else m for m in split.members)
+            self._splits[model] = replace(split, members=members)
 
     def link_up(self, peer: NodeId, now: float) -> None:
         """A link to `peer` is up: send it the proposals that wait for one."""

@@ -92,13 +92,15 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class MemberState:
-    """A worker as the host sees it. `detail` and `name` are for users; `reported_at` is the time of its last report."""
+    """A worker as the host sees it. `detail` and `name` are for users; `reported_at` is the time of its last report;
+    `leaving`: it is about to stop."""
 
     node: NodeId
     phase: LeasePhase = LeasePhase.ASKED
     detail: str = ""
     reported_at: float = 0.0
     name: str = ""
+    leaving: bool = False
 
 
 # -- messages
@@ -119,12 +121,14 @@ class Propose(LeaseMessage):
 @dataclass(frozen=True, slots=True)
 class WorkerReport(LeaseMessage):
     """Worker to host: the phase of the lease. Repeated until the lease is committed; ENDED answers each message about a
-    lease that the worker does not hold."""
+    lease that the worker does not hold. `leaving`: the worker is about to stop; it goes on until the host releases the
+    lease, but not for long."""
 
     session: bytes
     generation: int
     phase: LeasePhase
     detail: str = ""
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,13 @@ REPORT_SECONDS = 2.0
 @dataclass(frozen=True, slots=True)
 class WorkerLeaseState:
     """The lease that this node holds as a worker. `detail`: what the worker does now, for users; `memory_used`: bytes
-    that its process takes (0: unknown)."""
+    that its process takes (0: unknown); `leaving`: the host was asked to do without this node."""
 
     lease: Lease
     phase: LeasePhase
     detail: str = ""
     memory_used: int = 0
+    leaving: bool = False
 
 
 class SplitWorker:
@@ -120,6 +121,8 @@ class SplitWorker:
                 self._renew(now)
                 if isinstance(message, Commit) or message.committed:
                     self._commit()
+                if self._state is not None and self._state.leaving:
+                    self._report_leaving(self._state.lease)  # again: the host may be another process by now
             case _:
                 pass
 
@@ -149,6 +152,15 @@ class SplitWorker:
         """The link to `node` is closed, and every tunnel with it."""
         if self._state is not None and self._state.lease.host == node:
             self._end("the link to the host is closed")
+
+    def leave(self) -> None:
+        """This node is about to stop: ask the host to do without it, if it computes for it; else end the lease."""
+        state = self._state
+        if state is not None and state.phase is LeasePhase.COMMITTED:
+            self._state = replace(state, leaving=True, detail="stopping once the host needs it no more")
+            self._report_leaving(state.lease)
+        else:
+            self.stop()
 
     def stop(self) -> None:
         """This node stops."""
@@ -191,6 +203,10 @@ class SplitWorker:
         self._report_at = now + REPORT_SECONDS
         lease = state.lease
         self._send(lease.host, WorkerReport(lease.session, lease.generation, state.phase, state.detail))
+
+    def _report_leaving(self, lease: Lease) -> None:
+        report = WorkerReport(lease.session, lease.generation, LeasePhase.READY, "the worker stops", leaving=True)
+        self._send(lease.host, report)
 
     def _report_end(self, reason: str) -> None:
         state = self._state

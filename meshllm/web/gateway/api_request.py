@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from meshllm.core.routing.routes import TargetKind
+from meshllm.core.routing.routes import ENGINE, TargetKind
 from meshllm.web.gateway.crashed_requests import digest_of
 from meshllm.web.gateway.upstream_errors import RequestFailed
 from meshllm.web.http.client import UpstreamPool
@@ -31,6 +31,7 @@ from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
 FORWARDED_HEADERS = frozenset((b"anthropic-version", b"anthropic-beta"))
 MAX_MODEL_NAME = 512
+_REPAIRED = (Api.RESPONSES, Api.MESSAGES)  # whole responses of these; see `routes.ENGINE`
 # Names the trust domain of a request to the engine, which reuses cached prompts only within it (patch 14).
 SALT_HEADER = "x-prompt-cache-salt"
 
@@ -95,20 +96,31 @@ class ApiRequest:
     salt: str = ""
     _prepared: Prepared | None = None
     _prepared_body: bytes = b""
+    _prepared_for: TemplateTraits = ANY_TEMPLATE
 
-    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
-        """Prepare the request for an engine of this node; the reason if it cannot keep what the caller asks for."""
-        if self._prepared is not None:
+    def refusal(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
+        """Why an engine of this node, with such a chat template, cannot keep what the caller asks for.
+
+        Nothing is encoded: a request that waits for a slot takes no more memory than its body.
+        """
+        if self._prepared is not None and self._prepared_for == traits:
             return None
+        self._prepared, self._prepared_body = None, b""
         prepared = prepare(self.api, self.request, traits)
         if isinstance(prepared, Refusal):
             return prepared
-        if prepared.body is not None:
+        self._prepared, self._prepared_for = prepared, traits
+        return None
+
+    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
+        """Prepare the request for an engine of this node; the reason if it cannot keep what the caller asks for."""
+        if (refusal := self.refusal(traits)) is not None:
+            return refusal
+        if not self._prepared_body and self._prepared is not None and self._prepared.body is not None:
             try:
-                self._prepared_body = _encode(prepared.body)
+                self._prepared_body = _encode(self._prepared.body)
             except (ValueError, RecursionError):
                 return Refusal(None, "The body is nested too deeply.", "too_large")
-        self._prepared = prepared
         return None
 
     def rename(self, model: str) -> None:
@@ -143,7 +155,7 @@ class ApiRequest:
     def wire(self, pool: UpstreamPool, key: str | None) -> bytes:
         """The whole HTTP request for a target; `key`: the bearer token it requires."""
         address, path, body = pool.address, self.path, self.body
-        if pool.target.kind is TargetKind.ENGINE and (prepared := self._prepared) is not None:
+        if pool.target.kind is ENGINE and (prepared := self._prepared) is not None:
             path, body = prepared.path or path, self._prepared_body or body
         head = (
             f"POST {address.prefix}{path} HTTP/1.1\r\nhost: {address.authority}\r\n"
@@ -153,7 +165,7 @@ class ApiRequest:
         if not FORWARDED_HEADERS.isdisjoint(self.headers):
             forwarded = sorted(FORWARDED_HEADERS & self.headers.keys())
             head += "".join(f"{name.decode()}: {self.headers[name].decode('latin-1')}\r\n" for name in forwarded)
-        if self.salt and pool.target.kind is TargetKind.ENGINE:
+        if self.salt and pool.target.kind is ENGINE:
             head += f"{SALT_HEADER}: {self.salt}\r\n"
         if key is not None:
             head += f"authorization: Bearer {key}\r\n"
@@ -181,7 +193,7 @@ class ApiRequest:
         make = self._translator(kind)
         if make is not None and self._prepared is not None and self._prepared.streamed and not is_json:
             return _assembled(make(secrets.token_hex(12)), body)
-        if is_json and make is None and self.api not in (Api.RESPONSES, Api.MESSAGES):
+        if is_json and make is None and self.api not in _REPAIRED:
             return body or None
         if has_too_many_values(body):
             return None
@@ -189,7 +201,7 @@ class ApiRequest:
             response = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
-        if not isinstance(response, dict) or (make is None and self.api not in (Api.RESPONSES, Api.MESSAGES)):
+        if not isinstance(response, dict) or (make is None and self.api not in _REPAIRED):
             return body
         try:
             defaults = self._defaults(wall())
@@ -204,7 +216,7 @@ class ApiRequest:
             return body  # nested more deeply, or with larger numbers, than orjson can write
 
     def _translator(self, kind: TargetKind | None) -> MakeTranslator | None:
-        return self._prepared.translator if kind is TargetKind.ENGINE and self._prepared is not None else None
+        return self._prepared.translator if kind is ENGINE and self._prepared is not None else None
 
     def _defaults(self, now: int) -> dict[str, Any]:
         """The values of fields that the target left out."""

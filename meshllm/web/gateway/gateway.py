@@ -48,6 +48,7 @@ LISTEN_BACKLOG = 1024
 # At the end of a close, for callers to read the errors of requests that were not answered in time.
 ERROR_GRACE_SECONDS = 0.5
 JSON = "application/json"
+_LOCAL, _MODELS = CallerKind.LOCAL, Api.MODELS  # see `routes.ENGINE`
 # What a page that may call can read although it is refused: its key is missing or wrong, or was wrong too often.
 KEY_ERRORS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS})
 
@@ -242,7 +243,7 @@ class Gateway:
         api = route.api if route is not None else api_of(request.path)
         label = api._value_ if route is not None else api_label(request.path)
         verdict = request.verdict
-        caller = LOCAL_CALLER if verdict.kind is CallerKind.LOCAL else f"remote {connection.peer}"
+        caller = LOCAL_CALLER if verdict.kind is _LOCAL else f"remote {connection.peer}"
         trace = RequestTrace(connection.request_id, label, request.path[:MAX_TEXT], caller, self.now())
         refusal = verdict.refusal
         # A browser's preflight request has no key yet, and its response reveals nothing.
@@ -266,7 +267,7 @@ class Gateway:
             self._proxy.recorder.answered(trace, 204)
             connection.send(204, "text/plain", b"", cors + _preflight(request))
             return None
-        if route is not None and route.api is not Api.MODELS and request.method == route.method:
+        if route is not None and route.api is not _MODELS and request.method == route.method:
             request.body = request.body.removeprefix(codecs.BOM_UTF8)  # PowerShell and .NET write one
             return self._proxy.start(connection, request, api, route.path, trace, cors=cors)
         if request.method in ("GET", "HEAD"):

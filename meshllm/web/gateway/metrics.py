@@ -22,7 +22,7 @@ from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelPhase, Snapshot
-from meshllm.web.gateway.request_log import Outcome, RequestTrace
+from meshllm.web.gateway.request_log import REFUSED, Outcome, RequestTrace
 from meshllm.web.gateway.target import TargetQueue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -195,7 +195,7 @@ class Metrics:
         tally = self._tallies.get(key) or self._tally(key)
         tally.count += 1
         # Not by methods of the histograms: three calls cost each request some microseconds.
-        if outcome is not Outcome.REFUSED:
+        if outcome is not REFUSED:
             seconds = (trace.ended or started) - started
             times = tally.seconds
             times.total += seconds
@@ -222,7 +222,7 @@ class Metrics:
 
     def count_rejected(self, api: str) -> None:
         """A request was rejected before it had a model."""
-        self._tally((api, "unknown", Outcome.REFUSED._value_, _INVALID)).count += 1
+        self._tally((api, "unknown", REFUSED._value_, _INVALID)).count += 1
 
     def count_attempt(self, kind: TargetKind | None, outcome: Outcome) -> None:
         """An attempt at a target has ended."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from meshllm.core.routing.routes import TargetKind
+from meshllm.core.routing.routes import BACKEND, TargetKind
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.api_request import ApiRequest
@@ -20,11 +20,15 @@ from meshllm.web.gateway.relay import JSON
 from meshllm.web.gateway.request import ProxiedRequest
 from meshllm.web.gateway.request_counts import RequestCounts
 from meshllm.web.gateway.request_log import (
+    ANSWERED,
+    FAILED,
+    LINE,
+    LOST,
     MAX_TEXT,
+    REFUSED,
     AttemptTrace,
     LineKind,
     LineLimiter,
-    Outcome,
     RequestLog,
     RequestTrace,
     attempt_log,
@@ -63,7 +67,7 @@ class RequestRecorder:
         outcome = attempt.outcome
         assert outcome is not None
         self._metrics.count_attempt(kind, outcome)
-        if outcome is not Outcome.ANSWERED or attempt_log.isEnabledFor(logging.DEBUG):
+        if outcome is not ANSWERED or attempt_log.isEnabledFor(logging.DEBUG):
             log_attempt(trace, attempt)
 
     def ended(self, trace: RequestTrace, kind: TargetKind | None, *, from_peer: bool) -> None:
@@ -78,26 +82,26 @@ class RequestRecorder:
         else:
             self._metrics.count_rejected(trace.api)
         self.log.add(trace)
-        failed = outcome is Outcome.FAILED or outcome is Outcome.LOST
-        if self._write_line(trace, LineKind.FAILED if failed else LineKind.ANSWERED) and failed:
+        failed = outcome is FAILED or outcome is LOST
+        if self._write_line(trace, LineKind.FAILED if failed else LINE) and failed:
             fields = {"request_id": trace.request_id}
-            what = f"a request for {trace.model} ({trace.path}) {'failed' if outcome is Outcome.FAILED else 'was lost'}"
+            what = f"a request for {trace.model} ({trace.path}) {'failed' if outcome is FAILED else 'was lost'}"
             log.warning("%s: %s", what, trace.error, extra={"fields": fields})
 
     def rejected(self, trace: RequestTrace, *, from_peer: bool, unrouted: bool, admitted: bool) -> None:
         """What is no request for a model was answered with an error; arguments as of `Proxy.reject`."""
         if from_peer:
-            self._metrics.count_peer_request(UNKNOWN, Outcome.REFUSED)
+            self._metrics.count_peer_request(UNKNOWN, REFUSED)
         else:
             self._metrics.count_rejected(trace.api)
-        self._write_line(trace, LineKind.UNROUTED if unrouted else LineKind.ANSWERED)
+        self._write_line(trace, LineKind.UNROUTED if unrouted else LINE)
         if admitted:
             self.log.add(trace)
 
     def answered(self, trace: RequestTrace, status: int) -> None:
         """A request was answered without a target (a list of models); it is not in the request log."""
-        trace.status, trace.outcome, trace.ended = status, Outcome.ANSWERED, self._now()
-        self._write_line(trace, LineKind.ANSWERED)
+        trace.status, trace.outcome, trace.ended = status, ANSWERED, self._now()
+        self._write_line(trace, LINE)
 
     def _write_line(self, trace: RequestTrace, kind: LineKind) -> bool:
         """Write the access line, unless there are too many; afterwards, because the response is yet to be written."""
@@ -180,7 +184,7 @@ class Proxy:
         `unrouted`: rejected before its route was used. A request that is not `admitted` (its caller was not
         authenticated) is not in the request log.
         """
-        trace.status, trace.outcome, trace.error, trace.ended = status, Outcome.REFUSED, message[:MAX_TEXT], self.now()
+        trace.status, trace.outcome, trace.error, trace.ended = status, REFUSED, message[:MAX_TEXT], self.now()
         self.recorder.rejected(trace, from_peer=from_peer, unrouted=unrouted, admitted=admitted)
         error = error_body(api, status, code, message, request_id=connection.request_id)
         connection.send(status, JSON, orjson.dumps(error), headers)
@@ -199,7 +203,7 @@ class Proxy:
 
     def key_for(self, queue: TargetQueue) -> str | None:
         """The API key that a backend requires."""
-        return self._keys.get(queue.target.address) if queue.target.kind is TargetKind.BACKEND else None
+        return self._keys.get(queue.target.address) if queue.target.kind is BACKEND else None
 
     def wall(self) -> int:
         """Seconds since the epoch, for timestamps that callers see."""

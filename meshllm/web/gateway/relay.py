@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from meshllm.core.routing.routes import TargetKind
+from meshllm.core.routing.routes import BACKEND, ENGINE, PEER, TargetKind
 from meshllm.errors import MeshError
 from meshllm.tasks import Signal
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse
@@ -82,12 +82,12 @@ def overdue(
     `doubted`: the target is a peer that is not known to be alive."""
     if complete:
         return Overdue.CLOSE if silent > LINGER_SECONDS else None
-    if kind is TargetKind.ENGINE:
+    if kind is ENGINE:
         return None
     if connecting:
         return Overdue.CONNECT if silent > CONNECT_TIMEOUT_SECONDS else None
     silences = DOUBTED_PEER_SILENCES if doubted else PEER_SILENCES
-    limit = silences * SILENCE_SECONDS if kind is TargetKind.PEER else BACKEND_SILENCE_SECONDS
+    limit = silences * SILENCE_SECONDS if kind is PEER else BACKEND_SILENCE_SECONDS
     return Overdue.SEND if silent > limit else None
 
 
@@ -292,19 +292,19 @@ class Relay:
             return
         kind, silent, repair, model = self.kind, now - self.heard, self.repair, self._owner.model
         connecting, complete = self._limit is not None, repair is not None and repair.complete
-        doubted = kind is TargetKind.PEER and silent > SILENCE_SECONDS and not self._owner.is_routed(self.queue)
+        doubted = kind is PEER and silent > SILENCE_SECONDS and not self._owner.is_routed(self.queue)
         match overdue(kind, silent, connecting=connecting, complete=complete, doubted=doubted):
             case Overdue.CLOSE:
                 self._end()
             case Overdue.CONNECT if self._owner.has_other(self.queue):
                 self._end(AttemptFailed(f"no connection within {silent:.0f} s", whole=True))
-            case Overdue.SEND if kind is TargetKind.PEER:
+            case Overdue.SEND if kind is PEER:
                 reason = f"no data for {silent:.0f} s (timeout)"
                 self._end(ConnectionLost(reason) if self.begun else AttemptFailed(reason))
             case Overdue.SEND:
                 message = f"The server of {model} sent no data for {silent:.0f} s (timeout)."
                 self._end(RequestFailed(504, "upstream_timeout", message))
-            case None if kind is not TargetKind.ENGINE and not connecting:
+            case None if kind is not ENGINE and not connecting:
                 self._check_first_byte(now)
 
     def _check_first_byte(self, now: float) -> None:
@@ -426,9 +426,9 @@ class ResponseWriter:
 
     def _target_name(self, queue: TargetQueue) -> str:
         """The target's label. Remote callers do not learn the URLs of backends."""
-        hidden = queue.target.kind is TargetKind.BACKEND
+        hidden = queue.target.kind is BACKEND
         if hidden and not self._local:
-            return TargetKind.BACKEND.value
+            return BACKEND.value
         return queue.label
 
     def _send_head(self, host: str = "") -> None:

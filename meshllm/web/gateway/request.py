@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from meshllm.core.routing.routes import ModelRoute, TargetKind
+from meshllm.core.routing.routes import ENGINE, PEER, ModelRoute, TargetKind
 from meshllm.tasks import EagerTask, Signal
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse, understand
 from meshllm.web.gateway.crashed_requests import REFUSED_MESSAGE, REQUEST_CRASHED
 from meshllm.web.gateway.model_list import known_models_text
 from meshllm.web.gateway.relay import JSON, MAX_LATE, Relay, ResponseWriter
-from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, AttemptTrace, Outcome, RequestTrace
+from meshllm.web.gateway.request_log import (
+    ANSWERED,
+    FAILED,
+    LOCAL_CALLER,
+    LOST,
+    MAX_TEXT,
+    REFUSED,
+    AttemptTrace,
+    Outcome,
+    RequestTrace,
+)
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_selection import TargetSelection
 from meshllm.web.gateway.target_table import RoutedTargets
@@ -155,7 +165,7 @@ class ProxiedRequest:
                 return
             end = self._error(RequestFailed(503, "stopping", "This node is stopping.", "retry-after: 10\r\n"))
         except BaseException:
-            self._release(Outcome.FAILED, 500, "a defect of this program")
+            self._release(FAILED, 500, "a defect of this program")
             self.connection.abort()
             raise
         self._release(end.outcome, end.status, end.error)
@@ -195,12 +205,12 @@ class ProxiedRequest:
                 return await self._attempt(queue, late if failures < MAX_ATTEMPTS - 1 else MAX_LATE)
             except TargetRefused as refused:
                 error = refused.error
-                self._close_attempt(Outcome.REFUSED, f"{error.code or error.status}: {error.message}")
+                self._close_attempt(REFUSED, f"{error.code or error.status}: {error.message}")
                 if not selection.refused(queue, error, proxy.now()):
                     message = f"{model} is temporarily unavailable. Retry."
                     raise RequestFailed(503, "model_unavailable", message, "retry-after: 5\r\n") from None
             except AttemptFailed as failed:
-                heard = self._close_attempt(Outcome.FAILED, failed.reason)
+                heard = self._close_attempt(FAILED, failed.reason)
                 self.note_failure(queue, whole=failed.whole)
                 until = proxy.now() + AVOID_SECONDS
                 selection.avoid(queue, until, failed.reason, whole=failed.whole, silent_since=heard)
@@ -252,7 +262,7 @@ class ProxiedRequest:
         """
         relay = self._open_attempt(queue, late)
         request, pool = self.request, queue.pool
-        if relay.kind is TargetKind.ENGINE and (refusal := request.prepare(queue.offer.template)) is not None:
+        if relay.kind is ENGINE and (refusal := request.prepare(queue.offer.template)) is not None:
             raise RequestFailed.by(refusal)
         data = request.wire(pool, self.proxy.key_for(queue))
         connection = pool.take()
@@ -265,14 +275,14 @@ class ProxiedRequest:
                 await relay.exchange(connection, data)
                 break
             except ConnectionLost as lost:
-                if relay.kind is TargetKind.ENGINE:
+                if relay.kind is ENGINE:
                     self._suspected = queue
                     queue.suspects.lost(queue.in_progress, self.proxy.now())
                 if relay.begun:
                     return await self._lost(relay, lost.reason)
                 # The target closed an idle connection while the request was under way, which is no fault. A peer may
                 # be down altogether, though, and to find out takes seconds.
-                if not lost.stale or (relay.kind is TargetKind.PEER and self.has_other(queue, at_once=False)):
+                if not lost.stale or (relay.kind is PEER and self.has_other(queue, at_once=False)):
                     raise AttemptFailed(lost.reason) from None
                 connection = None
         return self._whole_response(relay, relay.whole) if relay.repair is None else self._stream_end(relay)
@@ -287,7 +297,7 @@ class ProxiedRequest:
                 raise AttemptFailed(WORKER_LOST)
             if error.retryable(relay.kind):
                 raise TargetRefused(error)
-            if error.code == REQUEST_CRASHED and relay.kind is TargetKind.PEER:
+            if error.code == REQUEST_CRASHED and relay.kind is PEER:
                 self.proxy.crashed.reported(request.digest, self.proxy.now())
             raise RequestFailed.with_error(error)
         if self.streams:
@@ -301,7 +311,7 @@ class ProxiedRequest:
             raise RequestFailed.by(body)
         relay.first_byte()
         self._count_tokens(whole_usage(self.api, body))
-        return _End(Outcome.ANSWERED, whole.status, "", partial(self.writer.whole, whole.status, body))
+        return _End(ANSWERED, whole.status, "", partial(self.writer.whole, whole.status, body))
 
     def _translated(self, status: int, whole: WholeResponse) -> UpstreamError:
         status, body = translate_error(self.api, status, whole.body, request_id=self.request.request_id)
@@ -314,9 +324,9 @@ class ProxiedRequest:
         if not repair.failed:
             if not relay.begun:
                 relay.first_byte()
-            return self._last_of_stream(rest, Outcome.ANSWERED)
+            return self._last_of_stream(rest, ANSWERED)
         if not relay.begun:
-            if relay.kind is TargetKind.PEER:
+            if relay.kind is PEER:
                 error = retryable_error_in(self.api, rest, self.request.request_id)
                 if error is not None:
                     raise TargetRefused(error)
@@ -325,13 +335,13 @@ class ProxiedRequest:
             if repair.worker_lost:
                 raise AttemptFailed(WORKER_LOST)
         reason = error_message_in(rest) or "the stream ended with an error"
-        return self._last_of_stream(rest, Outcome.LOST if relay.begun else Outcome.FAILED, reason)
+        return self._last_of_stream(rest, LOST if relay.begun else FAILED, reason)
 
     async def _lost(self, relay: Relay, reason: str) -> _End:
         """The end of a stream that was cut after it had begun. Why an engine ended is known a moment later."""
         worker_lost, queue, repair = False, relay.queue, relay.repair
         assert repair is not None
-        if relay.kind is TargetKind.ENGINE and (route := await self._cause(queue)) is not None:
+        if relay.kind is ENGINE and (route := await self._cause(queue)) is not None:
             reason = route.lost_reason or route.engine_failure or reason
             worker_lost = bool(route.lost_reason) and queue.offer.split
             if not route.lost_reason:
@@ -339,9 +349,9 @@ class ProxiedRequest:
         if worker_lost:
             message = worker_loss_message(self.model, reason)
         else:
-            who = queue.name if relay.kind is TargetKind.PEER else f"The server of {self.model}"
+            who = queue.name if relay.kind is PEER else f"The server of {self.model}"
             message = f"{who} was lost in the middle of the response: {reason.rstrip('.')}. Send the request again."
-        return self._last_of_stream(repair.fail(UPSTREAM_LOST, message), Outcome.LOST, reason)
+        return self._last_of_stream(repair.fail(UPSTREAM_LOST, message), LOST, reason)
 
     async def _cause(self, queue: TargetQueue) -> ModelRoute | None:
         """The model's route once the engine process of `queue` is known to have ended; None if it has not in time."""
@@ -368,18 +378,18 @@ class ProxiedRequest:
         if not self.model:
             headers = failed.headers + self._cors
             send = partial(self.connection.send, error.status, JSON, orjson.dumps(error.body), headers)
-            return _End(Outcome.REFUSED, error.status, error.message, send)
+            return _End(REFUSED, error.status, error.message, send)
         relay, begun = self._relay, self.writer.streaming
-        outcome = Outcome.FAILED if begun or error.status >= 500 else Outcome.REFUSED
+        outcome = FAILED if begun or error.status >= 500 else REFUSED
         if relay is not None and relay.begun:
-            outcome = Outcome.LOST
+            outcome = LOST
         write = partial(self.writer.refuse, error, failed.headers, relay.repair if relay is not None else None)
         return _End(outcome, 200 if begun else error.status, error.message, write)
 
     def _abandon(self) -> None:
         """The caller went away: nothing can be written any more."""
         relay = self._relay
-        if relay is not None and relay.sent and relay.kind is TargetKind.ENGINE:
+        if relay is not None and relay.sent and relay.kind is ENGINE:
             relay.queue.suspects.abandon(self.request.digest, self.proxy.now())
         self._release(Outcome.ABANDONED, 499, "the caller closed the connection")
 
@@ -399,7 +409,7 @@ class ProxiedRequest:
     def _open_attempt(self, queue: TargetQueue, late: int) -> Relay:
         now, kind = self.proxy.now(), queue.target.kind
         self.kind = kind
-        node = queue.target.address[:10] if kind is TargetKind.PEER else self.proxy.table.node
+        node = queue.target.address[:10] if kind is PEER else self.proxy.table.node
         attempt = AttemptTrace(queue.label, node, now)
         self.trace.attempts.append(attempt)
         self.writer.use(queue)

@@ -43,6 +43,10 @@ class Outcome(Enum):
     ABANDONED = "abandoned"  # the caller went away
 
 
+# See `routes.ENGINE`.
+ANSWERED, REFUSED, FAILED, LOST = Outcome.ANSWERED, Outcome.REFUSED, Outcome.FAILED, Outcome.LOST
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptSummary:
     """One attempt to have a request answered by a target. Times in seconds; None: it did not come to that.
@@ -220,6 +224,9 @@ class LineKind(Enum):
     UNROUTED = "unrouted"  # unauthenticated, malformed, or for a path or method that does not exist
 
 
+LINE = LineKind.ANSWERED
+
+
 class _LineBudget:
     """The lines of one kind: how many may be written now, and how many were left out and not yet reported."""
 
@@ -246,12 +253,9 @@ class LineLimiter:
         self._failed = _LineBudget(LINES_PER_SECOND, LINES_AT_ONCE, start)
         self._unrouted = _LineBudget(UNROUTED_LINES_PER_SECOND, UNROUTED_LINES_AT_ONCE, start)
 
-    def allows(self, kind: LineKind = LineKind.ANSWERED) -> bool:
+    def allows(self, kind: LineKind = LINE) -> bool:
         """Whether the lines of a request that ended now may be written."""
-        if kind is LineKind.ANSWERED:
-            budget = self._answered
-        else:
-            budget = self._failed if kind is LineKind.FAILED else self._unrouted
+        budget = self._answered if kind is LINE else self._failed if kind is LineKind.FAILED else self._unrouted
         now = self._now()
         if now < budget.pause:
             budget.left_out += 1

@@ -59,6 +59,9 @@ class CallerRank(IntEnum):
     GUEST = 2
 
 
+_LOCAL, _GUEST = CallerRank.LOCAL, CallerRank.GUEST  # see `routes.ENGINE`
+
+
 @dataclass(slots=True)
 class _Waiting:
     """A waiting request. `passed`: how many later ones got a slot before it."""
@@ -144,12 +147,12 @@ class TargetQueue:
             self._others = max(0, offer.load.active + offer.load.waiting - self.active)
         self.offer = offer
 
-    def take(self, cost: int = 1, rank: CallerRank = CallerRank.LOCAL) -> bool:
+    def take(self, cost: int = 1, rank: CallerRank = _LOCAL) -> bool:
         """Take the slots for a request of `cost` tasks, if they are free and kept for no other.
 
         Those that wait do not fit, or they would have got the slots: a smaller request may pass them, some times.
         """
-        if cost == 1 and rank is not CallerRank.GUEST and not self._waiting and self.active < self.limit:
+        if cost == 1 and rank is not _GUEST and not self._waiting and self.active < self.limit:
             self.active += 1  # the usual case
             self._changed()
             return True
@@ -173,7 +176,7 @@ class TargetQueue:
         if limit == 1 and self._lists and cost == 1:
             limit = 2  # the engine takes it before the next prompt of the list
         slots = 1 if cost == 1 else self.holds(cost)
-        if rank is CallerRank.GUEST and self._guest_slots + slots > max(1, self.limit - 1):
+        if rank is _GUEST and self._guest_slots + slots > max(1, self.limit - 1):
             return False
         return self.active + slots <= limit
 
@@ -182,12 +185,12 @@ class TargetQueue:
         self.active += sign * slots
         if cost > 1:
             self._lists += sign
-        if rank is CallerRank.GUEST:
+        if rank is _GUEST:
             self._guest_slots += sign * slots
 
-    def join(self, waiter: SlotWaiter, cost: int = 1, rank: CallerRank = CallerRank.LOCAL) -> bool:
+    def join(self, waiter: SlotWaiter, cost: int = 1, rank: CallerRank = _LOCAL) -> bool:
         """Join the queue; False if it is full, or the part of it that peers may fill."""
-        share = 1.0 if rank is CallerRank.LOCAL else PEER_QUEUE_SHARE
+        share = 1.0 if rank is _LOCAL else PEER_QUEUE_SHARE
         if len(self._waiting) >= self.queue_limit * share:
             return False
         self._waiting[waiter] = _Waiting(cost, rank)
@@ -213,9 +216,9 @@ class TargetQueue:
                 ahead += 1
         return ahead
 
-    def release(self, seconds: float, cost: int = 1, rank: CallerRank = CallerRank.LOCAL) -> None:
+    def release(self, seconds: float, cost: int = 1, rank: CallerRank = _LOCAL) -> None:
         """Return the slots of a request after `seconds` of use; the next in the queue gets them."""
-        if cost == 1 and rank is not CallerRank.GUEST:
+        if cost == 1 and rank is not _GUEST:
             self.active -= 1  # the usual case
         else:
             self._hold(cost, rank, -1)
@@ -242,11 +245,11 @@ class TargetQueue:
         if first.passed >= MAX_PASSED and self._may_ever_fit(first):
             return oldest if self._fits(first.cost, first.rank) else None
         found: SlotWaiter | None = None
-        best = CallerRank.GUEST + 1
+        best = _GUEST + 1
         for waiter, waiting in self._waiting.items():
             if waiting.rank < best and self._fits(waiting.cost, waiting.rank):
                 found, best = waiter, waiting.rank
-                if best == CallerRank.LOCAL:
+                if best == _LOCAL:
                     break
         if found is not None and found is not oldest:
             first.passed += 1
@@ -255,7 +258,7 @@ class TargetQueue:
     def _may_ever_fit(self, waiting: _Waiting) -> bool:
         """Whether slots may be kept for `waiting`: not while other guests hold the share of guests."""
         slots = self.holds(waiting.cost)
-        return waiting.rank is not CallerRank.GUEST or self._guest_slots + slots <= max(1, self.limit - 1)
+        return waiting.rank is not _GUEST or self._guest_slots + slots <= max(1, self.limit - 1)
 
     @property
     def in_progress(self) -> list[bytes]:

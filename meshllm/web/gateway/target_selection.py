@@ -14,7 +14,7 @@ from types import MappingProxyType
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
-from meshllm.core.routing.routes import Availability, ModelRoute, Place, Target, TargetKind
+from meshllm.core.routing.routes import ENGINE, PEER, Availability, ModelRoute, Place, Target
 from meshllm.web.gateway.api_request import ApiRequest, conversation_key, text_bytes
 from meshllm.web.gateway.target import CallerRank, SlotWaiter, TargetQueue
 from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, RequestFailed, UpstreamError
@@ -27,6 +27,7 @@ MAX_NOT_HERE = 15
 FOR_A_SLOT = "waiting for a free slot"
 # Error code: the model does not accept this kind of input.
 UNSUPPORTED_INPUT = "unsupported_input"
+_LOCAL, _COUNTING = CallerRank.LOCAL, (Api.COUNT_TOKENS, Api.INPUT_TOKENS)  # see `routes.ENGINE`
 
 
 @dataclass(slots=True)
@@ -60,9 +61,9 @@ class TargetSelection:
         self._request = request
         self._affinity = affinity
         self._from_peer = from_peer
-        self.rank = CallerRank.GUEST if request.salt else CallerRank.PEER if from_peer else CallerRank.LOCAL
+        self.rank = CallerRank.GUEST if request.salt else CallerRank.PEER if from_peer else _LOCAL
         # Counting tokens takes no slot.
-        self.needs_slot = request.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
+        self.needs_slot = request.api not in _COUNTING
 
     # -- what comes next
 
@@ -116,7 +117,7 @@ class TargetSelection:
                 and queue.target not in self._errors
                 and not 0 < queue.offer.context_length < self._context_needed
             ]
-        if len(queues) == 1 and queues[0].target.kind is not TargetKind.PEER:
+        if len(queues) == 1 and queues[0].target.kind is not PEER:
             return queues
         purpose = self._request.api.purpose
         fit = [queue for queue in queues if purpose is None or queue.offer.purpose in (None, purpose)]
@@ -140,6 +141,11 @@ class TargetSelection:
                 return queue
         if queued is not None and queued in usable:
             return Waits(FOR_A_SLOT, queued)
+        if len(usable) == 1 and usable[0].target.kind is ENGINE:
+            # Now, because it does not depend on a slot: a busy engine must not delay it, nor a full queue hide it.
+            refusal = self._request.refusal(usable[0].offer.template)
+            if refusal is not None:
+                raise RequestFailed.by(refusal)
         for queue in ordered:
             # A peer may be busy with requests of other nodes: then our request waits in its queue, not in ours.
             if queue.take(cost, rank):
@@ -159,7 +165,7 @@ class TargetSelection:
         candidates = [
             RankedHost(
                 order,
-                queue.target.kind is not TargetKind.PEER,
+                queue.target.kind is not PEER,
                 queue.free,
                 queue.busy,
                 queue.offer.rtt,
@@ -249,7 +255,7 @@ class TargetSelection:
     def answered(self, queue: TargetQueue, now: float) -> None:
         """A response has begun: the next turn of this conversation prefers this host."""
         queue.answered(self._request.model)
-        if (self._several or queue.target.kind is TargetKind.PEER) and (key := self._conversation_key()) is not None:
+        if (self._several or queue.target.kind is PEER) and (key := self._conversation_key()) is not None:
             self._affinity.remember(key, queue.target.place, now)
 
     def _preferred_place(self, now: float) -> Place | None:

@@ -17,6 +17,7 @@ TAIL_PIECES = 4
 # The parts of a whole response that are searched: servers write `usage` first or last.
 _EDGE_BYTES = 4096
 _OBJECT_BYTES = 1024
+_MESSAGES = Api.MESSAGES  # see `routes.ENGINE`
 _USAGE = b'"usage"'
 _TIMINGS = b'"timings"'  # of llama-server, in the last event, also if the caller did not ask for usage
 # All counts in one pass: a search for each costs every request some microseconds.
@@ -44,7 +45,7 @@ class UsageReader:
     __slots__ = ("_anthropic", "_first", "_tail", "add")
 
     def __init__(self, api: Api) -> None:
-        self._anthropic = api is Api.MESSAGES
+        self._anthropic = api is _MESSAGES
         self._first = b""
         self._tail: deque[bytes] = deque(maxlen=TAIL_PIECES)
         # Called with each forwarded piece; bound to C code where nothing else is to do.
@@ -67,7 +68,7 @@ class UsageReader:
 
 def whole_usage(api: Api, body: bytes) -> TokenUsage:
     """The counts in a response that is not a stream."""
-    anthropic = api is Api.MESSAGES
+    anthropic = api is _MESSAGES
     if len(body) <= 2 * _EDGE_BYTES:
         return usage_in(body, anthropic=anthropic)
     usage = usage_in(body[-_EDGE_BYTES:], anthropic=anthropic)

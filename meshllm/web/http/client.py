@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from meshllm.core.routing.routes import Target, TargetKind
+from meshllm.core.routing.routes import ENGINE, PEER, Target
 
 # llama-server's cpp-httplib closes an idle connection after 5 s, other servers after 5 s to 75 s.
 IDLE_SECONDS = 3.0
@@ -81,9 +81,9 @@ class UpstreamAddress:
     @staticmethod
     def of(target: Target) -> UpstreamAddress:
         """The address of `target`; a backend's URL has been checked before."""
-        if target.kind is TargetKind.ENGINE:
+        if target.kind is ENGINE:
             return UpstreamAddress(unix=target.address)
-        if target.kind is TargetKind.PEER:
+        if target.kind is PEER:
             return UpstreamAddress()
         parts = urlsplit(target.address)
         tls = parts.scheme == "https"
@@ -290,14 +290,14 @@ class UpstreamPool:
         self.target = target
         self._peers = peers
         self.address = UpstreamAddress.of(target)
-        self.closes_after_stream = target.kind is TargetKind.ENGINE
+        self.closes_after_stream = target.kind is ENGINE
         self._loop = loop
         self._idle: deque[UpstreamConnection] = deque()
         self._closed = False
 
     def take(self) -> UpstreamConnection | None:
         """An idle connection that is open and fresh, or None: then `connect`."""
-        fresh = self._loop.time() - (PEER_IDLE_SECONDS if self.target.kind is TargetKind.PEER else IDLE_SECONDS)
+        fresh = self._loop.time() - (PEER_IDLE_SECONDS if self.target.kind is PEER else IDLE_SECONDS)
         while self._idle:
             connection = self._idle.pop()
             if connection.open and connection.idle_since >= fresh:
@@ -309,7 +309,7 @@ class UpstreamPool:
         """A new connection. Raises OSError (TimeoutError included) if the target cannot be reached."""
         address = self.address
         async with asyncio.timeout(CONNECT_SECONDS):
-            if self.target.kind is TargetKind.PEER:
+            if self.target.kind is PEER:
                 connection = await self._connect_peer()
             elif address.unix:
                 _, connection = await self._loop.create_unix_connection(lambda: UpstreamConnection(self), address.unix)

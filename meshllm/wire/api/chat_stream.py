@@ -31,6 +31,7 @@ from meshllm.wire.api.sse import (
 )
 from meshllm.wire.api.worker_loss import MARK, is_worker_loss
 
+_CHAT = Api.CHAT  # looked up once, as `routes.ENGINE`
 _MAX_CHOICES = 128  # OpenAI's own limit of `n`
 
 
@@ -55,7 +56,7 @@ class ChatRepair(RepairBase):
         super().__init__(model, shared=shared, request_id=request_id, limit=limit)
         self._api = api
         self._choices = max(1, min(choices, _MAX_CHOICES))
-        chat = api is Api.CHAT
+        chat = api is _CHAT
         self._envelope: dict[str, Any] = {
             "id": f"chatcmpl-{ident}" if chat else f"cmpl-{ident}",
             "object": "chat.completion.chunk" if chat else "text_completion",
@@ -120,7 +121,7 @@ class ChatRepair(RepairBase):
             index = _index(choice)
             if index not in self._seen:
                 self._seen.add(index)
-                if self._api is Api.CHAT and not _has_role(choice):
+                if self._api is _CHAT and not _has_role(choice):
                     delta = {"role": "assistant", "content": ""}
                     roles.append(self._chunk({"index": index, "delta": delta, "finish_reason": None}))
             if choice.get("finish_reason"):
@@ -197,7 +198,7 @@ class ChatRepair(RepairBase):
         return translate_event(self._api, found, status=status, request_id=self._request_id)
 
     def _final_choice(self, index: int) -> dict[str, Any]:
-        if self._api is Api.CHAT:
+        if self._api is _CHAT:
             return {"index": index, "delta": {}, "finish_reason": "stop"}
         return {"index": index, "text": "", "logprobs": None, "finish_reason": "stop"}
 

@@ -34,6 +34,7 @@ MAX_CHOICES = 2000
 _CHOICES = frozenset(("enum", "anyOf", "oneOf"))
 
 Problem = tuple[str, str]
+_COMPLETIONS = Api.COMPLETIONS  # looked up once, as `routes.ENGINE`
 
 _LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
 _GROUPS = re.compile(r"[()]")
@@ -71,7 +72,7 @@ def without_owner_fields(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def tasks_of(api: Api, body: Mapping[str, Any]) -> int:
     """How many tasks the engine makes of a request; at least 1, never too few."""
-    if api.can_stream and api is not Api.COMPLETIONS and _COUNT_FIELDS.isdisjoint(body):
+    if api.can_stream and api is not _COMPLETIONS and _COUNT_FIELDS.isdisjoint(body):
         return 1  # the usual case
     if api is Api.EMBEDDINGS:
         return max(_listed(body.get("input")), _listed(body.get("content")))

@@ -14,6 +14,8 @@ from meshllm.wire.api.response_object import repair_body
 from meshllm.wire.api.responses_stream import ResponsesRepair
 from meshllm.wire.api.routes import Api
 
+_CHAT, _CHATS = Api.CHAT, (Api.CHAT, Api.COMPLETIONS)  # looked up once, as `routes.ENGINE`
+
 
 class StreamRepair(Protocol):
     """Repairs one stream. Never raises; the output does not depend on how the input is cut."""
@@ -64,8 +66,8 @@ def stream_repair(
     `request`: the caller's parsed body; `input_tokens`: the prompt's length, if known; `shared`: upstream is an engine
     with workers (see `worker_loss`); `request_id`: for error events.
     """
-    if api in (Api.CHAT, Api.COMPLETIONS):
-        prompts = request.get("prompt") if api is Api.COMPLETIONS else None
+    if api in _CHATS:
+        prompts = request.get("prompt") if api is not _CHAT else None
         listed = isinstance(prompts, list) and not all(isinstance(token, int) for token in prompts)
         choices = _count(request.get("n") or request.get("n_cmpl")) * (
             len(prompts) if isinstance(prompts, list) and listed else 1

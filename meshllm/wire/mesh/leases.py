@@ -87,15 +87,17 @@ def _devices(value: Any) -> tuple[int, ...]:
 
 def write_report(message: n.WorkerReport) -> tuple[Any, ...]:
     """The fields after the kind. Unprintable characters of the detail become spaces, and a long detail is cut."""
-    return (message.session, message.generation, PHASES[message.phase], _printable(message.detail))
+    detail = _printable(message.detail)
+    return (message.session, message.generation, PHASES[message.phase], detail, message.leaving)
 
 
 def read_report(found: tuple[Any, ...]) -> Message:
     """A worker's report. Raises BadMessage."""
-    _, session, generation, phase, detail, *_ = f.fields(found, 5, "worker report")
+    _, session, generation, phase, detail, *later = f.fields(found, 5, "worker report")
     session, generation = _lease_id(session, generation)
     number = f.number(phase, "lease's phase", 1, len(PHASES))
-    return n.WorkerReport(session, generation, PHASE_OF[number], f.text(detail, "lease's detail"))
+    leaving = bool(later) and f.flag(later[0], "whether the worker leaves")
+    return n.WorkerReport(session, generation, PHASE_OF[number], f.text(detail, "lease's detail"), leaving)
 
 
 def write_commit(message: n.Commit) -> tuple[Any, ...]:

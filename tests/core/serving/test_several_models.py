@@ -238,6 +238,42 @@ def test_request_that_comes_while_an_idle_model_is_stopped_gets_a_new_process() 
     assert machine.stopped_busy == []
 
 
+def test_model_that_waits_for_room_gets_it_before_one_that_is_requested_later() -> None:
+    """Measuring takes a moment in which others come: the one that waits must not be passed again and again."""
+    core = NodeCore()
+    now = 0.0
+    fits, short = MeasuredModel(True, 10), MeasuredModel(False, 4, least_bytes=6)
+
+    def measures(*events: e.Event) -> list[str]:
+        found = [command for event in events for command in core.handle(event, now)]
+        return [command.model for command in found if isinstance(command, c.MeasureModel)]
+
+    def wanted(name: str) -> list[e.Event]:
+        facts = ModelFacts(f"/{name}", 6, "llama", 8192)
+        return [e.ModelWanted(name, origin=ModelOrigin.LOADED), e.FileReady(name, facts)]
+
+    def serve(name: str) -> None:
+        facts = ServerFacts(f"/{name}", 1, 4, 8192, memory=6)
+        core.handle(e.ServerReady(name, 1, facts), now)
+
+    assert measures(*wanted("a"), e.EngineReady("1")) == ["a"]
+    core.handle(e.ModelMeasured("a", fits), now)
+    serve("a")
+    core.handle(e.LoadsChanged((ModelLoad("a", 1, 0),)), now)
+    assert measures(*wanted("b"), e.ModelMeasured("b", short), *wanted("c")) == ["b", "c"], "c may fit where b does not"
+    assert measures(e.ModelMeasured("c", short)) == []
+    now = 2.0
+    idle = core.handle(e.LoadsChanged((ModelLoad("a", 0, 0),)), now)
+    now = 4.0
+    idle += core.handle(e.TimePassed(), now)
+    assert [command.model for command in idle if isinstance(command, c.StopServer)] == ["a"]
+    assert measures(*wanted("d")) == [], "room is being made for b"
+    assert measures(e.ServerGone("a", 1, "it was stopped")) == ["b"]
+    assert measures(e.TimePassed()) == []
+    assert measures(e.ModelMeasured("b", MeasuredModel(False, 10, least_bytes=12))) == ["c"], "the first does not fit"
+    assert measures(e.ModelMeasured("c", fits)) == ["d"]
+
+
 def test_least_recently_used_loaded_model_makes_room() -> None:
     machine = Machine(10, {"a": 4, "b": 3, "c": 3, "d": 3})
     machine.tell(e.ModelWanted("a"), *loaded("b", "c"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum
 
 import pytest
 
@@ -41,6 +42,14 @@ from tests.core.small_mesh import SmallMesh, node_id
 FILES = (LeasedFile("m.gguf", 1000, "ab" * 32),)
 
 
+class StopKind(Enum):
+    """How an engine process is stopped."""
+
+    PLAIN = "plain"
+    DRAIN = "drain"
+    AT_ONCE = "at once"
+
+
 class SplitMesh(SmallMesh):
     """A small mesh whose nodes have engines.
 
@@ -60,6 +69,8 @@ class SplitMesh(SmallMesh):
         self.endless: set[int] = set()
         self.paging: set[int] = set()
         self.slow = False  # whether measuring takes long
+        self.drains = False  # whether answers take long to end, until `drained`
+        self.stops: list[tuple[int, StopKind]] = []
         self.lose: Callable[[int, object], bool] = lambda number, message: False  # messages of a node that get lost
 
     def node(self, number: int, room: int, *, joins: int | None = None, model: str = "", apart: bool = False) -> None:
@@ -69,6 +80,14 @@ class SplitMesh(SmallMesh):
         self.tell(number, e.MachineObserved(room))
         if model:
             self.tell(number, e.ModelWanted(model, apart))
+
+    def drained(self, number: int, event: e.ServerGone | None = None) -> None:
+        """Its engine process has ended."""
+        server = self.servers.pop(number, None)
+        if event is None and server is not None:
+            event = e.ServerGone(server.model, server.generation, "it was stopped")
+        if event is not None:
+            self.soon(number, event)
 
     def lose_worker(self, number: int) -> None:
         """Its rpc-server dies."""
@@ -112,9 +131,11 @@ class SplitMesh(SmallMesh):
                 self.servers[number] = command
                 self.started.append((number, command))
                 self.soon(number, e.ServerReady(model, generation, ServerFacts("/s", 1, 1, 4096)))
-            case c.StopServer(model, generation):
-                self.servers.pop(number, None)
-                self.soon(number, e.ServerGone(model, generation, "it was stopped"))
+            case c.StopServer(model, generation, at_once, drain):
+                kind = StopKind.AT_ONCE if at_once else StopKind.DRAIN if drain else StopKind.PLAIN
+                self.stops.append((number, kind))
+                if not (drain and self.drains):
+                    self.drained(number, e.ServerGone(model, generation, "it was stopped"))
             case c.StartWorker(lease):
                 self.workers[number] = lease
                 if number not in self.endless:
@@ -386,6 +407,51 @@ def test_worker_that_reports_may_prepare_for_minutes(mesh: SplitMesh) -> None:
     assert mesh.phase(1) is not ModelPhase.FAILED
     mesh.tell(2, e.WorkerReady(lease.session, lease.generation))
     mesh.until(lambda: mesh.serves(1), within=2.0)
+
+
+def test_worker_that_stops_is_used_until_the_answers_have_ended(mesh: SplitMesh) -> None:
+    first = serving_pair(mesh)
+    mesh.drains = True
+    mesh.node(3, 600, joins=1)
+    mesh.run(1.0)
+    mesh.tell(2, e.StopAnnounced())
+    mesh.run(30.0)
+    assert mesh.stops == [(1, StopKind.DRAIN)], "once, however often the worker repeats it"
+    assert mesh.workers[2] == first, "it goes on to compute"
+    offers = routes.route(mesh.cores[1].snapshot(), "m")
+    assert (offers.targets, offers.availability) == ((), Availability.COMING), "new requests wait for the next plan"
+    mesh.drained(1)
+    mesh.until(lambda: 2 not in mesh.workers, within=1.0)
+    assert mesh.cores[2].snapshot().worker_lease is None
+    mesh.until(lambda: mesh.serves(1), within=10.0)
+    again = mesh.servers[1].lease
+    assert again is not None
+    assert again.members == (node_id(3),)
+    mesh.run(60.0)
+    assert mesh.servers[1].lease == again
+
+
+def test_worker_that_stops_before_the_answers_end_is_lost_at_once(mesh: SplitMesh) -> None:
+    serving_pair(mesh)
+    mesh.drains = True
+    mesh.tell(2, e.StopAnnounced())
+    mesh.run(1.0)
+    mesh.tell(2, e.StopWanted())
+    mesh.run(1.0)
+    assert mesh.stops == [(1, StopKind.DRAIN), (1, StopKind.AT_ONCE)]
+    assert mesh.workers == {}
+
+
+def test_worker_that_stops_while_it_prepares_ends_its_lease_at_once(mesh: SplitMesh) -> None:
+    mesh.endless.add(2)
+    pair(mesh)
+    mesh.until(lambda: 2 in mesh.workers)
+    mesh.tell(2, e.StopAnnounced())
+    mesh.run(1.0)
+    assert mesh.workers == {}
+    assert mesh.stops == []
+    mesh.run(60.0)
+    assert mesh.workers == {}, "it takes no lease any more"
 
 
 def test_better_worker_changes_no_committed_lease(mesh: SplitMesh) -> None:

@@ -1,7 +1,8 @@
-"""Responses to prepared requests: whatever an engine sends, the caller gets an answer or a typed error."""
+"""Prepared requests, and their responses: whatever an engine sends, the caller gets an answer or a typed error."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.routing.routes import TargetKind
+from meshllm.core.routing.routes import Target, TargetKind
+from meshllm.core.serving.template_traits import TemplateTraits
 from meshllm.web.gateway.api_request import ApiRequest
+from meshllm.web.http.client import UpstreamPool
+from meshllm.wire.api.conversation import ANY_TEMPLATE
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
 
@@ -80,3 +84,23 @@ def test_any_response_of_an_engine_is_translated_or_an_error(name: str, response
     repair = prepared(name).stream_repair(1, TargetKind.ENGINE, split=False)
     assert isinstance(repair.feed(stream) + repair.finish(), bytes)
     assert repair.complete
+
+
+def test_request_is_prepared_for_the_template_of_the_engine_that_gets_it() -> None:
+    """While it waits, the engine may be replaced by one with another chat template."""
+    messages = [{"role": "system", "content": "rule"}, {"role": "user", "content": "a"}]
+    body = {"model": "m", "messages": messages}
+    request = ApiRequest(Api.CHAT, "/v1/chat/completions", body, json.dumps(body).encode(), {})
+    loop = asyncio.new_event_loop()
+    loop.close()
+    pool = UpstreamPool(Target(TargetKind.ENGINE, "/engine.sock"), loop)
+
+    def sent(traits: TemplateTraits) -> list[str]:
+        assert request.refusal(traits) is None
+        assert request.prepare(traits) is None
+        found = json.loads(request.wire(pool, None).partition(b"\r\n\r\n")[2])
+        return [message["role"] for message in found["messages"]]
+
+    for _ in range(2):
+        assert sent(ANY_TEMPLATE) == ["system", "user"]
+        assert sent(TemplateTraits(system=False, systems_first=False, later_system=False)) == ["user"]

@@ -225,6 +225,27 @@ async def test_full_queue_is_429_with_retry_after(table: Bench, monkeypatch: pyt
         assert (await caller.response()).status == 200
 
 
+@pytest.mark.parametrize("waiting", [1, 2, 3], ids=["busy", "queue", "full queue"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_busy_engine_does_not_delay_the_refusal_of_a_request(
+    table: Bench, monkeypatch: pytest.MonkeyPatch, waiting: int, stream: bool
+) -> None:
+    """What an engine cannot keep does not depend on a slot: the refusal names the field, and nothing is queued."""
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_MIN", 2)
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_PER_SLOT", 2)
+    gate = Gate()
+    engine = await table.serve(gate, slots=1)
+    callers = await queue(table, waiting)
+    for path, field in (("/v1/chat/completions", "functions"), ("/v1/responses", "conversation")):
+        refused = await table.call(ask(path, stream=stream, **{field: "x"}))
+        assert (refused.status, refused.json["error"]["param"]) == (400, field)
+    assert table.gateway.queued == waiting - 1
+    gate.let(waiting)
+    for caller in callers:
+        assert (await caller.response()).status == 200
+    assert len(engine.calls) == waiting
+
+
 async def test_queue_is_left_when_the_caller_disconnects(table: Bench) -> None:
     gate = Gate()
     await table.serve(gate, slots=1)

@@ -75,6 +75,7 @@ ONE_OF_EACH = (
     m.Adopted(MESH),
     n.Propose(LEASE),
     n.WorkerReport(SESSION, 3, n.LeasePhase.PREPARING, "downloading 12%"),
+    n.WorkerReport(SESSION, 3, n.LeasePhase.READY, "the worker stops", leaving=True),
     n.Commit(SESSION, 3),
     n.Release(SESSION, 3, "the host stops"),
     n.Renew(SESSION, 3, committed=True),

@@ -1,4 +1,4 @@
-"""When a target has taken too long."""
+"""Relays: when a target has taken too long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callers hear who answered them, and the status how fast: in the head, or in a comment where that was sent before."""
+"""The response writer names the target that answered, in the head or in a comment, and keeps its speed."""
 
 from __future__ import annotations
 
