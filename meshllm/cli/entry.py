@@ -123,6 +123,7 @@ def serve(
     model: options.Model = None,
     serve_all: options.ServeAll = False,
     idle_unload: options.IdleUnload = None,
+    on_demand: options.OnDemand = None,
     backend: options.BackendUrl = None,
     ctx_size: options.CtxSize = None,
     chat_template: options.ChatTemplate = None,
@@ -206,6 +207,7 @@ def serve(
         lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
         serve_all=serve_all,
         idle_unload=None if idle_unload is None else idle_unload * 60,
+        on_demand=on_demand,
         chat_template=None if chat_template is None else chat_template.expanduser().absolute(),
         command=start_command(sys.argv, os.environ),
     )

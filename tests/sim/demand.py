@@ -271,9 +271,9 @@ class DemandSimulation:
         heapq.heappush(self._coming, (self.now + late, self._count, node, record))
 
     def _publish(self, node: LightNode, record: NodeRecord, *, for_demand: bool = False) -> None:
-        if node.placement.movable or node.pressure.pressed or any(m.movable or m.pressed for m in record.serves):
-            pressed = node.pressure.pressed
-            serves = [replace(m, movable=node.placement.movable, pressed=m.name in pressed) for m in record.serves]
+        movable, pressed = node.placement.movable, node.pressure.pressed
+        if movable or pressed or any(m.movable or m.pressed for m in record.serves):
+            serves = [replace(m, movable=m.name == movable, pressed=m.name in pressed) for m in record.serves]
             record = replace(record, serves=tuple(serves))
         node.record = replace(record, version=RecordVersion(1, record.version.version + 1))
         self._send(STEP, record.node, node.record)
@@ -364,7 +364,7 @@ class DemandSimulation:
                 self._publish_demand(node)
             if node.loaded_at <= self.now:
                 node.loaded_at = math.inf
-                self._loaded(node, node.placement.model)
+                self._loaded(node, _taken(node.placement))
             if (node.stale and node.bucket.take(self.now)) or self.now - node.written_at >= self._heartbeat:
                 self._publish(node, node.record)
 
@@ -412,10 +412,10 @@ class DemandSimulation:
     def _step(self, node: LightNode, view: PlacementView) -> None:
         placement, record = node.placement, node.record
         serving = bool(record.serves)
-        before, moved = placement.model, bool(placement.reserved)
+        before, moved = _taken(placement), bool(placement.reserved)
         free = not before and not serving and node.drained_at <= self.now
         movable = placement.movable
-        step = placement.decide(view, record, self.now, free=free, serving=serving, failed=False)
+        step = placement.decide(view, record, self.now, free=free, serving=[before] if serving else [], failed={})
         node.stale |= placement.movable != movable
         if not step.take and not step.release and (placement.reserved,) == (record.loading or ("",)):
             return
@@ -424,7 +424,7 @@ class DemandSimulation:
         if step.take:
             self.figures.takes += 1
             node.loaded_at = self.now + LOAD_SECONDS + self.sizes[step.take] / READ_BYTES_PER_SECOND
-        loading = [placement.model] if placement.model and node.loaded_at < math.inf else []
+        loading = list(placement.taken) if node.loaded_at < math.inf else []
         loading += [placement.reserved] if placement.reserved else []
         if step.take or step.release or tuple(loading) != record.loading:
             serves = () if step.release else record.serves
@@ -440,6 +440,11 @@ class DemandSimulation:
         self.figures.steps_back += not moved
         node.loaded_at, node.drained_at = math.inf, max(node.active, default=self.now)
         node.active = []
+
+
+def _taken(placement: DemandPlacement) -> str:
+    """The model that a node took."""
+    return next(iter(placement.taken), "")
 
 
 def demand_bytes(record: NodeRecord) -> int:
