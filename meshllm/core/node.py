@@ -192,8 +192,7 @@ class NodeCore:
     def demand_outlook(self, now: float) -> DemandOutlook | None:
         """What is to come for the mesh's demand, by what this node knows at `now`; None for a client, or without a
         mesh. Changes nothing."""
-        member = self._mesh
-        if not isinstance(member, Member):
+        if not isinstance(member := self._mesh, Member):
             return None
         lease = self._splitting.worker_lease if self._splitting is not None else None
         situation = OwnSituation(
