@@ -177,7 +177,9 @@ def _coming(view: PlacementView, own: NodeId, situation: OwnSituation) -> dict[N
 def _next_act(view: PlacementView, record: NodeRecord, own: NodeId, situation: OwnSituation) -> NodeOutlook:
     """What a node does that takes no model and is not chosen to move."""
     node = record.node
-    taken = next((served.name for served in record.serves if served.on_demand), "")
+    # A model that the next request loads again keeps a node from nothing.
+    kept = [served for served in record.serves if served.loaded or not served.on_demand]
+    taken = next((served.name for served in kept if served.on_demand), "")
     if record.leaving:
         return NodeOutlook(node, NextAct.LEAVES)
     if record.loading:
@@ -185,8 +187,8 @@ def _next_act(view: PlacementView, record: NodeRecord, own: NodeId, situation: O
     if taken:
         last = view.score(taken).score > 0.0 and all(host.node == node for host, _ in view.hosts[taken])
         return NodeOutlook(node, NextAct.LAST_HOST if last else NextAct.STAYS, taken)
-    if record.serves:
-        return NodeOutlook(node, NextAct.SERVES, record.serves[0].name)
+    if kept:
+        return NodeOutlook(node, NextAct.SERVES, kept[0].name)
     if record.wants:
         return NodeOutlook(node, NextAct.ASKS, record.wants[0])
     if node == own and situation.works_on:

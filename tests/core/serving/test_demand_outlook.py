@@ -137,6 +137,13 @@ def test_outlook_of_a_node_that_cannot_take_a_model() -> None:
     assert [facts.kind for facts in working.models["a"].obstacles] == [Obstacle.BUSY]
 
 
+def test_standby_with_an_unloaded_model_is_free() -> None:
+    unloaded = replace(taken("b"), slots=0)
+    found = told(asking(a=1), record(1, serves=(unloaded,)), record(2, serves=(replace(unloaded, on_demand=False),)))
+    assert acts(found)["n1"] == (NextAct.FREE, "")
+    assert acts(found)["n2"] == (NextAct.SERVES, "b")
+
+
 SERVED = (ServedModel("other", slots=1, size=GIB),)
 
 

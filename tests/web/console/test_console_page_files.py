@@ -216,6 +216,7 @@ async def test_openapi_document_lists_all_endpoints(server: PageServer) -> None:
         "/api/downloads",
         "/api/models/load",
         "/api/models/drop",
+        "/api/models/library",
         "/api/openapi.json",
     }
     schemas = described["components"]["schemas"]
