@@ -124,6 +124,8 @@ def serve(
     serve_all: options.ServeAll = False,
     idle_unload: options.IdleUnload = None,
     on_demand: options.OnDemand = None,
+    fetch_on_demand: options.FetchOnDemand = None,
+    max_download: options.MaxDownload = None,
     backend: options.BackendUrl = None,
     ctx_size: options.CtxSize = None,
     chat_template: options.ChatTemplate = None,
@@ -208,6 +210,8 @@ def serve(
         serve_all=serve_all,
         idle_unload=None if idle_unload is None else idle_unload * 60,
         on_demand=on_demand,
+        fetch_on_demand=fetch_on_demand,
+        max_download=None if max_download is None else int(max_download * 1e9),
         chat_template=None if chat_template is None else chat_template.expanduser().absolute(),
         command=start_command(sys.argv, os.environ),
     )

@@ -28,7 +28,7 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelOrigin, ModelState, Snapshot
 from meshllm.core.split.lease import Lease
-from meshllm.daemon import dropped_models, port_holder, sandbox_facts
+from meshllm.daemon import demand_downloads, dropped_models, port_holder, sandbox_facts
 from meshllm.daemon.alias_check import AliasCheck
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
@@ -205,6 +205,7 @@ class App:
             settings.lease_cache,
             settings.chat_template,
             self._drains.drained,
+            settings.download_limit,
         )
         models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)
@@ -386,6 +387,7 @@ class App:
             dropped=dropped,
             corrections=session.corrections() if session is not None else (),
             on_demand=session.on_demand if session is not None else self._settings.loads_on_demand(founded=True),
+            catalog=demand_downloads.CatalogSizes(),
         )
 
         def execute(command: c.Command) -> None:
