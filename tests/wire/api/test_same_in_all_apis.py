@@ -12,7 +12,7 @@ import pytest
 from asking import prepare
 
 from meshllm.wire.api.chat_stream import with_own_id
-from meshllm.wire.api.chat_to_messages import NoTokens as NoBlocks
+from meshllm.wire.api.chat_to_messages import NoBlocks
 from meshllm.wire.api.completion_request import NoTokens, prepare_completion
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal
