@@ -29,6 +29,7 @@ from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelOrigin, ModelState, Snapshot
 from meshllm.core.split.lease import Lease
 from meshllm.daemon import dropped_models, port_holder, sandbox_facts
+from meshllm.daemon.attachments import Attachments
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
@@ -209,6 +210,7 @@ class App:
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
+        attachments = Attachments(lambda: self._stopping and self._stopping.begin(), ends=settings.until_detached)
         self._console = Console(
             policy,
             self.status,
@@ -219,6 +221,7 @@ class App:
             models=lambda: models,
             token=self._token,
             audit=lambda event, fields: self._audit.write(event, **fields),
+            attach=attachments.attach,
         )
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)
@@ -243,6 +246,8 @@ class App:
         self.loop_lag.start()
         stack.callback(self.loop_lag.stop)
         self._stopping.handle_signals()
+        attachments.attach_input()
+        stack.callback(attachments.close)
         self._watch = HomeWatch(settings.home, self._stopping.begin)
         stack.callback(self._watch.close)
         return supervisor
