@@ -54,13 +54,14 @@ class FileStep:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What points an agent at the node: variables that are set and removed, arguments, and files. `run`: how the user
-    starts an agent whose files are written."""
+    """What points an agent at the node: variables that are set and removed, arguments, and files. `command`: the
+    arguments where the user gives none. `run`: how the user starts an agent whose files are written."""
 
     env: Mapping[str, str]
     unset: tuple[str, ...]
     argv: tuple[str, ...]
     files: tuple[FileStep, ...]
+    command: tuple[str, ...] = ()
     run: str = ""
 
 
@@ -126,7 +127,8 @@ def _setup(data: dict[str, Any], known: frozenset[str] | set[str]) -> Setup:
     _check(data, known)
     files = tuple(_file(file) for file in data.pop("files", ()))
     unset, argv = tuple(data.pop("unset", ())), tuple(data.pop("argv", ()))
-    return Setup(env=data.pop("env", {}), unset=unset, argv=argv, files=files, **data)
+    command = tuple(data.pop("command", ()))
+    return Setup(env=data.pop("env", {}), unset=unset, argv=argv, files=files, command=command, **data)
 
 
 def _file(data: dict[str, Any]) -> FileStep:

@@ -91,7 +91,7 @@ class Launcher:
             warn(text)
         self._configure(setup, values)
         env = environment(self._env, variables(setup, values), setup.unset)
-        argv = [program, *setup_arguments(setup, values), *arguments]
+        argv = [program, *setup_arguments(setup, values, arguments)]
         if values.key and any(values.key in argument for argument in argv):
             raise InternalError(f"The key of the node would be an argument of {self.agent.title}.")
         return run_agent(argv, env, on_start)

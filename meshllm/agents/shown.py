@@ -18,16 +18,16 @@ def variables(setup: Setup, values: Values) -> dict[str, str]:
     return {name: json.dumps(one) if isinstance(one, dict) else str(one) for name, one in known.items()} | key
 
 
-def arguments(setup: Setup, values: Values) -> list[str]:
-    """The arguments that a start gives to the agent."""
-    return [str(argument) for argument in fill(list(setup.argv), values)]
+def arguments(setup: Setup, values: Values, more: Sequence[str]) -> list[str]:
+    """The arguments that a start gives to the agent; `more` are those of the user."""
+    return [*(str(argument) for argument in fill(list(setup.argv), values)), *(more or setup.command)]
 
 
 def start_lines(setup: Setup, values: Values, unset: Iterable[str], program: str, more: Sequence[str]) -> list[str]:
     """What a start does to the environment, and the command, for a shell."""
     lines = [f"unset {name}" for name in unset]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables(setup, values).items()]
-    return [*lines, shlex.join([program, *arguments(setup, values), *more])]
+    return [*lines, shlex.join([program, *arguments(setup, values, more)])]
 
 
 def file_lines(step: FileStep, values: Values, path: Callable[[FileStep], str]) -> list[str]:

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from meshllm.agents.node import NodeAddress, StartedNode
     from meshllm.core.routing.agent_choice import AgentModel
 
-Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[-- ARGS]", help="Arguments of the agent, behind '--'.")
-]
+Arguments = Annotated[list[str] | None, typer.Argument(metavar="-- ARGS", help="Arguments of the agent, behind '--'.")]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="The model. Default: the best one for agents.")
 ]

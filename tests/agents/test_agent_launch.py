@@ -188,3 +188,11 @@ def test_proxy_is_not_used_for_the_node(tmp_path: Path, node: FakeNode) -> None:
     env = install(tmp_path / "bin", "pi") | {"HTTP_PROXY": "http://proxy:1", "no_proxy": "corp"}
     done = run(env, "pi", "--port", str(node.port))
     assert json.loads(done.stdout)["env"]["NO_PROXY"] == "corp,localhost,127.0.0.1,::1"
+
+
+def test_command_of_the_user_replaces_the_usual_one(tmp_path: Path, node: FakeNode) -> None:
+    env = install(tmp_path / "bin", "goose")
+    usual = run(env, "goose", "--port", str(node.port), "--print").stdout
+    assert usual.splitlines()[3].endswith("goose session")
+    done = run(env, "goose", "--port", str(node.port), "--", "run", "-t", "Say hi")
+    assert json.loads(done.stdout)["argv"] == ["run", "-t", "Say hi"]
