@@ -48,6 +48,16 @@ IdleUnload = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+OnDemand = Annotated[
+    bool | None,
+    typer.Option(
+        "--on-demand/--no-on-demand",
+        show_default=False,
+        help="List the models on this disk in the mesh, and load one when a request comes. The least recently used one "
+        "makes room. Default: if this node joins a mesh without --model.",
+        rich_help_panel=SERVE,
+    ),
+]
 Alias = Annotated[
     list[str] | None,
     typer.Option(

@@ -12,9 +12,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from meshllm.errors import EnvironmentFailure
+
+if TYPE_CHECKING:
+    from meshllm.daemon.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +29,23 @@ MAX_ATTACHED = 256
 
 
 class Attachments:
-    """Counts the attached launchers. `ends`: the node was started for them, and `end` is called once all have gone."""
+    """Counts the attached launchers. `ends`: the node was started for them, and stops once all have gone."""
 
-    def __init__(self, end: Callable[[], object], *, ends: bool, grace: float = GRACE_SECONDS) -> None:
-        self._end = end
+    def __init__(self, stopping: Callable[[], Stopping | None], *, ends: bool, grace: float = GRACE_SECONDS) -> None:
+        """`stopping`: what stops the node; None while the node is assembled."""
+        self._stopping = stopping
         self._ends = ends
         self._grace = grace
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._input: int | None = None
         self._closed = False
+
+    def begin(self, stack: AsyncExitStack) -> Attachments:
+        """Attach the launcher that started the node; `stack` closes this."""
+        stack.callback(self.close)
+        self.attach_input()
+        return self
 
     @property
     def count(self) -> int:
@@ -44,7 +55,8 @@ class Attachments:
     @contextmanager
     def attach(self) -> Iterator[None]:
         """A launcher is attached within the block. Raises EnvironmentFailure if the node ends or has too many."""
-        if self._closed:
+        stopping = self._stopping()
+        if self._closed or (stopping is not None and stopping.begun):
             raise EnvironmentFailure("This node is stopping.", advice="Start the agent again.")
         if self._count >= MAX_ATTACHED:
             raise EnvironmentFailure(f"{MAX_ATTACHED} launchers are attached to this node.", advice="End one of them.")
@@ -106,4 +118,6 @@ class Attachments:
 
     def _all_gone(self) -> None:
         log.info("the last launcher of an agent has gone: the node that was started for it ends")
-        self._end()
+        stopping = self._stopping()
+        assert stopping is not None, "a node is assembled in less than the grace"
+        stopping.begin()

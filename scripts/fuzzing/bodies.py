@@ -11,84 +11,55 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
+import sys
 import tempfile
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import psutil
 import uvloop
+from rich.progress import Progress
 
+from meshllm import paths
 from meshllm.tasks import Owner
 from scripts.fuzzing.body_client import BodyClient
-from scripts.fuzzing.body_judge import Wrong, kind_of_answer
+from scripts.fuzzing.body_forecast import reaches_engine
+from scripts.fuzzing.body_judge import Wrong, kind_of_answer, label_of
+from scripts.fuzzing.body_model import NAME as CUT_NAME
+from scripts.fuzzing.body_model import cut
 from scripts.fuzzing.body_mutation import Bodies, Case
-from tests.daemons import Daemon, daemon
+from scripts.fuzzing.body_report import Memory, Report, lines, save, total
+from tests.daemons import MODEL, Daemon, daemon
 from tests.fuzz import corpus
 
 NAME = "bodies"
 RECORDED = Path(__file__).resolve().parents[2] / "tests" / "e2e" / "agent_requests.jsonl"
+MODEL_FILE = f"{MODEL}.Q4_1.gguf"
 CONTEXT = "1024"
 # Small, so that the engine's cache of prompts is full soon after the start.
-MEMORY_GB = "0.5"
-CONNECTIONS = 6
+MEMORY_GB = "0.25"
+CONNECTIONS = 12
+# Of these in the engine at once, whose slots are four, and cases that wait for it.
+MAX_IN_ENGINE, MAX_PASSING = 3, 200
 # Kept inputs: one for each kind of answer, the shortest.
 MAX_KEPT = 500
 MAX_KEPT_BYTES = 1500
-MAX_FAILURES, MAX_ALIKE = 20, 3
-SLOWEST = 5
+# Bodies that are mutated again; a longer list makes each of them rare.
+MAX_KNOWN = 4000
+# A run with so many wrong answers ends.
+MAX_WRONG = 200
 MAX_TEXT = 40
 SAMPLE_SECONDS = 1.0
-# Growth from the end of the warm-up, a quarter of the run, to its end: caches of Python and malloc.
-DAEMON_GROWTH, ENGINE_GROWTH = 24 << 20, 96 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Resident bytes of daemon and engine after so many requests."""
-
-    requests: int
-    daemon: int
-    engine: int
-
-
-@dataclass
-class Report:
-    """What a run found. `kinds`: the shortest input for each kind of answer; `failures`: inputs, and what was wrong.
-
-    `reached`: at least so many requests reached the engine, because it answered them.
-    """
-
-    requests: int = 0
-    reached: int = 0
-    seconds: float = 0.0
-    restarts: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    kinds: dict[tuple[str, ...], Case] = field(default_factory=dict)
-    failures: list[tuple[Case, str]] = field(default_factory=list)
-    wrong: int = 0
-    memory: list[Memory] = field(default_factory=list)
-    slowest: list[tuple[float, Case]] = field(default_factory=list)
-
-    def growth(self) -> tuple[int, int]:
-        """Bytes that the processes grew by after the first quarter of the samples: their medians at its end and at
-        the end of the run."""
-        samples = self.memory
-        part = max(1, len(samples) // 8)
-        early, late = samples[len(samples) // 4 :][:part], samples[-part:]
-        return (
-            _median([sample.daemon for sample in late]) - _median([sample.daemon for sample in early]),
-            _median([sample.engine for sample in late]) - _median([sample.engine for sample in early]),
-        )
-
-
-def _median(values: Sequence[int]) -> int:
-    return sorted(values)[len(values) // 2] if values else 0
+# Growth of the daemon that is worth a line, in bytes.
+JUMP = 3 << 20
+SAY_EVERY = 25_000
 
 
 def recorded() -> list[Case]:
@@ -124,30 +95,58 @@ def engine_of(node: Daemon) -> psutil.Process:
 
 
 class Run:
-    """Posts cases to a node over several connections at once, and judges the answers."""
+    """Posts cases to a node over several connections at once, and judges the answers.
 
-    def __init__(self, node: Daemon, rng: Random, *, requests: int, seconds: float, say: bool = False) -> None:
+    `share`: at most so much of the requests reach the engine, which takes a hundred times as long as a refusal; more
+    of those that the generator makes are dropped. None: all that it makes.
+    """
+
+    def __init__(
+        self,
+        node: Daemon,
+        rng: Random,
+        *,
+        requests: int,
+        seconds: float,
+        share: float | None = None,
+        say: Callable[[str], None] | None = None,
+        on_progress: Callable[[Report], None] | None = None,
+    ) -> None:
         self._node = node
         self._engine = engine_of(node)
         self._daemon = psutil.Process(node.process.pid)
         self._rng = rng
-        self._most, self._say = requests, say
+        self._most, self._share, self._say, self._on_progress = requests, share, say, on_progress
         self._began = time.monotonic()
         self._end = self._began + seconds
         self._first = self._restarts()
+        self._in_engine = 0
+        self._waiting: list[Case] = []
+        self._peak = 0
+        # Made and not yet posted: those that the gateway refuses, and those for the engine.
+        self._refused: deque[Case] = deque()
+        self._passing: deque[Case] = deque(maxlen=MAX_PASSING)
         self.report = Report()
 
     def go(self, kept: Sequence[Case], fresh: bool = True) -> Report:
         """Post the kept cases, then new ones until the bounds are reached, unless not `fresh`."""
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # what was found by then is reported and kept
-            uvloop.run(self._go(kept, fresh))
+        uvloop.run(self._go(kept, fresh))
         report = self.report
         report.seconds = time.monotonic() - self._began
+        if not self._end:
+            return report
         report.restarts = self._restarts() - self._first
-        report.reached = report.statuses["200"]
         if not self._engine.is_running() or engine_of(self._node).pid != self._engine.pid:
             report.restarts = max(1, report.restarts)
         return report
+
+    @property
+    def posted_kept(self) -> bool:
+        """Whether all kept cases have been posted."""
+        return not self._waiting
+
+    def _stop(self) -> None:
+        self._end = 0.0
 
     def _restarts(self) -> int:
         """Restarts of the engine, as the node counts them."""
@@ -158,8 +157,11 @@ class Run:
 
     async def _go(self, kept: Sequence[Case], fresh: bool) -> None:
         bodies = Bodies(self._rng, self._node.model, [*recorded(), *kept])
-        waiting = [self._of_model(case) for case in kept]
+        waiting = self._waiting = [self._of_model(case) for case in kept]
         owner = Owner("fuzzing")
+        self._sample()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what was found by then is reported and kept
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
         lanes = [owner.start(self._lane(bodies, waiting, fresh), f"lane {number}") for number in range(CONNECTIONS)]
         watch = owner.start(self._watch(), "memory")
         try:
@@ -168,21 +170,44 @@ class Run:
         finally:
             watch.cancel()
             await owner.close()
+            self._sample()
 
     def _of_model(self, case: Case) -> Case:
         return Case(case.path, case.data.replace(b"@model@", self._node.model.encode()))
 
     async def _lane(self, bodies: Bodies, waiting: list[Case], fresh: bool) -> None:
         client = BodyClient(self._node.base_url)
-        while waiting or (fresh and self._goes_on()):
-            case = waiting.pop() if waiting else bodies.next()
+        while (waiting and self._end) or (fresh and self._goes_on()):
+            if waiting:
+                case = waiting.pop()
+                passes = self._passes(case)
+            else:
+                case, passes = self._next(bodies)
             self.report.requests += 1
+            self.report.posted += passes
+            self._in_engine += passes
             await self._ask(client, case, bodies)
+            self._in_engine -= passes
         client.close()
+
+    def _passes(self, case: Case) -> bool:
+        return reaches_engine(case.path, case.data, self._node.model)
+
+    def _next(self, bodies: Bodies) -> tuple[Case, bool]:
+        """The next new case, and whether it will reach the engine."""
+        if self._share is None:
+            case = bodies.next()
+            return case, self._passes(case)
+        due = self.report.posted < self._share * self.report.requests and self._in_engine < MAX_IN_ENGINE
+        chosen = self._passing if due else self._refused
+        while not chosen:
+            case = bodies.next()
+            (self._passing if self._passes(case) else self._refused).append(case)
+        return chosen.popleft(), due
 
     def _goes_on(self) -> bool:
         report = self.report
-        if report.wrong >= 200 or not self._engine.is_running():
+        if report.wrong >= MAX_WRONG or not self._engine.is_running():
             return False
         return (not self._most or report.requests < self._most) and time.monotonic() < self._end
 
@@ -191,42 +216,52 @@ class Run:
         try:
             began = time.monotonic()
             answer = await client.post(case.path, case.data)
-            report.slowest.append((time.monotonic() - began, case))
-            report.slowest = sorted(report.slowest, key=lambda pair: -pair[0])[:SLOWEST]
-            report.statuses[str(answer.status)] += 1
+            report.took(time.monotonic() - began, case)
             kind = kind_of_answer(case.path, answer, streams=_streams(case.data))
         except Wrong as wrong:
-            report.wrong += 1
-            # Not twenty times the same.
-            alike = sum(text == str(wrong) for _, text in report.failures)
-            if alike < MAX_ALIKE and len(report.failures) < MAX_FAILURES:
-                report.failures.append((case, str(wrong)))
-                if self._say:
-                    print(f"WRONG {case.path}: {wrong}\n  {case.data[:1500]!r}", flush=True)
+            if not self._end:  # a stop from the terminal stops the node as well
+                report.requests -= 1
+                return
+            report.codes["wrong"] += 1
+            if report.failed(case, str(wrong)) and self._say is not None:
+                self._say(f"WRONG {case.path}: {wrong}\n  {case.data[:4000]!r}")
             return
+        report.codes[label_of(kind)] += 1
+        report.apis[case.path] += 1
         known = report.kinds.get(kind)
         if known is None or len(case.data) < len(known.data):
             report.kinds[kind] = case
-            if known is None and len(case.data) <= MAX_KEPT_BYTES:
+            if known is None and len(case.data) <= MAX_KEPT_BYTES and len(bodies.known) < MAX_KNOWN:
                 bodies.known.append(case)
 
-    async def _watch(self) -> None:
-        last = 0.0
-        while True:
-            report = self.report
-            if not self._engine.is_running():
-                return
+    def _sample(self) -> None:
+        """Note the memory of both processes, if both run."""
+        with contextlib.suppress(psutil.Error):
             used = self._daemon.memory_info().rss, self._engine.memory_info().rss
-            report.memory.append(Memory(report.requests, *used))
-            now = time.monotonic()
-            if self._say and now - last >= 30:
-                last = now
-                rate = report.requests / (now - self._began)
-                print(
-                    f"{report.requests} requests, {rate:.0f}/s, {len(report.kinds)} kinds of answers, "
-                    f"{report.wrong} wrong, daemon {used[0] >> 20} MB, engine {used[1] >> 20} MB",
-                    flush=True,
+            self.report.memory.append(Memory(self.report.requests, *used))
+            if used[0] > self._peak + JUMP:  # shows the bodies that cost memory
+                if self._peak and self._say is not None:
+                    self._say(
+                        f"the daemon grew by {used[0] - self._peak >> 20} MB before request {self.report.requests}"
+                    )
+                self._peak = used[0]
+
+    async def _watch(self) -> None:
+        said = -1
+        while self._engine.is_running():
+            report = self.report
+            report.seconds = time.monotonic() - self._began
+            self._sample()
+            if self._say is not None and report.requests // SAY_EVERY > said:
+                said = report.requests // SAY_EVERY
+                rate = report.requests / report.seconds
+                kinds, wrong = len(report.kinds), report.wrong
+                self._say(
+                    f"{report.requests} requests, {rate:.0f}/s, {kinds} kinds of answers, {wrong} wrong, "
+                    f"{report.memory[-1]}"
                 )
+            if self._on_progress is not None:
+                self._on_progress(report)
             await asyncio.sleep(SAMPLE_SECONDS)
 
 
@@ -252,35 +287,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long at most (default: 5)")
     parser.add_argument("--requests", type=int, default=0, help="how many (default: as many as the time allows)")
     parser.add_argument("--seed", type=int, default=None, help="of the generator (default: another one each time)")
+    share = "most requests that the engine gets, %% (default: 5; 100: as many as the generator makes, a fifth)"
+    parser.add_argument("--engine", type=float, default=5.0, metavar="PERCENT", help=share)
+    layers = "layers of the test model that the engine computes (default: 1; 0: all)"
+    parser.add_argument("--layers", type=int, default=1, help=layers)
+    totals = "where each run writes its counts, so that runs add up (default: in the cache)"
+    parser.add_argument("--totals", type=Path, default=None, metavar="FOLDER", help=totals)
+
+
+@contextlib.contextmanager
+def _node(folder: Path, layers: int) -> Iterator[Daemon]:
+    """A node that serves the test model, or its first layers."""
+    environment = {}
+    model = MODEL
+    if layers:
+        (folder / "models").mkdir()
+        cut(paths.models() / MODEL_FILE, folder / "models", layers)
+        model, environment = CUT_NAME, {"MESH_LLM_MODELS": str(folder / "models")}
+    flags = ("--model", model, "--ctx-size", CONTEXT, "--max-vram", MEMORY_GB, "--no-draft")
+    with daemon(folder / "home", *flags, environment=environment) as node:
+        node.model = model
+        yield node.wait_until_serving(model)
 
 
 def run(options: argparse.Namespace) -> int:
     """Start a node, fuzz it, keep new inputs. Returns 1 if an answer was wrong, the engine ended or memory grew."""
-    from tests.daemons import MODEL
+    seed = options.seed if options.seed is not None else Random().getrandbits(32)
+    totals = options.totals or paths.cache() / "fuzz" / NAME
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{seed}"
+    with tempfile.TemporaryDirectory(prefix="mesh-fuzz-") as folder, _node(Path(folder), options.layers) as node:
+        with Progress(disable=not sys.stdout.isatty()) as progress:
+            bar = progress.add_task("bodies", total=options.requests or None)
 
-    kept = read_kept()
-    with tempfile.TemporaryDirectory(prefix="mesh-fuzz-") as folder:
-        flags = ("--model", MODEL, "--ctx-size", CONTEXT, "--max-vram", MEMORY_GB, "--no-draft")
-        with daemon(Path(folder), *flags) as node:
-            node.wait_until_serving()
-            seconds = options.minutes * 60
-            fuzzing = Run(node, Random(options.seed), requests=options.requests, seconds=seconds, say=True)
-            report = fuzzing.go(kept)
-    count = keep(report, MODEL)
-    daemon_growth, engine_growth = report.growth()
-    last = report.memory[-1]
-    share = 100 * report.reached // report.requests
-    statuses = ", ".join(f"{status}: {number}" for status, number in sorted(report.statuses.items()))
+            def note(report: Report) -> None:
+                progress.update(bar, completed=report.requests)
+                save(totals, name, report, seed=seed)
+
+            def say(line: str) -> None:
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+            share = None if options.engine >= 100 else options.engine / 100
+            fuzzing = Run(
+                node,
+                Random(seed),
+                requests=options.requests,
+                seconds=options.minutes * 60,
+                share=share,
+                say=say,
+                on_progress=note,
+            )
+            report = fuzzing.go(read_kept())
+        save(totals, name, report, seed=seed)
+        # A run that was stopped before it had posted the kept inputs keeps those.
+        count = keep(report, node.model) if fuzzing.posted_kept else "the earlier"
     for line in (
-        f"{report.requests} requests in {report.seconds:.0f} s ({report.requests / report.seconds:.0f}/s)",
-        f"answered by the engine: {report.reached} ({share} %); its restarts: {report.restarts}",
-        f"wrong answers: {report.wrong}; statuses: {statuses}",
+        f"seed {seed}",
+        *lines(report),
         f"{len(report.kinds)} kinds of answers, {count} inputs kept",
-        f"memory after a quarter and at the end: daemon {last.daemon - daemon_growth >> 20}, {last.daemon >> 20} MB; "
-        f"engine {last.engine - engine_growth >> 20}, {last.engine >> 20} MB",
+        total(totals),
     ):
         print(line)
-    for seconds, case in report.slowest:
-        print(f"{seconds:.1f} s: {case.path} {case.data[:300]!r}")
-    grown = daemon_growth > DAEMON_GROWTH or engine_growth > ENGINE_GROWTH
-    return 1 if report.wrong or report.restarts or grown else 0
+    return 1 if report.wrong or report.restarts or report.grew() else 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from meshllm.wire.api.engine_faults import INVALID_OUTPUT
 from scripts.fuzzing import body_grammar as paths
 
 _STREAMS = frozenset((paths.CHAT, paths.COMPLETIONS, paths.RESPONSES, paths.MESSAGES))
@@ -18,7 +19,7 @@ _ANTHROPIC = frozenset((paths.MESSAGES, paths.COUNT))
 _FINAL = frozenset(("response.completed", "response.incomplete", "response.failed", "error"))
 _BUSY = (429, 503)
 # What an engine says and a caller must not see: the text of an exception.
-_RAW = re.compile(r"\[json\.exception|std::|Traceback|terminate called|GGML_ASSERT|/llama\.cpp/")
+_RAW = re.compile(r"got exception|\[json\.exception|std::|Traceback|terminate called|GGML_ASSERT|/llama\.cpp/")
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 _MAX_WORDS = 48
 
@@ -52,6 +53,14 @@ def kind_of_answer(path: str, answer: Answer, *, streams: bool) -> tuple[str, ..
     return (path, "200", *_features(path, value))
 
 
+def label_of(kind: tuple[str, ...]) -> str:
+    """Status and code of a kind of answer, for counts."""
+    if kind[1] != "200":
+        return f"{kind[1]} {kind[2]}"
+    error = "error" in kind[2:4] and kind[2] == "stream"
+    return f"200, then {kind[4]}" if error else "200"
+
+
 def _json(data: bytes | str) -> Any:
     try:
         return json.loads(data)
@@ -64,14 +73,21 @@ def _error(path: str, answer: Answer) -> tuple[str, ...]:
         raise Wrong(f"status {answer.status} without Retry-After")
     value = _json(answer.body)
     error = _error_object(path, value)
-    if not 400 <= answer.status < 500 and answer.status not in _BUSY:
+    # A model that writes calls which cannot be read is no fault of the node.
+    known = answer.status in _BUSY or (answer.status, error.get("code")) == (502, INVALID_OUTPUT)
+    if not 400 <= answer.status < 500 and not known:
         raise Wrong(f"status {answer.status}: {error['message']}")
     return (path, str(answer.status), *_words(error))
 
 
 def _words(error: Mapping[str, Any]) -> tuple[str, ...]:
-    param = re.sub(r"\d+", "0", str(error.get("param")))
-    return str(error.get("code")), param[:_MAX_WORDS], _VARIABLE.sub("?", error["message"])[:_MAX_WORDS]
+    # Only its beginning: schemas have any number of paths.
+    param = ".".join(re.sub(r"\d+", "0", str(error.get("param"))).split(".")[:2])
+    return (
+        str(error.get("code") or error.get("type")),
+        param[:_MAX_WORDS],
+        _VARIABLE.sub("?", error["message"])[:_MAX_WORDS],
+    )
 
 
 def _error_object(path: str, value: Any) -> dict[str, Any]:
@@ -158,11 +174,15 @@ def _check_response_events(path: str, events: list[tuple[str, str]]) -> tuple[st
         last += 1
         _valid(_chunk(path), value)
         kinds[name] = None
-    final = events[-1][0]
-    if final not in _FINAL or sum(name in _FINAL for name, _ in events) != 1:
-        raise Wrong(f"the last event is {final}")
-    if final == "error":
-        error = _json(events[-1][1])
+    ends = [name for name, _ in events if name in _FINAL]
+    # After an error comes the failed response, if a response had begun.
+    if ends != [name for name, _ in events[-len(ends) :]] or (len(ends) != 1 and ends != ["error", "response.failed"]):
+        raise Wrong(f"the stream ends with {', '.join(ends) or events[-1][0]}")
+    if ends == ["error", "response.failed"]:
+        failed = _json(events[-1][1])["response"]["error"]
+        _check_error({"type": "error", **failed})
+    if ends[0] == "error":
+        error = _json(events[-len(ends)][1])
         _check_error({"type": "error", **error})
         return ("error", *_words(error))
     if events[0][0] != "response.created":
@@ -212,9 +232,16 @@ def _valid(adapter: TypeAdapter[Any], value: Any) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = _telling(error.errors())
         where = ".".join(map(str, first["loc"]))
         raise Wrong(f"{where}: {first['msg']} (got {str(first['input'])[:120]!r})") from None
+
+
+def _telling(errors: Sequence[Any]) -> Any:
+    """The error to show: of a union, one of the member whose `type` is the value's."""
+    wrong_types = [error for error in errors if error["type"] == "literal_error" and error["loc"][1:] == ("type",)]
+    others = {error["loc"][:1] for error in wrong_types}
+    return next((error for error in errors if error["loc"][:1] not in others), errors[0])
 
 
 @cache

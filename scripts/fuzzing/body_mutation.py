@@ -39,6 +39,8 @@ ALL_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_pre
 TOKENS = (1, 1, 1, 2, 4)
 # Fields of the grammar that get any value instead of one of their own kind.
 HOSTILE = 0.3
+# Mutations of a known body that is no JSON: most are refused alike.
+NOT_JSON = 0.1
 MAX_BODY = 200_000
 
 
@@ -71,7 +73,9 @@ class Bodies:
         try:
             body = json.loads(case.data)
         except (ValueError, RecursionError):
-            return Case(case.path, mutate_bytes(case.data, self._others, rng)[:MAX_BODY])
+            if rng.random() < NOT_JSON:
+                return Case(case.path, mutate_bytes(case.data, self._others, rng)[:MAX_BODY])
+            return self.written(*self._from_grammar())
         for _ in range(rng.choice((1, 2, 3, 4, 6, 8))):
             body = self._changed(body, case.path)
         return self.written(rng.choice(PATHS) if rng.random() < 0.03 else case.path, body)

@@ -252,7 +252,7 @@ class DemandSimulation:
                 node.drained_at = math.inf
             if node.loaded_at <= self.now:
                 node.loaded_at = math.inf
-                model = node.placement.model
+                model = _taken(node.placement)
                 served = ServedModel(model, slots=SLOTS, size=self.sizes[model], on_demand=True)
                 self._publish(node, replace(node.record, serves=(served,), loading=()))
                 first, waiting = self._pending.pop(model, (self.now, 0))
@@ -301,10 +301,10 @@ class DemandSimulation:
     def _step(self, node: LightNode, view: PlacementView) -> None:
         placement, record = node.placement, node.record
         serving = bool(record.serves)
-        before = placement.model
+        before = _taken(placement)
         free = not before and not serving and node.drained_at == math.inf
         moves = bool(placement.reserved)
-        step = placement.decide(view, record, self.now, free=free, serving=serving, failed=False)
+        step = placement.decide(view, record, self.now, free=free, serving=[before] if serving else [], failed={})
         if not step.changed:
             return
         if step.release:
@@ -318,9 +318,9 @@ class DemandSimulation:
         if step.take:
             self.figures.takes += 1
             node.loaded_at = self.now + 4.0 + self.sizes[step.take] / READ_BYTES_PER_SECOND
-        loading = [placement.model] if placement.model and node.loaded_at < math.inf else []
+        loading = list(placement.taken) if node.loaded_at < math.inf else []
         loading += [placement.reserved] if placement.reserved else []
-        serves = () if step.release else tuple([replace(m, movable=placement.movable) for m in record.serves])
+        serves = () if step.release else tuple([replace(m, movable=m.name == placement.movable) for m in record.serves])
         self._publish(node, replace(record, serves=serves, loading=tuple(loading)))
 
     # -- the oracle
@@ -346,6 +346,11 @@ class DemandSimulation:
             return False
 
         return {model for model in self._order if place(model, set())}
+
+
+def _taken(placement: DemandPlacement) -> str:
+    """The model that a node took."""
+    return next(iter(placement.taken), "")
 
 
 def demand_bytes(record: NodeRecord) -> int:

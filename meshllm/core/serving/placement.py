@@ -3,6 +3,9 @@
 Equal views of the mesh give equal answers, so nodes agree without talking to each other. A node takes only models on
 its disk that fit into the memory that it has now. A node that started a mesh without a model stays idle.
 
+A request for a model that no node has in memory does not wait for that: it goes to the first of `load_order`, which
+loads the model (`routing/on_demand.py`).
+
 What others claim has a bounded effect. A node that would be the first to take a model and does nothing is passed over:
 the next ones take it after `PATIENCE_SECONDS`, twice as many each time. Made-up demand is bounded in `mesh_demand`.
 """
@@ -198,14 +201,46 @@ def holds(record: NodeRecord, model: str, freed: int = 0) -> bool:
 
 def needed_memory(record: NodeRecord, model: str) -> int:
     """Bytes that `model`, which is on the node's disk, takes at least; 0 if its size is not known."""
-    place = record.on_disk.index(model)
-    size = record.disk_sizes[place] * MIB if place < len(record.disk_sizes) else 0
-    return int(size * (1 + CONTEXT_PART))
+    return int(size_on_disk(record, model) * (1 + CONTEXT_PART))
+
+
+def size_on_disk(record: NodeRecord, model: str) -> int:
+    """Bytes of the model's file there; 0 if they are not known."""
+    place = record.on_disk.index(model) if model in record.on_disk else len(record.disk_sizes)
+    return record.disk_sizes[place] * MIB if place < len(record.disk_sizes) else 0
 
 
 def stands_by(record: NodeRecord) -> bool:
-    """Whether the node is free to take a model."""
-    return not (record.serves or record.wants or record.loading or record.leaving or record.idle)
+    """Whether the node is free to take a model: it has none in memory, except for models that it loads on request."""
+    if record.wants or record.loading or record.leaving or record.idle:
+        return False
+    return not any(served.loaded or not served.on_demand for served in record.serves)
+
+
+def may_load(record: NodeRecord, model: str) -> bool:
+    """Whether the node loads `model` of its disk for a request: it fits, after others were unloaded if need be."""
+    if not record.room or record.leaving or model not in record.on_disk:
+        return False
+    return size_on_disk(record, model) * (1 + CONTEXT_PART) <= record.room
+
+
+def load_order(records: Iterable[NodeRecord], model: str, owned: Collection[NodeId]) -> list[NodeRecord]:
+    """The nodes that load `model` for a request, the first one first, whichever node the request comes to: a node that
+    loads it already, one with free memory, one of the owner's (`owned`), then by weight. Those that have it in `serves`
+    load it again."""
+    able = [
+        record
+        for record in records
+        if may_load(record, model)
+        or (not record.leaving and (model in record.loading or any(m.name == model for m in record.serves)))
+    ]
+
+    def preference(record: NodeRecord) -> tuple[bool, bool, bool, bytes]:
+        size = size_on_disk(record, model) * (1 + CONTEXT_PART)
+        free = size <= record.memory if record.memory else stands_by(record)
+        return model in record.loading, free, record.node in owned, rendezvous_weight(record.node, model)
+
+    return sorted(able, key=preference, reverse=True)
 
 
 def may_be_taken(model: str, others: Iterable[NodeRecord]) -> bool:

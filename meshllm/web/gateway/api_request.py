@@ -16,6 +16,7 @@ from meshllm.web.gateway.crashed_requests import digest_of
 from meshllm.web.gateway.upstream_errors import RequestFailed
 from meshllm.web.http.client import UpstreamPool
 from meshllm.web.http.parser import Request
+from meshllm.wire.api.chat_stream import with_own_id
 from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
 from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
@@ -192,9 +193,9 @@ class ApiRequest:
         """
         make = self._translator(kind)
         if make is not None and self._prepared is not None and self._prepared.streamed and not is_json:
-            return _assembled(make(secrets.token_hex(12)), body)
+            return _assembled(self.api, make(secrets.token_hex(12)), body)
         if is_json and make is None and self.api not in _REPAIRED:
-            return body or None
+            return with_own_id(self.api, body) or None
         if has_too_many_values(body):
             return None
         try:
@@ -209,7 +210,7 @@ class ApiRequest:
                 response = _translated(make(defaults["ident"]), response)
                 if response is None:
                     return None
-            return orjson.dumps(repair_response(self.api, response, **defaults))
+            return with_own_id(self.api, orjson.dumps(repair_response(self.api, response, **defaults)))
         except RequestRefused as refused:
             return refused.refusal
         except (orjson.JSONEncodeError, RecursionError):
@@ -230,11 +231,11 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _assembled(translator: Translator, stream: bytes) -> bytes | Refusal | None:
+def _assembled(api: Api, translator: Translator, stream: bytes) -> bytes | Refusal | None:
     """The whole answer that a stream makes, or the error in it; None if it is neither."""
     try:
         events = (new for event in events_in(stream) for new in translator.event(event))
-        return orjson.dumps(assembled(events))
+        return with_own_id(api, orjson.dumps(assembled(events)))
     except RequestRefused as refused:
         return refused.refusal
     except WRONG_SHAPE:
@@ -279,7 +280,7 @@ def understand(
     """The request for a model in `http`. Raises RequestFailed if it is none, or asks too much of an engine.
 
     `path`: the canonical one. `guest`: the node id of a peer that is a guest, whose requests have a trust domain of
-    their own. `known_models`: a sentence to append to errors of a parameter.
+    their own. `known_models`: a sentence to append where the body names no model.
     """
     content = http.body
     if has_too_many_values(content, MAX_GUEST_VALUES if guest else MAX_VALUES):
@@ -287,11 +288,11 @@ def understand(
     try:
         body = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        message = f"The body is not valid JSON: {error}." if content else "The body is empty: send JSON."
-        raise RequestFailed(400, "invalid_json", message) from None
+        raise RequestFailed(400, "invalid_json", _not_json(content, error)) from None
     if (problem := problem_of(body)) is not None:
         parameter, message = problem
-        more = "" if known_models is None else known_models()
+        missing = parameter == "model" and body.get("model") in (None, "")
+        more = known_models() if missing and known_models is not None else ""
         raise RequestFailed(400, "invalid_parameter", message + more, param=parameter)
     if (problem := problem_of_constraints(api, body)) is not None:
         parameter, message = problem
@@ -306,6 +307,18 @@ def understand(
         except orjson.JSONEncodeError:
             raise RequestFailed(400, "too_large", "The body is nested too deeply.") from None
     return ApiRequest(api, path, body, content, http.headers, request_id, tasks, guest)
+
+
+def _not_json(content: bytes, error: ValueError) -> str:
+    """Why a body is not JSON."""
+    if not content:
+        return "The body is empty: send JSON."
+    try:
+        content.decode()
+    except UnicodeDecodeError as wrong:
+        byte = content[wrong.start]
+        return f"The body is not UTF-8: byte {wrong.start} is 0x{byte:02x}. Send JSON encoded as UTF-8."
+    return f"The body is not valid JSON: {error}."
 
 
 def problem_of(body: object) -> tuple[str | None, str] | None:

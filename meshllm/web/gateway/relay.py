@@ -40,8 +40,8 @@ from meshllm.wire.api.worker_loss import UPSTREAM_LOST
 if TYPE_CHECKING:
     from meshllm.web.gateway.request import ProxiedRequest
 
-# A streaming caller gets data or a comment at least this often (plus up to a second).
-SILENCE_SECONDS = 5.0
+# A streaming caller gets data or a comment at least this often, plus up to a second: within 6 s, also on a busy node.
+SILENCE_SECONDS = 4.5
 # The supervisor detects an engine process that hangs. A backend times out after this long without a byte. A peer's
 # gateway sends something every `SILENCE_SECONDS`, and counts as lost after missing three in a row; two if it answers no
 # pings either.
@@ -192,10 +192,16 @@ class Relay:
             self._failure = failure
             self._limit.reschedule(0.0)
 
-    # -- the target's response
+    # -- the target's response: a defect in what handles it ends the request, which would wait for ever otherwise
 
     def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
         """The response's head."""
+        try:
+            self._head(status, content_type, headers)
+        except Exception as defect:  # noqa: BLE001 - the coroutine raises it
+            self._end(defect)
+
+    def _head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
         if self._owner.connection.paused and self._upstream is not None:
             self._upstream.pause()
         if self._owner.streams and status == 200 and content_type.startswith("text/event-stream"):
@@ -210,6 +216,12 @@ class Relay:
 
     def upstream_data(self, data: bytes) -> None:
         """More of the response's body."""
+        try:
+            self._data(data)
+        except Exception as defect:  # noqa: BLE001 - as above
+            self._end(defect)
+
+    def _data(self, data: bytes) -> None:
         repair = self.repair
         if repair is None:
             self._add(data)
@@ -240,12 +252,16 @@ class Relay:
         """The response is complete."""
         self._upstream = None
         self.heard = self._now()
-        if self.repair is not None:
-            self.rest = self.repair.feed(data) + self.repair.finish()
+        try:
+            if self.repair is not None:
+                self.rest = self.repair.feed(data) + self.repair.finish()
+            else:
+                assert self.whole is not None
+                self.whole.add(data)
+        except Exception as defect:  # noqa: BLE001 - as above
+            self._end(defect)
         else:
-            assert self.whole is not None
-            self.whole.add(data)
-        self._end()
+            self._end()
 
     def upstream_lost(self, reason: str, *, stale: bool) -> None:
         """The connection ended before the response was complete, or the response is malformed."""

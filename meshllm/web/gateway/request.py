@@ -47,7 +47,7 @@ from meshllm.web.gateway.upstream_errors import (
 from meshllm.web.gateway.usage import TokenUsage, whole_usage
 from meshllm.web.http.parser import Request
 from meshllm.web.http.server import Connection
-from meshllm.wire.api.errors import translate_error
+from meshllm.wire.api.errors import error_body, translate_error
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.worker_loss import UPSTREAM_LOST, WORKER_LOST, worker_loss_message
@@ -68,6 +68,7 @@ TIMER_SECONDS = 0.002
 # wait in silence, and gets a 503 with Retry-After, which SDKs act upon, before their own timeout (600 s).
 WAIT_STREAMING_SECONDS = 3600.0
 WAIT_SILENT_SECONDS = 300.0
+DEFECT = "This node failed to answer the request, which is a defect of mesh-llm. Its log has the error."
 _CRASHED_MARK = f'"{REQUEST_CRASHED}"'.encode()
 
 
@@ -155,21 +156,37 @@ class ProxiedRequest:
     async def run(self) -> None:
         """The whole of it. This is the only place where a request ends."""
         try:
-            self._understand()
-            end = await self._answer()
-        except RequestFailed as failed:
-            end = self._error(failed)
-        except asyncio.CancelledError:
-            if not self._stopping:
-                self._abandon()
-                return
-            end = self._error(RequestFailed(503, "stopping", "This node is stopping.", "retry-after: 10\r\n"))
+            try:
+                self._understand()
+                end = await self._answer()
+            except RequestFailed as failed:
+                end = self._error(failed)
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    self._abandon()
+                    return
+                end = self._error(RequestFailed(503, "stopping", "This node is stopping.", "retry-after: 10\r\n"))
+            self._release(end.outcome, end.status, end.error)
+            end.write()
         except BaseException:
-            self._release(FAILED, 500, "a defect of this program")
-            self.connection.abort()
+            self._break()
             raise
-        self._release(end.outcome, end.status, end.error)
-        end.write()
+
+    def _break(self) -> None:
+        """A defect of this program: return what the request holds, and do not leave the caller waiting."""
+        try:
+            if self.trace.outcome is None:
+                self._release(FAILED, 500, DEFECT)
+        finally:
+            writer = getattr(self, "writer", None)  # it may have failed before there was one
+            try:
+                # A peer's gateway tries another host if the connection ends.
+                if self.connection.busy and not self.from_peer and (writer is None or not writer.streaming):
+                    error = error_body(self.api, 500, "internal_error", DEFECT, request_id=self.trace.request_id)
+                    self.connection.send(500, JSON, orjson.dumps(error), self._cors)
+            finally:
+                if self.connection.busy:
+                    self.connection.abort()
 
     def _understand(self) -> None:
         """Parse and check the body. Raises RequestFailed if it is no request for a model, or has crashed engines."""
@@ -192,7 +209,7 @@ class ProxiedRequest:
 
     def _known_models(self) -> str:
         table = self.proxy.table
-        return known_models_text(table.snapshot, table.index, self.proxy.now())
+        return known_models_text(table.snapshot, table.index, self.proxy.now(), table.aliases)
 
     async def _answer(self) -> _End:
         """Attempts at one target after the other, until one has answered. Raises RequestFailed if none can."""
@@ -270,7 +287,7 @@ class ProxiedRequest:
             if connection is None:
                 connection = await self.proxy.in_task(relay.connect(), "connect")
                 self._suspected = None
-            self.message = "processing the prompt"
+            self.message = "processing the prompt" if queue.offer.loaded else f"loading {self.model} on {queue.name}"
             try:
                 await relay.exchange(connection, data)
                 break
@@ -398,11 +415,13 @@ class ProxiedRequest:
         trace, relay = self.trace, self._relay
         trace.outcome, trace.status, trace.error = outcome, status, error[:MAX_TEXT] if error else ""
         trace.ended = self.proxy.now()
-        if relay is not None:
-            self._close_attempt(outcome, error)
-        self.proxy.recorder.ended(trace, self.kind, from_peer=self.from_peer)
-        if self._on_end is not None:
-            self._on_end()
+        try:
+            if relay is not None:
+                self._close_attempt(outcome, error)
+            self.proxy.recorder.ended(trace, self.kind, from_peer=self.from_peer)
+        finally:
+            if self._on_end is not None:
+                self._on_end()
 
     # -- its attempts, and its place in a queue
 
@@ -421,12 +440,14 @@ class ProxiedRequest:
         """End the attempt: drop its connection and return its slot. Returns when the target was heard last."""
         relay, self._relay, now = self._relay, None, self.proxy.now()
         assert relay is not None
-        relay.close()
+        relay.queue.users.pop(relay, None)
+        try:
+            relay.close()
+        finally:
+            self._return_slot(relay.queue, now - relay.started)
         attempt = relay.trace
         attempt.ended, attempt.outcome, attempt.error = now, outcome, error[:MAX_TEXT] if error else ""
         self.proxy.recorder.attempt_ended(self.trace, attempt, relay.kind)
-        relay.queue.users.pop(relay, None)
-        self._return_slot(relay.queue, now - relay.started)
         return relay.heard
 
     def _return_slot(self, queue: TargetQueue, seconds: float) -> None:

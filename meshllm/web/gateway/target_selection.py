@@ -91,6 +91,11 @@ class TargetSelection:
         usable = self._usable(queues, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
+        if self._from_peer and not queues and not self._errors:
+            if route.availability is Availability.COMING:
+                return self._coming(route, now)
+            if route.availability is Availability.FAILED:
+                raise RequestFailed(503, "model_unavailable", route.message, "retry-after: 30\r\n")
         if self._from_peer and not self._errors:
             cause = f": {self._failure}" if self._failure else ""
             raise RequestFailed(503, NOT_HERE, f"This node does not serve {self._request.model} at the moment{cause}.")
@@ -122,7 +127,9 @@ class TargetSelection:
         purpose = self._request.api.purpose
         fit = [queue for queue in queues if purpose is None or queue.offer.purpose in (None, purpose)]
         model = self._request.model
-        return [queue for queue in fit if not queue.resting(model, now)] or fit
+        found = [queue for queue in fit if not queue.resting(model, now)] or fit
+        # All nodes ask the same one to load the model, or a second one would load it, too.
+        return found if not found or found[0].offer.loaded else found[:1]
 
     def _has_images(self) -> bool:
         if self._has_images_cached is None:

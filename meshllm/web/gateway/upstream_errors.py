@@ -13,6 +13,7 @@ from typing import Any
 from meshllm.core.routing.routes import TargetKind
 from meshllm.web.gateway.crashed_requests import REQUEST_CRASHED
 from meshllm.wire.api import strict_json
+from meshllm.wire.api.engine_faults import INVALID_OUTPUT
 from meshllm.wire.api.errors import error_body, find_error, status_of
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
@@ -155,8 +156,8 @@ class UpstreamError:
         """Whether another host may succeed where a target of this `kind` failed."""
         if self.code == CONTEXT and self.status == 400:
             return True
-        if kind is TargetKind.ENGINE or self.code == REQUEST_CRASHED:
-            return False
+        if kind is TargetKind.ENGINE or self.code in (REQUEST_CRASHED, INVALID_OUTPUT):
+            return False  # the caller decides whether another sample is worth its time
         return self.status in RETRY_STATUSES or (kind is TargetKind.PEER and self.code == NOT_HERE)
 
 

@@ -12,6 +12,8 @@ from meshllm.wire.api.documents import chat_file_text
 from meshllm.wire.api.refusal import invalid, unsupported
 
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
+# An empty output of a tool may be null: a broken history must not end a session.
+RESULT_ROLES = ("tool", "function")
 _PLAIN_ROLES = ("user", "assistant", "system", "developer", "tool")
 _TEXTS = frozenset(("text", "input_text", "output_text"))
 # Fields of an assistant's message that clients copy from an answer, and that say nothing to a model.
@@ -61,8 +63,8 @@ def _message(message: Any, param: str) -> Any:
             raise invalid(f"{param}.{field}", f"'{param}.{field}' must be a text.")
     if role == "assistant":
         return _assistant(message, changed, param)
-    if content is None and "content" not in message:
-        raise invalid(f"{param}.content", f"'{param}.content' is missing.")
+    if content is None and (role not in RESULT_ROLES or "content" not in message):
+        raise invalid(f"{param}.content", f"'{param}.content' is missing: send a text or a list of parts.")
     if role == "function":
         changed = {**(changed or message), "role": "tool", "tool_call_id": str(message.get("name") or "")}
     return message if changed is None else changed

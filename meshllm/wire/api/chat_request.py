@@ -12,7 +12,7 @@ from meshllm.wire.api.offered_tools import chat_tools
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import NO_MESSAGE, invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
-from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, own_schema, refuse_prefill
+from meshllm.wire.api.structured_output import CHAT_FORMAT, constrain, loosened_tools, only_schema, refuse_prefill
 from meshllm.wire.api.tool_choice import chat_choice, check_names, names_of
 
 _UNSUPPORTED = {
@@ -37,7 +37,7 @@ def prepare_chat(body: Mapping[str, Any]) -> Prepared:
     messages = kept_messages(body.get("messages"))
     if messages is not None:
         draft.replace("messages", messages)
-    calls = keep_calls(draft, answer_schema(body.get("response_format"), "response_format") or own_schema(body))
+    calls = keep_calls(draft, only_schema(draft, body.get(CHAT_FORMAT), CHAT_FORMAT))
     if draft.changes.get("json_schema") is not None and messages:
         refuse_prefill(messages[-1], f"messages[{len(messages) - 1}]")
     logprobs = keep_logprobs(draft) if "logprobs" in body or "top_logprobs" in body else None
@@ -55,9 +55,7 @@ def keep_calls(draft: Draft, answer: dict[str, Any] | None) -> MakeTranslator | 
     """Keep the tools, the tool choice and the schema of the answer; returns the translator of enveloped calls."""
     given = draft.get("tools")
     if answer is not None:
-        if draft.get("grammar") is not None:
-            raise invalid("grammar", "'grammar' and a schema of the answer exclude each other.")
-        draft.set("response_format", None)
+        draft.set(CHAT_FORMAT, None)
     if not given and draft.get("tool_choice") is None:
         if answer is not None:
             draft.set("json_schema", answer)

@@ -5,8 +5,8 @@ stream ends it without `[DONE]`; a stream for a list of prompts has `null` event
 reason, no `[DONE]`, errors in a shape that clients do not raise.
 
 Invariants: after the first delta of every choice, bytes pass unchanged and no event is parsed: two substring scans per
-block (three if the engine computes with other nodes). Generated text cannot match them, because JSON escapes quotes and
-line breaks.
+block (three for `/v1/completions`, or if the engine computes with other nodes). Generated text cannot match them,
+because JSON escapes quotes and line breaks.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from meshllm.wire.api.sse import (
 )
 from meshllm.wire.api.worker_loss import MARK, is_worker_loss
 
+_CHAT_ID, _COMPLETION_ID = b'"id":"chatcmpl-', b'"id":"cmpl-'
 _CHAT = Api.CHAT  # looked up once, as `routes.ENGINE`
 _MAX_CHOICES = 128  # OpenAI's own limit of `n`
 
@@ -73,6 +74,7 @@ class ChatRepair(RepairBase):
     # -- the beginning: event by event, until every choice has its role
 
     def _block(self, block: bytes) -> bytes:
+        block = with_own_id(self._api, block)
         return self._head(block) if self._in_head else self._bulk(block)
 
     def _head(self, block: bytes) -> bytes:
@@ -204,6 +206,11 @@ class ChatRepair(RepairBase):
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         return encode_event({**self._envelope, "choices": [choice]})
+
+
+def with_own_id(api: Api, data: bytes) -> bytes:
+    """An answer, or whole events, of `/v1/completions` with that API's id, which the engine begins as chat's."""
+    return data.replace(_CHAT_ID, _COMPLETION_ID) if api is Api.COMPLETIONS else data
 
 
 def _carries(raw: bytes) -> bool:

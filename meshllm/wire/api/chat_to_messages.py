@@ -1,4 +1,4 @@
-"""Translates answers of `/v1/chat/completions` into those of `/v1/messages`, and cuts a prefill off the latter."""
+"""Translates answers of `/v1/chat/completions` into those of `/v1/messages`, and cuts off what was not asked for."""
 
 from __future__ import annotations
 
@@ -154,3 +154,29 @@ class PrefillCut:
         else:
             self._left = ""
         return text
+
+
+class NoTokens:
+    """Takes away the one token that the engine writes although none was asked for (`max_tokens` 0)."""
+
+    def __init__(self, _ident: str) -> None:
+        """Nothing of it depends on the request."""
+
+    def event(self, event: Event) -> Iterable[Event]:
+        """An event of the stream."""
+        if str(event.get("type")).startswith("content_block"):
+            return ()
+        return (self._cut(event, "delta") if event.get("type") == "message_delta" else event,)
+
+    def whole(self, body: Event) -> Event:
+        """A whole answer."""
+        return self._cut({**body, "content": [], **_NOTHING_WRITTEN}, "")
+
+    def _cut(self, event: Event, where: str) -> Event:
+        usage = event.get("usage")
+        if isinstance(usage, dict):
+            event = {**event, "usage": {**usage, "output_tokens": 0}}
+        return {**event, where: {**event[where], **_NOTHING_WRITTEN}} if where else event
+
+
+_NOTHING_WRITTEN = {"stop_reason": "max_tokens", "stop_sequence": None}

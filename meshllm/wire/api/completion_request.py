@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from meshllm.wire.api.engine_bounds import choices_of, keep_bounds
+from meshllm.wire.api.engine_bounds import choices_of, keep_bounds, wants_no_tokens
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
-from meshllm.wire.api.structured_output import answer_schema, own_schema
+from meshllm.wire.api.structured_output import CHAT_FORMAT, only_schema
 
 Event = dict[str, Any]
 
@@ -21,6 +21,7 @@ MAX_LOGPROBS = 20
 def prepare_completion(body: Mapping[str, Any]) -> Prepared:
     """A completion request as the engine keeps it; RequestRefused if it cannot."""
     draft = Draft(body)
+    nothing = _no_tokens if wants_no_tokens(draft) else None
     keep_bounds(draft)
     if body.get("suffix"):
         raise unsupported("suffix", "'suffix' is not supported: the models here continue a text at its end only.")
@@ -30,15 +31,15 @@ def prepare_completion(body: Mapping[str, Any]) -> Prepared:
     best, count = draft.get("best_of"), choices_of(draft)
     if best is not None and best != count:
         raise unsupported("best_of", "'best_of' is not supported: all 'n' completions are returned.")
-    answer = answer_schema(body.get("response_format"), "response_format") or own_schema(body)
+    answer = only_schema(draft, body.get(CHAT_FORMAT), CHAT_FORMAT)
     if answer is not None:
-        if draft.get("grammar") is not None:
-            raise invalid("grammar", "'grammar' and a schema of the answer exclude each other.")
-        draft.set("response_format", None)
+        draft.set(CHAT_FORMAT, None)
         draft.set("json_schema", answer)
     logprobs = _keep_logprobs(draft)
     prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt) else 1
-    return draft.prepared(chained(logprobs, _keep_echo(draft, prompt, count)), choices=prompts * count, each=count)
+    return draft.prepared(
+        chained(logprobs, nothing, _keep_echo(draft, prompt, count)), choices=prompts * count, each=count
+    )
 
 
 def _keep_logprobs(draft: Draft) -> MakeTranslator | None:
@@ -58,6 +59,10 @@ def _keep_logprobs(draft: Draft) -> MakeTranslator | None:
 
 def _listed(count: int, _ident: str) -> ListedLogprobs:
     return ListedLogprobs(count)
+
+
+def _no_tokens(_ident: str) -> NoTokens:
+    return NoTokens()
 
 
 def _keep_echo(draft: Draft, prompt: str | list[Any] | None, count: int) -> MakeTranslator | None:
@@ -121,6 +126,20 @@ class ListedLogprobs(_ChoiceTranslator):
 
     def _alternatives(self, token: Event) -> dict[str, float]:
         return {other["token"]: other["logprob"] for other in token.get("top_logprobs", ())[: self._count]}
+
+
+class NoTokens(_ChoiceTranslator):
+    """Takes away the one token that the engine writes although none was asked for."""
+
+    def whole(self, body: Event) -> Event:
+        """An answer, or a chunk."""
+        usage = body.get("usage")
+        if isinstance(usage, dict):
+            body = {**body, "usage": {**usage, "completion_tokens": 0, "total_tokens": usage.get("prompt_tokens", 0)}}
+        return super().whole(body)
+
+    def _choice(self, choice: Event) -> Event:
+        return {**choice, "text": "", "logprobs": None, "finish_reason": choice.get("finish_reason") and "length"}
 
 
 class Echo(_ChoiceTranslator):

@@ -106,6 +106,18 @@ def keep_bounds(draft: Draft) -> None:
             rule(draft, field, value)
 
 
+def wants_no_tokens(draft: Draft) -> bool:
+    """Whether a request wants its prompt read and no token written (0), in an API that defines that.
+
+    The engine writes one token at least: it is asked for that, and the answer must be cut. To be called before
+    `keep_bounds`, which refuses a 0.
+    """
+    asked = [field for field in _LENGTHS if type(draft.get(field)) in (int, float) and draft.get(field) == 0]
+    for field in asked:
+        draft.set(field, 1)
+    return bool(asked)
+
+
 def choices_of(draft: Draft) -> int:
     """How many choices a request wants, in `n` or in the engine's own field, which then becomes `n`."""
     count = draft.get("n") or draft.get("n_cmpl") or 1
@@ -135,11 +147,15 @@ def _range_text(least: float, most: float) -> str:
 
 
 def _integer(draft: Draft, field: str, value: object) -> None:
-    if type(value) is int and 0 <= value <= MAX_TOP_LOGPROBS:
+    if type(value) is int and 0 < value <= MAX_TOP_LOGPROBS:
         return  # within the bounds of all of them
     number = int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
     if isinstance(number, bool) or not isinstance(number, int):
         raise invalid(field, f"'{field}' must be a whole number.")
+    if number == 0 and field in _LENGTHS:
+        if draft.get(field) == 0:
+            raise invalid(field, f"'{field}' is 0; it must be 1 or more.")
+        return
     most = MAX_TOKENS
     if field in _WINDOWS:
         number, most = MAX_WINDOW if number == -1 else number, MAX_WINDOW
@@ -203,8 +219,37 @@ def _samplers(_draft: Draft, field: str, value: object) -> None:
     if isinstance(value, str):
         if len(value) > MAX_SAMPLERS:
             raise invalid(field, f"'{field}' has {len(value)} entries; at most {MAX_SAMPLERS} are accepted.")
-        return
-    _words(field, value, MAX_SAMPLERS, MAX_BREAKER_LENGTH)
+        names = list(value)
+    else:
+        names = _words(field, value, MAX_SAMPLERS, MAX_BREAKER_LENGTH)
+    known = _SAMPLER_LETTERS if isinstance(value, str) else _SAMPLER_NAMES
+    for name in names:
+        if name in ("i", "infill"):
+            # It compares all pairs of tokens: one request would stop the engine for minutes.
+            raise unsupported(field, f"'{field}' has 'infill', which is not supported here.")
+        if name not in known:  # the engine would leave it out
+            raise invalid(field, f"'{field}' has {name!r}; known are {', '.join(_SAMPLERS.values())}.")
+    if len(set(names)) < len(names):
+        raise invalid(field, f"'{field}' must have each sampler once.")
+
+
+# By the engine's letter for each.
+_SAMPLERS = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+    "a": "adaptive_p",
+}
+_SAMPLER_LETTERS = frozenset(_SAMPLERS)
+_SAMPLER_NAMES = frozenset(
+    ("nucleus", "temp", "typ", *(name.replace("_", mark) for name in _SAMPLERS.values() for mark in ("_", "-", "")))
+)
 
 
 def _response_fields(_draft: Draft, field: str, value: object) -> None:

@@ -13,6 +13,12 @@ _REQUIRED = re.compile(r"['\"](\w{1,60})['\"] (?:is required|must be )")
 _TEMPLATE = re.compile(r"Jinja Exception: (.*)", re.DOTALL)
 _TEMPLATE_FAULT = re.compile(r"While executing \w+ at .*?Error: (.*)", re.DOTALL)
 _OUTPUT = "The model produced output that does not match the expected"
+_OUTPUT_ADVICE = (
+    "The model wrote a tool call that cannot be read. Send the request again: another sample may be right. If it often "
+    "fails, use another model, or 'tool_choice' with a named tool, which constrains the format."
+)
+INVALID_OUTPUT = "invalid_model_output"
+"""The code of an answer with a tool call that cannot be read."""
 _JSON_TYPE = re.compile(r"\[json\.exception\.[a-z_]+\.\d+\] (.*)", re.DOTALL)
 # Parts of the engine's messages, with the field at fault and what to say; the message itself follows where it is empty.
 _KNOWN: tuple[tuple[str, str, str, str], ...] = (
@@ -64,8 +70,9 @@ def engine_fault(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any
         words = f"The chat template of this model does not accept the 'messages': {match[1].strip()}"
         return 400, _changed(found, "messages", words, "invalid_conversation")
     if message.startswith(_OUTPUT):
-        words = "The model's answer does not follow the format of its tool calls. Ask again, or use another model."
-        return status, {**found, "message": words, "code": "invalid_model_output"}
+        # Not the request's fault, and not that of the server: SDKs send it again, and agents go on.
+        kept = {key: value for key, value in found.items() if key != "type"}
+        return 502, {**kept, "message": _OUTPUT_ADVICE, "param": None, "code": INVALID_OUTPUT}
     if (match := _REQUIRED.match(message)) is not None:
         return 400, _changed(found, match[1], message)
     if _JSON_TYPE.search(message) is not None:

@@ -49,8 +49,16 @@ _ANTHROPIC_TYPES = {
     529: "overloaded_error",
 }
 _CONTEXT = "context_length_exceeded"
-_CODES = {"exceed_context_size_error": _CONTEXT}
+_TOO_LONG_TYPE = "exceed_context_size_error"
+_LONGER = (
+    "Shorten it. The owner of the node that serves the model can raise the limit with --ctx-size, up to the context "
+    "that the model was made for."
+)
+_CODES = {_TOO_LONG_TYPE: _CONTEXT}
 """Codes that clients know under another name: agents compact their history when they see this one."""
+
+_PROMPTS = {Api.CHAT: "messages", Api.COMPLETIONS: "prompt", Api.RESPONSES: "input", Api.EMBEDDINGS: "input"}
+"""The field with the prompt."""
 
 _TOO_LONG = re.compile(r"input \((\d{1,15}) tokens\) is too large to process\b.*\bbatch size: (\d{1,15})\)")
 """The engine's message (status 500) for an input that it must compute in one batch and cannot."""
@@ -151,10 +159,13 @@ def translate_error(
 def _client_error(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """An engine error (500) that the request caused becomes a 400, because clients retry a 500."""
     message = str(found["message"])[:MAX_MESSAGE]
+    if found.get("type") == _TOO_LONG_TYPE and "param" not in found:
+        return status, _too_long(found)
     if status == 500 and (sizes := _TOO_LONG.search(message)):
         tokens, most = int(sizes[1]), int(sizes[2])
-        text = f"The input has {tokens} tokens; the limit of this model is {most}."
-        return 400, {"message": text, "type": "exceed_context_size_error", "n_prompt_tokens": tokens, "n_ctx": most}
+        return 400, _too_long(
+            {"message": message, "n_prompt_tokens": tokens, "n_ctx": most}, "The limit is the model's."
+        )
     if status == 500 and _NO_TEXT in message:
         text = "This model does not generate text. Use it for embeddings or reranking."
         return 400, {"message": text, "code": "wrong_purpose"}
@@ -163,12 +174,33 @@ def _client_error(status: int, found: dict[str, Any]) -> tuple[int, dict[str, An
     return status, found
 
 
+def _too_long(found: dict[str, Any], advice: str = _LONGER) -> dict[str, Any]:
+    """The error for a prompt above the context, in OpenAI's words, by which clients know that they must shorten it."""
+    wanted, limit = found.get("n_prompt_tokens"), found.get("n_ctx")
+    text = str(found["message"])
+    if isinstance(wanted, int) and isinstance(limit, int):
+        text = _length_text(limit, wanted).rstrip()
+    return {**found, "message": f"{text} {advice}", "type": "invalid_request_error", "code": _CONTEXT}
+
+
+def _length_text(limit: object, wanted: object) -> str:
+    return f"This model's maximum context length is {limit} tokens. However, your request has {wanted} tokens. "
+
+
+def translated(
+    api: Api, found: Mapping[str, Any], *, status: int = 0, request_id: str | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Status and error object of this API for an upstream's error object (see `loads_error`)."""
+    status, found = _client_error(status or status_of(found), dict(found))
+    error: dict[str, Any] = _translated(api, status, found, request_id)["error"]
+    return status, error
+
+
 def translate_event(
     api: Api, found: Mapping[str, Any], *, status: int = 0, sequence_number: int = 0, request_id: str | None = None
 ) -> bytes:
     """An upstream's error object (see `loads_error`) as an error event of this API and the end of the stream."""
-    status, found = _client_error(status or status_of(found), dict(found))
-    error = _translated(api, status, found, request_id)["error"]
+    status, error = translated(api, found, status=status, request_id=request_id)
     code, message = error.get("code"), error["message"]
     extra = {key: value for key, value in error.items() if key not in ("type", "message", "code", "param")}
     if api is Api.RESPONSES or api.anthropic:
@@ -248,7 +280,10 @@ def _translated(api: Api, status: int, found: Mapping[str, Any], request_id: str
     translated = message.startswith("prompt is too long")  # translated already by a peer's gateway
     if api.anthropic and code == _CONTEXT and wanted is not None and limit is not None and not translated:
         # the wording by which Anthropic's clients know that they must compact
-        message = f"prompt is too long: {wanted} tokens > {limit} maximum. {message}"
+        rest = message.removeprefix(_length_text(limit, wanted))
+        message = f"prompt is too long: {wanted} tokens > {limit} maximum. {rest}"
+    elif code == _CONTEXT and param is None:
+        param = _PROMPTS.get(api)
     return error_body(api, status, code, message, param=param, kind=kind, extra=extra, request_id=request_id)
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from meshllm.wire.api.chat_calls import ChatCalls
-from meshllm.wire.api.chat_to_messages import ChatToMessages, PrefillCut
-from meshllm.wire.api.engine_bounds import keep_bounds, refuse_choices
+from meshllm.wire.api.chat_to_messages import ChatToMessages, NoTokens, PrefillCut
+from meshllm.wire.api.engine_bounds import keep_bounds, refuse_choices, wants_no_tokens
 from meshllm.wire.api.messages_blocks import kept_conversation, kept_system
 from meshllm.wire.api.messages_to_chat import chat_body, chat_tool
 from meshllm.wire.api.offered_tools import messages_tools
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import NO_MESSAGE, invalid, unsupported
-from meshllm.wire.api.response_translation import chained
-from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
+from meshllm.wire.api.response_translation import MakeTranslator, chained
+from meshllm.wire.api.structured_output import constrain, loosened_tools, only_schema, refuse_prefill
 from meshllm.wire.api.tool_choice import Mode, ToolChoice, check_names, messages_choice
 
 CHAT_PATH = "/v1/chat/completions"
 _UNSUPPORTED = {
     "mcp_servers": "The models here call only functions that you run.",
     "container": "There are no containers here.",
+    "grammar": "Use 'output_format', or /v1/chat/completions.",
 }
 
 
@@ -45,12 +45,13 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
         raise invalid("max_tokens", "'max_tokens' is missing: this API requires the most tokens of the answer.")
     if body.get("messages") == []:
         raise invalid("messages", NO_MESSAGE)
+    cut = NoTokens if wants_no_tokens(draft) else None
     keep_bounds(draft)
     refuse_choices(body)
     draft.replace("system", kept_system(body.get("system")))
     draft.replace("messages", kept_conversation(body.get("messages")))
     _keep_thinking(draft)
-    answer = _answer_schema(body)
+    answer = _answer_schema(draft)
     tools = messages_tools(body["tools"]) if body.get("tools") is not None else []
     choice = messages_choice(body.get("tool_choice"))
     check_names(choice, [tool["name"] for tool in tools])
@@ -66,18 +67,18 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
         and draft.get("messages") is not None
         and (answer is not None or choice.mode is Mode.REQUIRED or choice.single)
     ):
-        return _as_chat(draft, choice, allowed, answer, prefill)
+        return _as_chat(draft, choice, allowed, answer, chained(_prefill_cut(prefill), cut))
     if allowed:
         draft.replace("tools", loosened_tools(allowed, flat=True, key="input_schema"))
-    return draft.prepared(partial(_cut, prefill) if prefill else None)
+    return draft.prepared(chained(_prefill_cut(prefill), cut))
 
 
-def _cut(prefill: str, _ident: str) -> PrefillCut:
-    return PrefillCut(prefill)
+def _prefill_cut(prefill: str) -> MakeTranslator | None:
+    return (lambda _ident: PrefillCut(prefill)) if prefill else None
 
 
 def _as_chat(
-    draft: Draft, choice: ToolChoice, allowed: list[Any], answer: dict[str, Any] | None, prefill: str
+    draft: Draft, choice: ToolChoice, allowed: list[Any], answer: dict[str, Any] | None, cut: MakeTranslator | None
 ) -> Prepared:
     """The request as one of chat: the engine's conversion of this API drops schemas, and parallel_tool_calls."""
     chat = Draft(chat_body(draft.body() or draft.given))
@@ -92,17 +93,17 @@ def _as_chat(
     return Prepared(
         chat.body() or chat.given,
         CHAT_PATH,
-        chained(calls, ChatToMessages, partial(_cut, prefill) if prefill else None),
+        chained(calls, ChatToMessages, cut),
     )
 
 
-def _answer_schema(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    config = body.get("output_config")
+def _answer_schema(draft: Draft) -> dict[str, Any] | None:
+    config = draft.get("output_config")
     if not isinstance(config, dict | None):
         raise invalid("output_config", "'output_config' must be an object.")
     if config is not None and config.get("format") is not None:
-        return answer_schema(config["format"], "output_config.format")
-    return answer_schema(body.get("output_format"), "output_format")
+        return only_schema(draft, config["format"], "output_config.format")
+    return only_schema(draft, draft.get("output_format"), "output_format")
 
 
 def _keep_thinking(draft: Draft) -> None:

@@ -171,6 +171,8 @@ def _function(function: dict[str, Any], param: str, schema: str) -> dict[str, An
         raise invalid(f"{param}.description", f"'{param}.description' must be a text.")
     if not isinstance(function.get(schema), dict | None):
         raise invalid(f"{param}.{schema}", f"'{param}.{schema}' must be a JSON schema.")
+    if not isinstance(function.get("strict"), bool | None):
+        raise invalid(f"{param}.strict", f"'{param}.strict' must be true or false.")
     if None not in function.values():
         return function
     return {key: value for key, value in function.items() if value is not None}

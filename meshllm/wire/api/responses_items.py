@@ -70,6 +70,8 @@ def _message(item: dict[str, Any], param: str) -> Any:
         parts = [_part(part, f"{param}.content[{index}]", role) for index, part in enumerate(content)]
         if any(new is not old for new, old in zip(parts, content, strict=True)):
             changed = {**(changed or item), "content": parts}
+    elif content is None and role != "assistant":
+        raise invalid(f"{param}.content", f"'{param}.content' is missing: send a text or a list of parts.")
     elif content is None:
         changed = {**(changed or item), "content": ""}
     elif not isinstance(content, str):

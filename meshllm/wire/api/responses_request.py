@@ -13,7 +13,7 @@ from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import chained
 from meshllm.wire.api.responses_calls import CallerNames, ResponsesCalls
 from meshllm.wire.api.responses_items import kept_items
-from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
+from meshllm.wire.api.structured_output import constrain, loosened_tools, only_schema, refuse_prefill
 from meshllm.wire.api.tool_choice import ToolChoice, check_names, responses_choice
 
 _NO_STATE = "This node keeps no state between requests: send the whole conversation in 'input'."
@@ -91,14 +91,14 @@ def _keep_input(draft: Draft, offered: OfferedTools) -> None:
 def _keep_calls(draft: Draft, offered: OfferedTools) -> bool:
     """Keep the tools, the tool choice and the schema of the answer; returns whether the answer is enveloped."""
     text = draft.get("text")
-    answer = answer_schema((text or {}).get("format"), "text.format")
-    if answer is not None and draft.get("grammar") is not None:
-        raise invalid("grammar", "'grammar' and a schema of the answer exclude each other.")
+    answer = only_schema(draft, (text or {}).get("format"), "text.format")
     choice = responses_choice(draft.get("tool_choice"))
     if choice.names is not None:
         choice = ToolChoice(choice.mode, tuple(map(offered.offered_name, choice.names)))
     tools = loosened_tools(offered.tools, flat=True)
     check_names(choice, [tool["name"] for tool in tools])
     allowed = tools if choice.allows_all else [tool for tool in tools if choice.allows(tool["name"])]
+    if allowed and draft.get("grammar") is not None:
+        raise invalid("grammar", "'grammar' and 'tools' exclude each other.")
     draft.replace("tools", allowed or None)
     return constrain(draft, choice, [(tool["name"], tool.get("parameters")) for tool in allowed], answer)

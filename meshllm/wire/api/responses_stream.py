@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshllm.wire.api import strict_json
-from meshllm.wire.api.errors import translate_event
+from meshllm.wire.api.errors import translate_event, translated
 from meshllm.wire.api.event_stream import EventRepair, whole_number
 from meshllm.wire.api.response_deltas import TextDeltas
 from meshllm.wire.api.response_items import EventEmitter, ItemContents, OutputItem
@@ -178,7 +178,9 @@ class ResponsesRepair(EventRepair):
             Api.RESPONSES, found, status=status, sequence_number=self._out.number(), request_id=self._request_id
         )
         output = [item.final for item in self._ordered() if item.final is not None]
-        failure = {"code": "server_error", "message": found["message"]}
+        told, shown = translated(Api.RESPONSES, found, status=status)
+        # The codes of this object are a list of OpenAI's.
+        failure = {"code": "server_error" if told >= 500 else "invalid_prompt", "message": shown["message"]}
         failed = {"type": "response.failed", "response": {"status": "failed", "error": failure, "output": output}}
         try:
             ending = self._lifecycle(failed)

@@ -96,7 +96,7 @@ def assembled(events: Iterable[Event]) -> Event:
     choices: dict[int, Event] = {}
     for event in events:
         for key, value in event.items():
-            if key not in ("choices", "object") and value is not None:
+            if key not in ("choices", "object", "prompt_progress") and value is not None:
                 body[key] = value
         body["object"] = str(event.get("object") or "").removesuffix(".chunk")
         for part in event["choices"]:
@@ -121,7 +121,7 @@ def _add(choice: Event, part: Event) -> None:
         choice["text"] = choice.get("text", "") + part["text"]
     found = part.get("logprobs")
     if isinstance(found, dict):
-        known = choice.setdefault("logprobs", {})
+        known = choice["logprobs"] = choice.get("logprobs") or {}  # null before the first token
         for key, value in found.items():
             known[key] = known[key] + value if isinstance(value, list) and isinstance(known.get(key), list) else value
     elif "text" in choice:

@@ -15,6 +15,8 @@ from meshllm.wire.api.refusal import Refusal, RequestRefused, invalid, unsupport
 from meshllm.wire.api.schemas import for_answer, for_strict_tool, for_tool
 from meshllm.wire.api.tool_choice import Mode, ToolChoice
 
+CHAT_FORMAT = "response_format"
+
 
 def answer_schema(wanted: object, param: str) -> dict[str, Any] | None:
     """The schema that an answer must have, from `wanted`: chat's `response_format`, `text.format` of responses, or
@@ -29,8 +31,7 @@ def answer_schema(wanted: object, param: str) -> dict[str, Any] | None:
     if kind == "json_object":
         found, where = wanted.get("schema"), f"{param}.schema"
     elif kind == "json_schema":
-        inner = wanted.get("json_schema")
-        wrapper, where = (inner, f"{param}.json_schema") if isinstance(inner, dict) else (wanted, param)
+        wrapper, where = _wrapper(wanted, param)
         found, where = wrapper.get("schema"), f"{where}.schema"
         if found is None:
             raise invalid(where, f"'{where}' is missing.")
@@ -43,10 +44,32 @@ def answer_schema(wanted: object, param: str) -> dict[str, Any] | None:
     return _kept_answer(found, where)
 
 
-def own_schema(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The schema in the engine's own field `json_schema`, which chat and completions have beside `response_format`."""
-    found = body.get("json_schema")
-    return None if found is None else _kept_answer(found, "json_schema")
+def _wrapper(wanted: Mapping[str, Any], param: str) -> tuple[Mapping[str, Any], str]:
+    """The object with the `schema`, and its path: chat has it in `json_schema`, the other APIs have not."""
+    inner = wanted.get("json_schema")
+    where = f"{param}.json_schema"
+    if isinstance(inner, dict):
+        return inner, where
+    if inner is not None:
+        raise invalid(where, f"'{where}' must be an object.")
+    if param == CHAT_FORMAT and wanted.get("schema") is None:
+        raise invalid(where, f"'{where}' is missing.")
+    return wanted, param
+
+
+def only_schema(draft: Draft, wanted: object, param: str) -> dict[str, Any] | None:
+    """The schema of the answer: of `wanted` (see `answer_schema`), or of the engine's own field `json_schema`.
+
+    RequestRefused if it cannot be kept, or if it is not the only constraint.
+    """
+    found, own = answer_schema(wanted, param), draft.get("json_schema")
+    if own is not None:
+        if found is not None:
+            raise invalid("json_schema", f"'json_schema' and '{param}' exclude each other.")
+        found = _kept_answer(own, "json_schema")
+    if found is not None and draft.get("grammar") is not None:
+        raise invalid("grammar", "'grammar' and a schema of the answer exclude each other.")
+    return found
 
 
 def _kept_answer(schema: object, where: str) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def encode_record(record: NodeRecord) -> bytes:
             [(entry.model, entry.level) for entry in record.demand],
             record.disk_sizes,
             record.loading,
+            record.room,
         )
     )
     try:
@@ -196,6 +197,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         demand=read_demand(later[10]) if len(later) > 10 else (),
         disk_sizes=_sizes(later[11]) if len(later) > 11 else (),
         loading=f.names(later[12], r.MAX_LOADING, "models being loaded") if len(later) > 12 else (),
+        room=f.number(later[13], "room") if len(later) > 13 else 0,
     )
 
 
@@ -330,6 +332,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         machine_memory=_within(record.machine_memory, MAX_NUMBER),
         planned=_within(record.planned, MAX_NUMBER),
         used=_within(record.used, MAX_NUMBER),
+        room=_within(record.room, MAX_NUMBER),
         devices=tuple([_within(size, MAX_NUMBER) for size in record.devices][: r.MAX_DEVICES]),
         failure_reports=record.failure_reports[: r.MAX_FAILURE_REPORTS],
         splits=tuple(
@@ -384,7 +387,7 @@ def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
 
 # Upper bound of a body without its names: numbers (9 bytes each) and fixed texts.
 _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
-_FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 3 * 9
+_FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 4 * 9
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 39, 16, 3, 48
 _DEMAND_BYTES = 5

@@ -206,9 +206,8 @@ def test_commands_quote_the_names_of_models() -> None:
 def test_placement_remembers_the_cause_of_a_failure_while_it_avoids_the_model() -> None:
     decisions, own = DemandPlacement(), record(OWN, "a")
     for now in range(10):
-        step = decisions.decide(seen(asking(a=1), own), own, float(now), free=True, serving=False, failed=now > 2)
-        if step.release:
-            decisions.failed(step.release, "no memory")
+        failed = {"a": "no memory"} if now > 2 else {}
+        if decisions.decide(seen(asking(a=1), own), own, float(now), free=True, serving=(), failed=failed).release:
             break
     cause, seconds = decisions.facts(3.0).avoided["a"]
     assert (cause, seconds > 500) == ("no memory", True)

@@ -248,23 +248,28 @@ class Host:
     def step(self, *others: NodeRecord, seconds: float = 3.0, fails: bool = False) -> str:
         """Decide once; returns the model that is served then."""
         self.now += seconds
-        model = self.placement.model
+        model = self.model
         reserved = (self.placement.reserved,) if self.placement.reserved else ()
-        served = (taken(model, movable=self.placement.movable),) if model and not fails else ()
+        served = (taken(model, movable=model == self.placement.movable),) if model and not fails else ()
         self.record = replace(self.record, serves=served, loading=reserved)
         seen = view(self.record, *others)
-        serving = bool(model) and not fails
-        self.placement.decide(
-            seen, self.record, self.now, free=not model, serving=serving, failed=fails and bool(model)
-        )
-        return self.placement.model
+        having = [model] if model else []
+        serving = [] if fails else having
+        failed = dict.fromkeys(having, "no") if fails else {}
+        self.placement.decide(seen, self.record, self.now, free=not model, serving=serving, failed=failed)
+        return self.model
+
+    @property
+    def model(self) -> str:
+        """The model that it took."""
+        return next(iter(self.placement.taken), "")
 
 
 def test_node_stays_with_its_model_for_a_while_and_gives_notice_before_it_moves() -> None:
     host = Host("a", "b")
     assert host.step(asking(a=1)) == "a"
     begun = host.now
-    while host.placement.model == "a":
+    while host.model == "a":
         host.step(asking(b=1))
         assert host.now < 2000
     assert host.now - begun >= RESIDENCE_SECONDS + NOTICE_SECONDS

@@ -147,6 +147,25 @@ async def test_body_without_model_is_400(table: Bench, path: str) -> None:
         shaped(path, response, "invalid_parameter")
 
 
+@pytest.mark.parametrize("path", PATHS)
+async def test_known_models_are_named_where_the_body_names_none(table: Bench, path: str) -> None:
+    await table.serve()
+    for body, named in (({}, True), ({"model": None}, True), ({"model": ""}, True), ({"model": 7}, False)):
+        response = await table.call(request("POST", path, body))
+        assert ("Models here: m." in shaped(path, response, "invalid_parameter")) is named, body
+    response = await table.call(request("POST", path, {"model": "m", "stream": 7}))
+    assert "Models here" not in shaped(path, response, "invalid_parameter")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_the_first_byte_that_is_not_utf_8_is_named(table: Bench, path: str) -> None:
+    await table.serve()
+    for body, byte in ((b'{"model": "\xff"}', "byte 11 is 0xff"), (b"\xfe", "byte 0 is 0xfe")):
+        message = shaped(path, await table.call(request("POST", path, body)), "invalid_json")
+        assert byte in message
+        assert "UTF-8" in message
+
+
 BAD_JSON = {
     "empty": b"",
     "half": b'{"model": "m"',

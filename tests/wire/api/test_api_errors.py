@@ -24,6 +24,11 @@ CONTEXT = {
         "n_ctx": 4096,
     }
 }
+LONGER = (
+    "This model's maximum context length is 4096 tokens. However, your request has 5000 tokens. Shorten it. The owner "
+    "of the node that serves the model can raise the limit with --ctx-size, up to the context that the model was made "
+    "for."
+)
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
@@ -65,7 +70,8 @@ def test_translate_error_turns_an_oversized_input_into_400(api: Api) -> None:
     status, body = translate_error(api, 500, engine)
     error = body["error"]
     assert (status, error["code"]) == (400, "context_length_exceeded")
-    assert error["message"] == "The input has 600 tokens; the limit of this model is 512."
+    assert error["message"].startswith("This model's maximum context length is 512 tokens.")
+    assert "600 tokens" in error["message"]
     assert (error["n_prompt_tokens"], error["n_ctx"]) == (600, 512)
 
 
@@ -96,9 +102,9 @@ def test_translate_error_keeps_known_fields() -> None:
     status, body = translate_error(Api.CHAT, 400, json.dumps(CONTEXT).encode())
     assert status == 400
     assert body["error"] == {
-        "message": "request exceeds the available context size",
-        "type": "exceed_context_size_error",
-        "param": None,
+        "message": LONGER,
+        "type": "invalid_request_error",
+        "param": "messages",
         "code": "context_length_exceeded",
         "n_prompt_tokens": 5000,
         "n_ctx": 4096,
@@ -106,7 +112,7 @@ def test_translate_error_keeps_known_fields() -> None:
     _, body = translate_error(Api.MESSAGES, 400, json.dumps(CONTEXT).encode(), request_id="req_1")
     assert body["request_id"] == "req_1"
     assert body["error"]["type"] == "invalid_request_error"
-    assert body["error"]["message"].startswith("prompt is too long: 5000 tokens > 4096 maximum. request exceeds")
+    assert body["error"]["message"].startswith("prompt is too long: 5000 tokens > 4096 maximum. Shorten it.")
     assert body["error"]["n_ctx"] == 4096
 
 

@@ -32,6 +32,45 @@ def kept(api: Api, field: str, value: Any) -> Any:
 
 
 @APIS
+@pytest.mark.parametrize("value", ["kt", "edskypmxta", ["top_k", "temperature"], ["top-k", "temp", "minp"], "", []])
+def test_known_samplers_are_kept(api: Api, value: Any) -> None:
+    assert kept(api, "samplers", value) == value
+
+
+@APIS
+@pytest.mark.parametrize("value", ["i", "kit", ["infill"], ["top_k", "infill"], "q", ["x"], "kk", ["dry", "dry"], [1]])
+def test_samplers_that_stop_the_engine_or_are_left_out_by_it_are_refused(api: Api, value: Any) -> None:
+    """`infill` compares all pairs of tokens: minutes for one token of a vocabulary of 49,000."""
+    found = kept(api, "samplers", value)
+    assert isinstance(found, Refusal)
+    assert found.param == "samplers"
+
+
+LENGTHS = {
+    Api.CHAT: ("max_tokens", "max_completion_tokens", "n_predict"),
+    Api.COMPLETIONS: ("max_tokens", "n_predict"),
+    Api.RESPONSES: ("max_output_tokens",),
+    Api.MESSAGES: ("max_tokens",),
+}
+DEFINE_NONE = (Api.COMPLETIONS, Api.MESSAGES)
+
+
+@pytest.mark.parametrize(("api", "field"), [(api, field) for api, fields in LENGTHS.items() for field in fields])
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_no_tokens_are_refused_or_kept_where_an_api_defines_them(api: Api, field: str, zero: float) -> None:
+    """The engine writes one token at least."""
+    given = {"model": "m", **ASKED[api], field: zero}
+    found = prepare(api, given)
+    if api in DEFINE_NONE:
+        assert isinstance(found, Prepared)
+        assert found.body is not None
+        assert (found.body[field], found.translator is not None) == (1, True)
+    else:
+        assert isinstance(found, Refusal)
+        assert (found.param, "1 or more" in found.message) == (field, True)
+
+
+@APIS
 @pytest.mark.parametrize(
     ("field", "value", "wanted"),
     [

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from meshllm.core.routing.routes import TargetKind
+from meshllm.web.gateway.upstream_errors import UpstreamError
 from meshllm.wire.api.errors import translate_error, translate_event
 from meshllm.wire.api.routes import Api
 
@@ -39,14 +41,33 @@ def test_a_fault_of_the_caller_is_a_400(api: Api, status: int, message: str, par
         assert body["error"]["param"] == param
 
 
-@pytest.mark.parametrize(
-    "message", ["Compute error.", "The model produced output that does not match the expected peg-native format"]
-)
-def test_a_fault_of_the_server_stays_one(message: str) -> None:
-    upstream = json.dumps({"error": {"code": 500, "message": message, "type": "server_error"}}).encode()
+def test_a_fault_of_the_server_stays_one() -> None:
+    upstream = json.dumps({"error": {"code": 500, "message": "Compute error.", "type": "server_error"}}).encode()
     status, body = translate_error(Api.CHAT, 500, upstream)
     assert (status, body["error"]["type"]) == (500, "server_error")
-    assert "peg-native" not in body["error"]["message"]
+
+
+UNREADABLE = "The model produced output that does not match the expected peg-native format"
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.RESPONSES, Api.MESSAGES])
+def test_a_call_that_cannot_be_read_is_typed_and_may_be_sent_again(api: Api) -> None:
+    found = {"code": 500, "message": UNREADABLE, "type": "server_error"}
+    status, body = translate_error(api, 500, json.dumps({"error": found}).encode())
+    error = body["error"]
+    assert (status, error["code"]) == (502, "invalid_model_output")
+    assert error["type"] == ("api_error" if api.anthropic else "server_error")
+    assert "peg-native" not in error["message"]
+    event = translate_event(api, found)
+    assert b"invalid_model_output" in event
+    assert b"peg-native" not in event
+
+
+@pytest.mark.parametrize("kind", TargetKind)
+def test_a_call_that_cannot_be_read_is_not_tried_at_other_hosts(kind: TargetKind) -> None:
+    """Each sample costs as much as the first; the caller decides."""
+    status, body = translate_error(Api.CHAT, 500, json.dumps({"error": {"message": UNREADABLE}}).encode())
+    assert not UpstreamError(status, body).retryable(kind)
 
 
 def test_an_error_in_a_stream_is_translated_alike() -> None:

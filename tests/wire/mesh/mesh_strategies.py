@@ -108,6 +108,7 @@ records = st.builds(
     certificate=st.sampled_from([b"", bytes(range(158))]),
     demand=demands,
     loading=few(names),
+    room=numbers,
 ).flatmap(_with_aliases)
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
