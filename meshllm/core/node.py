@@ -192,8 +192,7 @@ class NodeCore:
     def demand_outlook(self, now: float) -> DemandOutlook | None:
         """What is to come for the mesh's demand, by what this node knows at `now`; None for a client, or without a
         mesh. Changes nothing."""
-        member = self._mesh
-        if not isinstance(member, Member):
+        if not isinstance(member := self._mesh, Member):
             return None
         lease = self._splitting.worker_lease if self._splitting is not None else None
         situation = OwnSituation(
@@ -201,6 +200,7 @@ class NodeCore:
             works_on=lease.lease.model if lease is not None else "",
             dropped={name: until - now for name, until in self._dropped.items()},
             facts=self._placement.facts(now),
+            asked=[entry.model for entry in self._demand.levels],
         )
         return outlook_of(member.claims(), self._claims, situation, now)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 
-from meshllm.core.demand.levels import MAX_DEMANDED, DemandLevel
+from meshllm.core.demand.levels import MAX_DEMANDED, DemandLevel, KeyedLevel
 from meshllm.core.ids import MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId
 from meshllm.core.membership.certificates import Certificate
 from meshllm.core.snapshot import Purpose
@@ -37,6 +37,7 @@ __all__ = [
     "BootstrapAddress",
     "DemandLevel",
     "FailureReport",
+    "KeyedLevel",
     "MeshId",
     "ModelLoad",
     "NodeId",
@@ -201,7 +202,7 @@ class NodeRecord:
     `machine`: see `machine_in`; `machine_memory`: bytes of the machine's RAM that all nodes on it have together for
     models (0: unknown, or the node offers accelerators with memory of their own). `planned`: bytes that the engine
     processes of the node may come to; `used`: bytes that they take (0: unknown).
-    `demand`: what callers of its API and its clients ask for, each model once.
+    `demand`: what callers of its API and its clients ask for, each model once, by key.
     `disk_sizes`: MiB of the models in `on_disk`, in its order (0: unknown). `loading`: models that it loads now.
     `room`: bytes that it gives to a model of its disk for which a request comes: free, or taken by models that it would
     unload for that (0: its owner lets it load none).
@@ -231,7 +232,7 @@ class NodeRecord:
     machine_memory: int = 0
     planned: int = 0
     used: int = 0
-    demand: tuple[DemandLevel, ...] = ()
+    demand: tuple[KeyedLevel, ...] = ()
     disk_sizes: tuple[int, ...] = ()
     loading: tuple[str, ...] = ()
     room: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from meshllm.core.demand.levels import keyed
 from meshllm.core.membership.authority import Authority
 from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.records import (
@@ -138,7 +139,7 @@ class OwnRecord:
                 machine_memory=facts.machine_memory,
                 planned=facts.planned,
                 used=facts.used,
-                demand=facts.demand,
+                demand=keyed(facts.demand),
                 disk_sizes=facts.disk_sizes,
                 loading=facts.loading,
                 room=facts.room,

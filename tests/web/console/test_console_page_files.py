@@ -215,9 +215,9 @@ async def test_openapi_document_lists_all_endpoints(server: PageServer) -> None:
         "/api/key",
         "/api/downloads",
         "/api/attach",
-        "/api/models/library",
         "/api/models/load",
         "/api/models/drop",
+        "/api/models/library",
         "/api/openapi.json",
     }
     schemas = described["components"]["schemas"]

@@ -144,7 +144,7 @@ def test_codec_bytes_are_stable() -> None:
         + NODE.hex()
         + "0102c410"
         + MESH.hex()
-        + "a161a092010190909090900090c2900090c290c400c40000000090909000"
+        + "a161a092010190909090900090c2900090c290c400c400000000c400909000"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
