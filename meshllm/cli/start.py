@@ -85,7 +85,11 @@ def check(settings: Settings) -> None:
     """Raise UsageError for options that exclude each other."""
     from meshllm.errors import UsageError
 
-    memory = ((settings.max_memory, "--max-vram"), (settings.devices, "--device"))
+    memory = (
+        (settings.on_demand, "--on-demand"),
+        (settings.max_memory, "--max-vram"),
+        (settings.devices, "--device"),
+    )
     for given, option in ((settings.models, "--model"), (settings.backends, "--backend"), *memory):
         if settings.client and given:
             raise UsageError(
@@ -109,8 +113,8 @@ def check(settings: Settings) -> None:
         raise UsageError("--split needs a --model.", advice="Add --model NAME.")
     if settings.chat_template is not None:
         _check_template(settings.chat_template, settings.models)
-    if settings.context is not None and not settings.models:
-        raise UsageError("--ctx-size needs a --model.", advice="Add --model NAME.")
+    if settings.context is not None and not settings.models and not settings.on_demand:
+        raise UsageError("--ctx-size needs a --model or --on-demand.", advice="Add --model NAME.")
 
 
 def _check_template(path: Path, models: tuple[str, ...]) -> None:

@@ -48,6 +48,16 @@ IdleUnload = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+OnDemand = Annotated[
+    bool | None,
+    typer.Option(
+        "--on-demand/--no-on-demand",
+        show_default=False,
+        help="List the models on this disk in the mesh, and load one when a request comes. The least recently used one "
+        "makes room. Default: if this node joins a mesh without --model.",
+        rich_help_panel=SERVE,
+    ),
+]
 Alias = Annotated[
     list[str] | None,
     typer.Option(
@@ -275,6 +285,14 @@ Json = Annotated[
     bool,
     typer.Option(
         "--json", help="Write JSON lines to standard output and to the log file, for services.", rich_help_panel=OUTPUT
+    ),
+]
+UntilDetached = Annotated[
+    bool,
+    typer.Option(
+        "--until-detached",
+        hidden=True,  # how the launchers of agents start a node
+        help="End once standard input is closed and no launcher of an agent is attached.",
     ),
 ]
 Verbose = Annotated[

@@ -28,7 +28,6 @@ from meshllm.core.records import (
     MAX_DEVICES,
     MAX_LOADING,
     MAX_ON_DISK,
-    MAX_SERVED,
     MAX_SPLITS,
     MAX_WANTED,
     ModelLoad,
@@ -41,9 +40,11 @@ from meshllm.core.records import (
 from meshllm.core.serving import next_step
 from meshllm.core.serving.demand_outlook import DemandOutlook, OwnSituation, outlook_of
 from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
-from meshllm.core.serving.local_models import LocalModels
+from meshllm.core.serving.disk_models import DiskModels
+from meshllm.core.serving.local_models import LocalModels, is_unloaded
 from meshllm.core.serving.placement import MIB, PlacementView, may_be_taken
 from meshllm.core.serving.pressure import PressureWatch
+from meshllm.core.serving.published_models import published_models
 from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.corrections import Correction
@@ -79,10 +80,12 @@ class NodeCore:
         idle_unload: float | None = None,
         dropped: Mapping[str, float] | None = None,
         corrections: tuple[Correction, ...] = (),
+        on_demand: bool | None = None,
     ) -> None:
         """Without `config` this node is in no mesh. With `config`, `rng` is required. `idle_unload`: models are
         unloaded when they have been idle for so many seconds (None: never). `dropped`: models that the owner dropped in
-        an earlier run, and until when that counts. `corrections`: what forecasts of splits learned in earlier runs."""
+        an earlier run, and until when that counts. `corrections`: what forecasts of splits learned in earlier runs.
+        `on_demand`: a request for a model of the disk loads it (None: if this is a node of a mesh that is not idle)."""
         self._backends: dict[str, BackendState] = {}
         # Models requested from the mesh, and since when no other node has served each (None: one does, or unknown).
         self._requested: dict[str, float | None] = {}
@@ -92,6 +95,9 @@ class NodeCore:
         self._loads: tuple[ModelLoad, ...] = ()
         self._placement = DemandPlacement()
         self._claims = LoadingClaims()
+        if on_demand is None:
+            on_demand = config is not None and config.role is Role.NODE and not config.idle
+        self._disk = DiskModels(allowed=on_demand)
         self._pressure = PressureWatch()
         self._pressure_new = False
         self._pressure_due: float | None = None
@@ -186,8 +192,7 @@ class NodeCore:
     def demand_outlook(self, now: float) -> DemandOutlook | None:
         """What is to come for the mesh's demand, by what this node knows at `now`; None for a client, or without a
         mesh. Changes nothing."""
-        member = self._mesh
-        if not isinstance(member, Member):
+        if not isinstance(member := self._mesh, Member):
             return None
         lease = self._splitting.worker_lease if self._splitting is not None else None
         situation = OwnSituation(
@@ -195,12 +200,14 @@ class NodeCore:
             works_on=lease.lease.model if lease is not None else "",
             dropped={name: until - now for name, until in self._dropped.items()},
             facts=self._placement.facts(now),
+            asked=[entry.model for entry in self._demand.levels],
         )
         return outlook_of(member.claims(), self._claims, situation, now)
 
     # -- deciding
 
     def _decide(self, now: float) -> list[c.Command]:
+        self._placement.expire(now)
         self._local.expected = tuple(name for name in self._requested if not self._served_elsewhere(name))
         todo = [*self._local.decide(now), *self._probes(now)]
         times = [self._local.next_deadline(now)]
@@ -246,6 +253,7 @@ class NodeCore:
             self._splitting.worker_lease if self._splitting is not None else None,
             tuple(self._dropped.items()),
             self._local.idle_unload,
+            tuple(self._available()),
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
@@ -319,25 +327,7 @@ class NodeCore:
 
     def _own_facts(self) -> OwnFacts:
         """What this node publishes. The signer cuts what exceeds the size of a record."""
-        served = [
-            # Without slots, peers prefer a host that has the model loaded.
-            ServedModel(
-                m.name,
-                m.facts.purpose,
-                run.context_length,
-                run.slots * loaded,
-                m.facts.size,
-                m.facts.vision,
-                on_demand=m.origin is ModelOrigin.MESH,
-                movable=m.name == self._placement.model and self._placement.movable,
-                pressed=m.name in self._pressure.pressed,
-            )
-            for m in self._local.models.values()
-            if m.wanted
-            and ((loaded := m.server is ServerPhase.SERVING) or m.reloads)
-            and m.facts is not None
-            and (run := m.server_facts or m.last_run) is not None
-        ][:MAX_SERVED]
+        served = published_models(self._local.models.values(), self._placement.movable, self._pressure.pressed)
         names = {model.name for model in served}
         pooled = [name for b in self._backends.values() if b.healthy for name in b.models if name not in names]
         served += [ServedModel(name) for name in list(dict.fromkeys(pooled))[:MAX_BACKEND_MODELS]]
@@ -351,11 +341,11 @@ class NodeCore:
         ]
         sizes = (*self._machine.model_sizes, *[0] * len(self._machine.models))
         named = zip(self._machine.models, sizes, strict=False)
-        disk = [(name, size) for name, size in named if name not in self._dropped][:MAX_ON_DISK]
+        disk = [(name, size) for name, size in named if self._may_take(name)][:MAX_ON_DISK]
         return OwnFacts(
             serves=tuple(served),
             wants=tuple(dict.fromkeys([*wants, *self._requested]))[:MAX_WANTED],
-            # The other nodes must not count on this one for a model that its owner dropped.
+            # The other nodes must not count on this one for a model that its owner dropped, or that failed here.
             on_disk=tuple([name for name, _ in disk]),
             aliases=self._machine.aliases,
             loads=self._loads,
@@ -370,6 +360,7 @@ class NodeCore:
             demand=self._demand.levels,
             disk_sizes=tuple([size // MIB for _, size in disk]) if self._machine.model_sizes else (),
             loading=self._loading(),
+            room=0 if self._leased else self._disk.room,
         )
 
     def _planned_memory(self) -> int:
@@ -444,7 +435,7 @@ class NodeCore:
             return False
         if next_step.phase(self._local.engine, model) is ModelPhase.FAILED:
             return False
-        if model.name == self._placement.model:
+        if model.name in self._placement.taken:
             return True
         # A download takes long, and a split waits for other nodes: meanwhile another node may serve it.
         alone = model.split is None or model.server is ServerPhase.STARTING
@@ -460,7 +451,7 @@ class NodeCore:
         return changed
 
     def _follow_demand(self, now: float) -> list[c.Command]:
-        """Take a model that the mesh wants, or leave the one that was taken."""
+        """Take a model that the mesh wants, or leave one that was taken."""
         member, placement = self._mesh, self._placement
         if not isinstance(member, Member) or self._stopping or not (placement.busy or self._is_free(member)):
             self._placement_at = None
@@ -470,26 +461,24 @@ class NodeCore:
         if now < self._placement_at:
             return []
         self._placement_at = now + PLACEMENT_SECONDS
-        model = self._local.models.get(placement.model)
-        if model is None or not model.wanted or model.origin is not ModelOrigin.MESH:
-            placement.forget()  # the owner's word outranks the demand
-            model = None
+        models = {m.name: m for m in self._local.models.values() if m.wanted and m.origin is ModelOrigin.MESH}
+        taken = {name: model for name, model in models.items() if name in placement.taken}
+        placement.keep(taken)  # the owner's word outranks the demand
         claims = member.claims()
         records = self._claims.believed([claim.record for claim in claims[1:]], now)
         owned = {claim.record.node for claim in claims if claim.owned}
+        failed = {n: m.reason for n, m in taken.items() if next_step.phase(self._local.engine, m) is ModelPhase.FAILED}
         step = placement.decide(
             PlacementView([member.record, *records], scores(claims), owned),
             member.record,
             now,
             free=self._is_free(member),
-            serving=model is not None and (model.server is ServerPhase.SERVING or model.reloads),
-            failed=model is not None and next_step.phase(self._local.engine, model) is ModelPhase.FAILED,
+            serving=[name for name, m in taken.items() if m.server is ServerPhase.SERVING or m.reloads],
+            failed=failed,
         )
         if step.take:
             self._local.want(step.take, ModelOrigin.MESH)
         if step.release:
-            if model is not None and model.reason:
-                placement.failed(step.release, model.reason)
             self._local.drop(step.release, RELEASED, "Retry.")
         if not step.changed:
             return []
@@ -498,10 +487,31 @@ class NodeCore:
 
     def _is_free(self, member: Member) -> bool:
         """Whether this node could take a model: a standby with models on its disk that is no worker."""
-        if self._local.models or self._backends or self._requested:
+        if self._backends or self._requested or not all(map(is_unloaded, self._local.models.values())):
             return False
-        leased = self._splitting is not None and self._splitting.worker_lease is not None
-        return bool(self._machine.models) and member.joined and not member.record.idle and not leased
+        return bool(self._machine.models) and member.joined and not member.record.idle and not self._leased
+
+    # -- models of the disk that requests load
+
+    @property
+    def _leased(self) -> bool:
+        return self._splitting is not None and self._splitting.worker_lease is not None
+
+    def _may_take(self, model: str) -> bool:
+        """Whether the mesh may have this node serve `model` of its disk, as far as the owner and failures say."""
+        return model not in self._dropped and model not in self._placement.avoided
+
+    def _available(self) -> list[str]:
+        """The models of the disk, none of them served here, that a request makes this node load."""
+        idle = not (self._stopping or self._leased)
+        return self._disk.available(self._machine, self._local.models.keys(), self._may_take) if idle else []
+
+    def _take_requested(self, model: str, now: float) -> bool:
+        """A caller requests `model`: load it, if it is on the disk and this node may. Whether it does."""
+        if takes := model in self._available():
+            self._local.want(model, ModelOrigin.MESH)
+            self._placement.take(model, now)
+        return takes
 
     # -- events of this node
 
@@ -524,6 +534,8 @@ class NodeCore:
                 self._local.speed = quantise(event.bytes_per_second, self._local.speed)
             case e.DropWanted():
                 self._drop(event.model, now)
+            case e.ModelRequested():
+                return self._take_requested(event.model, now)
             case e.LoadsChanged():
                 self._loads = event.loads
                 self._pressure_new = True
@@ -549,6 +561,7 @@ class NodeCore:
             self._free_memory = event.memory
             machine = machine.with_memory(event.memory, event.devices)
             self._local.memory_observed(event.memory, now)
+            self._disk.observe(event.memory, self._local.models.values())
         if event.machine_memory is not None:
             machine = machine.with_machine_memory(event.machine_memory)
         if event.used is not None:

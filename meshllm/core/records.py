@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 
-from meshllm.core.demand.levels import MAX_DEMANDED, DemandLevel
+from meshllm.core.demand.levels import MAX_DEMANDED, DemandLevel, KeyedLevel
 from meshllm.core.ids import MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId
 from meshllm.core.membership.certificates import Certificate
 from meshllm.core.snapshot import Purpose
@@ -37,6 +37,7 @@ __all__ = [
     "BootstrapAddress",
     "DemandLevel",
     "FailureReport",
+    "KeyedLevel",
     "MeshId",
     "ModelLoad",
     "NodeId",
@@ -166,8 +167,8 @@ class OwnFacts:
     """What this node publishes about its models and its machine, as far as the rest of the core knows it.
 
     The fields have the meaning of those of `NodeRecord`. A change of `loads` alone never causes a new record; changes
-    of `memory`, `devices`, `splits`, `speed`, `machine_memory` and flags of `serves` cause a limited number per hour. A
-    change of `demand` waits for the next heartbeat, unless `demand_is_news`.
+    of `memory`, `devices`, `splits`, `speed`, `machine_memory`, `room` and flags of `serves` cause a limited number per
+    hour. A change of `demand` waits for the next heartbeat, unless `demand_is_news`.
     """
 
     serves: tuple[ServedModel, ...] = ()
@@ -185,6 +186,7 @@ class OwnFacts:
     demand: tuple[DemandLevel, ...] = ()
     disk_sizes: tuple[int, ...] = ()
     loading: tuple[str, ...] = ()
+    room: int = 0
     demand_is_news: bool = False
 
 
@@ -200,8 +202,10 @@ class NodeRecord:
     `machine`: see `machine_in`; `machine_memory`: bytes of the machine's RAM that all nodes on it have together for
     models (0: unknown, or the node offers accelerators with memory of their own). `planned`: bytes that the engine
     processes of the node may come to; `used`: bytes that they take (0: unknown).
-    `demand`: what callers of its API and its clients ask for, each model once.
+    `demand`: what callers of its API and its clients ask for, each model once, by key.
     `disk_sizes`: MiB of the models in `on_disk`, in its order (0: unknown). `loading`: models that it loads now.
+    `room`: bytes that it gives to a model of its disk for which a request comes: free, or taken by models that it would
+    unload for that (0: its owner lets it load none).
     """
 
     node: NodeId
@@ -228,9 +232,10 @@ class NodeRecord:
     machine_memory: int = 0
     planned: int = 0
     used: int = 0
-    demand: tuple[DemandLevel, ...] = ()
+    demand: tuple[KeyedLevel, ...] = ()
     disk_sizes: tuple[int, ...] = ()
     loading: tuple[str, ...] = ()
+    room: int = 0
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

@@ -212,6 +212,8 @@ class Snapshot:
     dropped: tuple[tuple[str, float], ...] = ()
     # Models that have been idle for so many seconds are unloaded (None: never).
     idle_unload: float | None = None
+    # Models of the disk, none of them in `models`, that this node loads when they are requested.
+    available: tuple[str, ...] = ()
 
     def model(self, name: str) -> ModelState | None:
         """The model with exactly that name on this node."""

@@ -29,6 +29,8 @@ from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelOrigin, ModelState, Snapshot
 from meshllm.core.split.lease import Lease
 from meshllm.daemon import dropped_models, port_holder, sandbox_facts
+from meshllm.daemon.alias_check import AliasCheck
+from meshllm.daemon.attachments import Attachments
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
@@ -192,7 +194,7 @@ class App:
         guard = KeyGuard(lambda event, address: self._audit.write(event, address=address))
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
-        self._drains = Drains(self._is_busy)
+        self._drains = Drains(lambda *process: self._gateway.is_busy(*process))  # noqa: PLW0108 - it is made later
         supervisor = self._supervisor = Supervisor(
             wanted,
             keys,
@@ -219,6 +221,7 @@ class App:
             models=lambda: models,
             token=self._token,
             audit=lambda event, fields: self._audit.write(event, **fields),
+            attach=Attachments(lambda: self._stopping, ends=settings.until_detached).begin(stack).attach,
         )
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)
@@ -238,6 +241,8 @@ class App:
             aliases=dict(settings.aliases),
         )
         stack.push_async_callback(self._gateway.close)
+        self._alias_check = AliasCheck(self._gateway.unknown_aliases)
+        stack.callback(self._alias_check.close)
         self._stopping = Stopping(self._gateway, self._post, self._show, self._console.changed, stack)
         self.loop_lag = LoopLag()
         self.loop_lag.start()
@@ -382,6 +387,7 @@ class App:
             idle_unload=self._settings.idle_unload,
             dropped=dropped,
             corrections=session.corrections() if session is not None else (),
+            on_demand=session.on_demand if session is not None else self._settings.loads_on_demand(founded=True),
         )
 
         def execute(command: c.Command) -> None:
@@ -461,9 +467,6 @@ class App:
         self._supervisor.measure_splits(self._draft_stats.current(), split)
         self._console.changed()
 
-    def _is_busy(self, model: str, generation: int) -> bool:
-        return self._gateway.is_busy(model, generation)
-
     def _worked(self) -> None:
         """Requests of the engines here began or ended."""
         self._drains.changed()
@@ -507,7 +510,11 @@ class App:
             loads=[_target_load(queue) for queue in self._gateway.target_queues()],
             transports=session.vias() if session is not None else {},
             mesh_reason=self._no_mesh_reason,
-            notices=(*self._settings.notices, *(session.notices if session is not None else ())),
+            notices=(
+                *self._settings.notices,
+                *self._alias_check.notices,
+                *(session.notices if session is not None else ()),
+            ),
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._planner.machine(),
             drafts=self._draft_stats.counts(),

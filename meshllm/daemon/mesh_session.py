@@ -117,6 +117,8 @@ class MeshSession:
         invited = self._choice.invite
         rights = invited[1].rights if invited is not None else found.keys.rights
         role = Role.CLIENT if settings.client or not rights & NODE_RIGHTS else Role.NODE
+        founded = found.state.founded and not self._choice.foreign
+        self.on_demand = settings.loads_on_demand(founded=founded)
         self.config = MeshConfig(
             node=found.identity.node,
             mesh=self._choice.mesh,
@@ -126,7 +128,7 @@ class MeshSession:
             software=f"mesh-llm {__version__}",
             protocol=PROTOCOL,
             sign=signer(found.identity.sign),
-            idle=found.state.founded and not self._choice.foreign,
+            idle=not self.on_demand and (founded or settings.on_demand is False),
             authority=found.keys.authority,
             certificate=b"" if found.keys.certificate is None else found.keys.certificate.data,
             rights=found.keys.rights,
@@ -134,8 +136,7 @@ class MeshSession:
             moved=found.moved,
             rejoins=bool(found.state.peers) and not self._choice.foreign,
             machine=identity.machine(),
-            lease_refusal=lease_refusal
-            or owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
+            lease_refusal=lease_refusal or owner_refusal(settings, founded=founded),
         )
         self._observed = ObservedAddresses()
         self._admission = MemberAdmission(

@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 from meshllm.core import events as e
 from meshllm.core.memory.devices import MachineMemory
+from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.snapshot import ServerPhase, Snapshot
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.start_wishes import check_same, find_model
 from meshllm.daemon.supervisor import Supervisor
-from meshllm.errors import MeshError, UnknownModel, UsageError
+from meshllm.errors import AmbiguousModel, MeshError, UnknownModel, UsageError
 from meshllm.util.threads import in_thread
 from meshllm.web.console.model_acts import LoadBegun, ModelLibrary
+
+# Names that an error message lists.
+MAX_SHOWN = 10
 
 
 class OwnerModels:
@@ -37,9 +41,11 @@ class OwnerModels:
         if self._settings.client:
             raise UsageError("This node is a client: it serves no models.", advice="Start it without --client.")
         snapshot = self._snapshot()
-        known = _named(text, [model.name for model in snapshot.models])
-        if known is not None:
+        names = self._names([*(model.name for model in snapshot.models), *snapshot.available])
+        known = _one_of(names, text)
+        if known is not None and snapshot.model(known) is not None:
             return self._begin(known)
+        text = known or names.meant(text.strip())
         home, mesh = self._settings.home, snapshot.mesh
         joins = mesh is not None and bool(mesh.peers)
         name, source = await in_thread(lambda stop: find_model(text, home, joins=joins), "look for a model")
@@ -47,6 +53,10 @@ class OwnerModels:
             check_same(name, {name: self._supervisor.source(name)}, source)
         self._supervisor.request(name, source)
         return self._begin(name)
+
+    def _names(self, known: list[str]) -> ModelNames:
+        """Names by the rule of the API."""
+        return ModelNames(known, dict(self._settings.aliases))
 
     def _begin(self, name: str) -> LoadBegun:
         snapshot = self._snapshot()
@@ -59,11 +69,13 @@ class OwnerModels:
         """Stop serving the model that `text` means, once its answers have ended; returns its name. Raises MeshError."""
         snapshot = self._snapshot()
         here = [model.name for model in snapshot.models if model.wanted] + list(snapshot.wants)
-        name = _named(text, here)
+        names = self._names(here)
+        name = _one_of(names, text)
         if name is None:
             home = self._settings.home
             try:
-                name = (await in_thread(lambda stop: find_model(text, home, joins=False), "look for a model"))[0]
+                meant = names.meant(text.strip())
+                name = (await in_thread(lambda stop: find_model(meant, home, joins=False), "look for a model"))[0]
             except MeshError:
                 name = text
         if name not in here:
@@ -80,7 +92,12 @@ class OwnerModels:
         return await in_thread(lambda stop: model_library(machine), "list models")
 
 
-def _named(text: str, names: list[str]) -> str | None:
-    """The one of `names` that `text` is, in any case; None if there is none."""
-    exact = [name for name in names if name == text.strip()]
-    return next(iter(exact or [name for name in names if name.casefold() == text.strip().casefold()]), None)
+def _one_of(names: ModelNames, text: str) -> str | None:
+    """The name that `text` means; None if it means none. Raises AmbiguousModel."""
+    asked = text.strip()
+    if several := names.candidates(asked):
+        shown = ", ".join(several[:MAX_SHOWN])
+        raise AmbiguousModel(
+            f"{asked[:200]!r} can mean {shown}.", advice="Use one of these names.", candidates=several[:MAX_SHOWN]
+        )
+    return names.find(asked) if names.is_known(asked) else None

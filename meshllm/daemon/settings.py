@@ -45,8 +45,9 @@ class Settings:
 
     `models`: names or paths as given; the first runs here, the others are requested from the mesh and run here if no
     other node takes them (`serve_all`: all run here at once). `idle_unload`: models that are idle for so many seconds
-    are unloaded (None: never). `invites`: all of one mesh; `notices`: what the user should know about them. `client`:
-    only use the mesh. `bind_port`: UDP; None is
+    are unloaded (None: never). `on_demand`: a request loads a model of the disk (None: if this node joins a mesh and
+    has no model or backend of its own). `invites`: all of one mesh; `notices`: what the user should know about them.
+    `client`: only use the mesh. `bind_port`: UDP; None is
     the last one used, or any free one. `node_name`: shown to other nodes. `max_clients`: clients that this node admits.
     `draft`: draft model for the first of `models`; `drafts`: whether draft models may be used; `speculation`: whether
     speculative decoding is used at all.
@@ -63,7 +64,8 @@ class Settings:
     `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
     `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
-    `command`: how to start this node again.
+    `until_detached`: end once standard input is closed and no launcher of an agent is attached. `command`: how to
+    start this node again.
     """
 
     home: Path
@@ -98,5 +100,13 @@ class Settings:
     lease_cache: int | None = None
     serve_all: bool = False
     idle_unload: float | None = None
+    on_demand: bool | None = None
     chat_template: Path | None = None
+    until_detached: bool = False
     command: StartCommand = StartCommand()
+
+    def loads_on_demand(self, *, founded: bool) -> bool:
+        """Whether requests load models of the disk. `founded`: this node began its mesh, or is in none."""
+        if self.client:
+            return False
+        return not (founded or self.models or self.backends) if self.on_demand is None else self.on_demand

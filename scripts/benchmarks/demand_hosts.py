@@ -1,4 +1,4 @@
-"""A model without a host: its only host is killed, or nobody has asked for it yet (`scripts/bench demand`)."""
+"""A model without a host: its only host is killed, or no caller has asked for it yet (`scripts/bench demand`)."""
 
 from __future__ import annotations
 

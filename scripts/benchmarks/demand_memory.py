@@ -78,7 +78,7 @@ def _engine(node: Node, model: str) -> dict[str, Any]:
 
 def _taken(pid: int) -> int:
     """Bytes of RAM of an engine process, with all of its model's file: pages that were not needed yet, such as words
-    that nobody has said, come with the next requests. Pages of libraries count for each process, as in the plans."""
+    of no prompt so far, come with the next requests. Pages of libraries count for each process, as in the plans."""
     regions = psutil.Process(pid).memory_maps(grouped=True)
     files = {region.path for region in regions if region.path.endswith(".gguf")}
     others = sum(region.rss for region in regions if region.path not in files)

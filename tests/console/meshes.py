@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from threading import Event, Thread
 
-from meshllm.core.demand.levels import DemandLevel
+from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.demand.mesh_demand import DemandClaim
 from meshllm.core.membership.views import ClientView, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.memory.devices import Device, MachineMemory
@@ -229,7 +229,7 @@ class Stage:
             return None
         records = [mesh.record, *(view.record for view in mesh.peers if view.status is PeerStatus.ALIVE)]
         claims = [DemandClaim(record, record.node, owned=True) for record in records]
-        return outlook_of(claims, LoadingClaims(), OwnSituation(free=False), 0.0)
+        return outlook_of(claims, LoadingClaims(), OwnSituation(free=False, asked=("Mixtral-8x22B-Q4_K_M",)), 0.0)
 
     def status(self) -> NodeStatus:
         """The status of the state."""
@@ -333,7 +333,7 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
         memory=56 * GB,
         serves=(ServedModel("Qwen3-8B-Q4_K_M", Purpose.GENERATE, 32768, 4, int(4.7 * GB)),),
         wants=("Llama-3.3-70B-Instruct-Q4_K_M",),
-        demand=(DemandLevel("Qwen3-8B-Q4_K_M", 4), DemandLevel("Mixtral-8x22B-Q4_K_M", 2)),
+        demand=keyed([DemandLevel("Qwen3-8B-Q4_K_M", 4), DemandLevel("Mixtral-8x22B-Q4_K_M", 2)]),
     )
     mesh = MeshView(HERE, MESH, Role.NODE, JoinPhase.JOINED if peers else JoinPhase.ALONE, record=record, peers=peers)
     models = [served("Qwen3-8B-Q4_K_M", 4.7, 32768, 9.2)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from meshllm.core.demand.levels import DemandLevel
+from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.membership.views import PeerView
 from meshllm.core.snapshot import Snapshot
 from meshllm.errors import EnvironmentFailure
@@ -226,7 +226,7 @@ def test_nodes_view_says_what_each_node_does_next(stage: Stage, visitor: Visitor
 
     def asking(peers: tuple[PeerView, ...]) -> tuple[PeerView, ...]:
         first, second, *rest = peers
-        wanted = replace(first.record, demand=(DemandLevel("gemma", 3),))
+        wanted = replace(first.record, demand=keyed([DemandLevel("gemma", 3)]))
         holder = replace(second.record, on_disk=("gemma",), idle=False, serves=())
         return (replace(first, record=wanted), replace(second, record=holder), *rest)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshllm.core.demand.levels import DemandLevel
+from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.certificates import (
     ALL_RIGHTS,
@@ -126,7 +126,7 @@ def _records() -> Iterator[bytes]:
             addresses=(PeerAddress("192.0.2.1", 4000), PeerAddress("2001:db8::1", 4001)),
             serves=(ServedModel("Qwen3-8B", None, 32768, 4, 5 << 30, True),),
             wants=("Qwen3-32B",),
-            demand=(DemandLevel("Qwen3-8B", 3), DemandLevel("Qwen3-32B", 1)),
+            demand=keyed([DemandLevel("Qwen3-8B", 3), DemandLevel("Qwen3-32B", 1)]),
             on_disk=("a", "b"),
             disk_sizes=(700, 0),
             loading=("a",),

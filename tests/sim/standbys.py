@@ -34,12 +34,12 @@ class Outcome:
     left: int
 
 
-def play(seed: int) -> Outcome:
-    """Let the nodes start, and the model be asked for, at random times."""
+def play(seed: int, *, delay: float = 0.0, spread: float = 0.0) -> Outcome:
+    """Let the nodes start, and the model be asked for, at random times. `delay`: the longest one of a message;
+    `spread`: how long before or after the model is asked for its files are found (seconds; 0: drawn)."""
     rng = random.Random(seed)
-    network = Network(
-        random.Random(seed + 1), delay=(0.005, rng.choice([0.04, 0.3, 1.0])), loss=rng.choice([0.0, 0.1, 0.3])
-    )
+    delay, loss = delay or rng.choice([0.04, 0.3, 1.0]), rng.choice([0.0, 0.1, 0.3])
+    network = Network(random.Random(seed + 1), delay=(0.005, delay), loss=loss)
     simulation = Simulation(seed, network, skew=0.01)
     begun: set[int] = set()
 
@@ -58,12 +58,14 @@ def play(seed: int) -> Outcome:
     simulation.add(NODES)
     simulation.start(0)
     asked = rng.uniform(9.0, 15.0)
+    # Two standbys that find their files at nearly the same moment decide at nearly the same moments: the record of the
+    # first one has not arrived yet. Else views differ until the records have arrived.
+    spread = spread or rng.choice([0.05, 0.5, 4.0])
     for index in range(1, NODES):
         simulation.at(rng.uniform(0.0, 8.0), simulation.start, index, [simulation.nodes[0].way()])
         models = (MODEL,) if index in STANDBYS else ("other",)
         observed = e.MachineObserved(8 << 30, models=models, model_sizes=(SIZE,))
-        # The files may be found before or after the model is asked for: views differ until the records have arrived.
-        simulation.at(asked + rng.uniform(-4.0, 4.0), simulation.tell, index, observed)
+        simulation.at(asked + rng.uniform(-spread, spread), simulation.tell, index, observed)
     simulation.at(asked, simulation.tell, 0, e.ModelsAsked(((MODEL, 1),)))
     for _ in range(20):  # a name counts once its node is known; callers ask again
         simulation.at(asked + rng.uniform(0.0, 30.0), simulation.tell, 0, e.ModelsAsked(((MODEL, 1),)))

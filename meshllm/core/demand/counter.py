@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from meshllm.core.demand.levels import (
     HALF_LIFE_SECONDS,
@@ -127,7 +128,10 @@ class DemandCounter:
         return total
 
 
-def scaled(requests: Mapping[str, float], most: float) -> dict[str, float]:
+Model = TypeVar("Model")
+
+
+def scaled(requests: Mapping[Model, float], most: float) -> dict[Model, float]:
     """`requests` by model, each smaller by the same factor if together they are more than `most`."""
     total = sum(requests.values())
     factor = most / total if total > most else 1.0

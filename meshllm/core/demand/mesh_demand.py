@@ -1,5 +1,8 @@
 """The demand of the mesh: what the records of its living nodes ask for, added up.
 
+Records name demanded models by keys (`levels.py`); names are those that the living nodes serve, want or have on their
+disks, and those that this node's callers ask for. Demand for other models is left out: no node can serve them.
+
 `totals` is for people. `scores` is for placement, where what one voice can claim is bounded: a voice is a node, or all
 nodes that one member without the right to admit invited. Each counts with a limited number of requests, however many
 models, levels and nodes it claims. `firm` leaves out the largest voice that is none of the owner's machines, so that no
@@ -13,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from meshllm.core.demand.counter import scaled
-from meshllm.core.demand.levels import requests_of
+from meshllm.core.demand.levels import model_key, requests_of
 from meshllm.core.records import NodeId, NodeRecord
 
 # What a standing wish (`--model`) counts in a voice's demand, in requests.
@@ -54,50 +57,63 @@ class DemandScore:
     firm: float
 
 
-def totals(records: Iterable[NodeRecord]) -> tuple[DemandTotal, ...]:
-    """The demand in the records of living nodes, most requests first."""
-    requests: dict[str, float] = defaultdict(float)
-    nodes: dict[str, int] = defaultdict(int)
+def totals(records: Iterable[NodeRecord], known: Iterable[str] = ()) -> tuple[DemandTotal, ...]:
+    """The demand in the records of living nodes, most requests first. `known`: more names of models."""
+    requests: dict[int, float] = defaultdict(float)
+    nodes: dict[int, int] = defaultdict(int)
     wishes: dict[str, int] = defaultdict(int)
     hosts: dict[str, int] = defaultdict(int)
+    names = set(known)
     for record in records:
         for entry in record.demand:
-            requests[entry.model] += requests_of(entry.level)
-            nodes[entry.model] += 1
+            requests[entry.key] += requests_of(entry.level)
+            nodes[entry.key] += 1
         for model in record.wants:
             wishes[model] += 1
         for model in {served.name for served in record.serves}:
             hosts[model] += 1
+        names.update(names_in(record))
     found = [
-        DemandTotal(model, int(requests[model]), nodes[model], wishes[model], hosts[model])
-        for model in nodes.keys() | wishes.keys()
+        DemandTotal(model, int(requests[key]), nodes[key], wishes[model], hosts[model])
+        for model in names
+        if (key := model_key(model)) in nodes or model in wishes
     ]
     return tuple(sorted(found, key=lambda total: (-total.requests, -total.wishes, total.model)))
 
 
-def scores(claims: Iterable[DemandClaim]) -> dict[str, DemandScore]:
-    """How much each demanded model is wanted. The order of `claims` does not matter."""
-    voices: dict[NodeId, dict[str, float]] = {}
+def scores(claims: Iterable[DemandClaim], known: Iterable[str] = ()) -> dict[str, DemandScore]:
+    """How much each demanded model is wanted. The order of `claims` does not matter. `known`: more names of models."""
+    voices: dict[NodeId, dict[int, float]] = {}
     owned: dict[NodeId, bool] = {}
+    names = set(known)
     for claim in claims:
         said = voices.setdefault(claim.voice, {})
         owned[claim.voice] = owned.get(claim.voice, True) and claim.owned
         for entry in claim.record.demand:
-            said[entry.model] = said.get(entry.model, 0.0) + requests_of(entry.level)
+            said[entry.key] = said.get(entry.key, 0.0) + requests_of(entry.level)
         for model in claim.record.wants:
-            said[model] = said.get(model, 0.0) + WISH_REQUESTS
-    score: dict[str, float] = defaultdict(float)
-    largest: dict[str, float] = defaultdict(float)
+            said[model_key(model)] = said.get(model_key(model), 0.0) + WISH_REQUESTS
+        names.update(names_in(claim.record))
+    score: dict[int, float] = defaultdict(float)
+    largest: dict[int, float] = defaultdict(float)
     # In the order of the ids: sums of floats in another order could differ, and equal views must give equal answers.
     for voice in sorted(voices):
-        for model, count in _counted(voices[voice], owned=owned[voice]).items():
-            score[model] += count
+        for key, count in _counted(voices[voice], owned=owned[voice]).items():
+            score[key] += count
             if not owned[voice]:
-                largest[model] = max(largest[model], count)
-    return {model: DemandScore(total, max(0.0, total - largest[model])) for model, total in score.items()}
+                largest[key] = max(largest[key], count)
+    found = {model: key for model in sorted(names) if (key := model_key(model)) in score}
+    return {model: DemandScore(score[key], max(0.0, score[key] - largest[key])) for model, key in found.items()}
 
 
-def _counted(said: Mapping[str, float], *, owned: bool) -> dict[str, float]:
+def names_in(record: NodeRecord) -> Iterable[str]:
+    """The models that a record names: served, requested, on the disk."""
+    yield from (model.name for model in record.serves)
+    yield from record.wants
+    yield from record.on_disk
+
+
+def _counted(said: Mapping[int, float], *, owned: bool) -> dict[int, float]:
     """What the claims of one voice count with."""
     if owned:
         return scaled(said, VOICE_REQUESTS)

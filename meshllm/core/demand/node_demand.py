@@ -12,12 +12,13 @@ from enum import Enum
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.demand.counter import REPORT_SECONDS, DemandCounter
-from meshllm.core.demand.levels import DemandLevel
+from meshllm.core.demand.levels import DemandLevel, model_key
+from meshllm.core.demand.mesh_demand import names_in
 from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.member import Member
 from meshllm.core.membership.messages import ReportDemand
 from meshllm.core.membership.participant import MeshParticipant
-from meshllm.core.records import NodeId, NodeRecord
+from meshllm.core.records import NodeId
 
 # The names of the mesh's models are collected again after this time (seconds): of a thousand nodes it takes some 5 ms.
 KNOWN_SECONDS = 5.0
@@ -88,16 +89,17 @@ class NodeDemand:
         if self._mesh is None or own is None:
             return False
         models = {entry.model for entry in self.levels if entry.model in asked}
-        models -= {entry.model for entry in own.demand}
         models -= {served.name for served in own.serves}
+        demanded = {entry.key for entry in own.demand}
+        models = {model for model in models if model_key(model) not in demanded}
         if not models:
             return False
         found: set[str] = set(own.loading)
         for record in self._mesh.alive():
             found.update(record.loading)
-            found.update(entry.model for entry in record.demand)
+            demanded.update([entry.key for entry in record.demand])
             found.update(served.name for served in record.serves)
-        return not models <= found
+        return any(model not in found and model_key(model) not in demanded for model in models)
 
     def _report(self, now: float) -> list[c.Command]:
         """A client's report, if one is due: after a change, after a change of the node, and again and again."""
@@ -126,10 +128,3 @@ class NodeDemand:
         if self._mesh is not None:
             for record in self._mesh.alive():
                 yield from names_in(record)
-
-
-def names_in(record: NodeRecord) -> Iterable[str]:
-    """The models that a record names: served, requested, on the disk."""
-    yield from (model.name for model in record.serves)
-    yield from record.wants
-    yield from record.on_disk

@@ -316,8 +316,9 @@ class Authority:
 
 def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
     """`record` without what its node has no right to offer or to ask for."""
-    if Right.SERVE not in rights and (record.serves or record.on_disk or record.aliases or record.loading):
-        record = replace(record, serves=(), loads=(), on_disk=(), aliases=(), disk_sizes=(), loading=())
+    offers = record.serves or record.on_disk or record.aliases or record.loading or record.room
+    if Right.SERVE not in rights and offers:
+        record = replace(record, serves=(), loads=(), on_disk=(), aliases=(), disk_sizes=(), loading=(), room=0)
     if Right.WORK not in rights and (record.memory or record.devices):
         record = replace(record, memory=0, devices=(), speed=0, machine_memory=0)
     if Right.HOST not in rights and record.splits:

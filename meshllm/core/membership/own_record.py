@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from meshllm.core.demand.levels import keyed
 from meshllm.core.membership.authority import Authority
 from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.records import (
@@ -138,9 +139,10 @@ class OwnRecord:
                 machine_memory=facts.machine_memory,
                 planned=facts.planned,
                 used=facts.used,
-                demand=facts.demand,
+                demand=keyed(facts.demand),
                 disk_sizes=facts.disk_sizes,
                 loading=facts.loading,
+                room=facts.room,
             )
         )
         self.changed = self.changed or facts.demand_is_news
@@ -223,5 +225,5 @@ def _without_measurements(record: NodeRecord) -> NodeRecord:
     its caches fill, and is quantised."""
     splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
     serves = tuple([replace(m, movable=False, pressed=False) if m.movable or m.pressed else m for m in record.serves])
-    quiet = replace(record, memory=0, devices=(), splits=splits, speed=0, machine_memory=0)
+    quiet = replace(record, memory=0, devices=(), splits=splits, speed=0, machine_memory=0, room=min(record.room, 1))
     return replace(quiet, demand=(), serves=serves)

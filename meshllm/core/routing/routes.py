@@ -1,21 +1,24 @@
 """The targets that can answer for a model, best first, or the reason why there are none.
 
 On this node: the engine process, then the backends in the order of the command line; then the live peers that serve the
-model. `ranking` orders the targets once the gateway knows their load. Only facts of this node refuse a request: what a
-peer says about its models only decides whether to ask that peer.
+model. `ranking` orders the targets once the gateway knows their load. A model that no node has in memory is loaded by
+the first node of `on_demand.ordered`. Only facts of this node refuse a request: what a peer says about its models only
+decides whether to ask that peer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from meshllm.core.membership.views import AwayMember, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
-from meshllm.core.records import ModelLoad, short
+from meshllm.core.records import ModelLoad, NodeId, short
+from meshllm.core.routing import on_demand
+from meshllm.core.routing.on_demand import Loader, Loaders
 from meshllm.core.serving import demand_text, next_step
 from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
-from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
+from meshllm.core.snapshot import FilePhase, ModelOrigin, ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.util.format import rough_duration
 
 # After this many failed probes in a row, callers of a backend's models get an error instead of waiting.
@@ -119,7 +122,7 @@ class ModelRoute:
     `purpose` and `vision` are known only for a model whose file is on this node. A caller waits at most `max_wait`
     seconds for a model that is COMING (None: the gateway's own limit) and then gets `timeout_message`; the time counts
     as long as `waits_for` stays the same. `dial_hosts`: an unverified node serves the model and should be dialled.
-    `loads`: the model is unloaded here, and this node loads it again for a request.
+    `loads`: the model is on this node's disk or unloaded here, and this node loads it for a request.
     `lost_reason`: why the engine here was withdrawn. `engine_failure`: why the engine process here ended, if there is
     no other yet.
     """
@@ -148,8 +151,9 @@ class MeshIndex:
     """The models of the mesh, by name; computed once for each view of the mesh.
 
     `hosts`: the offers of live peers, best first. `alive`: node ids of live peers (hexadecimal). `unverified`: models
-    of peers that are not known to live or do not answer this node. `wanted`: models requested from the mesh. `last`:
-    the member that is away and served the model last.
+    of peers that are not known to live or do not answer this node; `unmet`: those of peers that were never seen alive.
+    `wanted`: models requested from the mesh. `last`: the member that is away and served the model last. `loaders`: the
+    live peers that may load models for requests; `peers`: those by id.
     """
 
     hosts: Mapping[str, tuple[TargetOffer, ...]]
@@ -157,6 +161,9 @@ class MeshIndex:
     unverified: frozenset[str]
     wanted: frozenset[str]
     last: Mapping[str, AwayMember]
+    unmet: frozenset[str] = frozenset()
+    loaders: Loaders = field(default_factory=Loaders)
+    peers: Mapping[NodeId, PeerView] = field(default_factory=dict)
 
 
 NO_MESH = MeshIndex({}, frozenset(), frozenset(), frozenset(), {})
@@ -169,6 +176,8 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
     hosts: dict[str, list[TargetOffer]] = {}
     alive: set[str] = set()
     rumoured: set[str] = set()
+    unmet: set[str] = set()
+    peers: dict[NodeId, PeerView] = {}
     wanted: set[str] = set(mesh.record.wants) if mesh.record is not None else set()
     # A peer that does not answer this node is of no use to its callers, even if other nodes reach it.
     silent = {(c.node, c.incarnation) for c in mesh.record.failure_reports} if mesh.record is not None else set()
@@ -180,8 +189,11 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
             continue
         if peer.status is not PeerStatus.ALIVE or (peer.node, peer.record.version.incarnation) in silent:
             rumoured.update(served.name for served in peer.record.serves)
+            if peer.status is PeerStatus.UNVERIFIED:
+                unmet.update(served.name for served in peer.record.serves)
             continue
         alive.add(peer.node.hex())
+        peers[peer.node] = peer
         for offer in _offers(peer):
             hosts.setdefault(offer.target.model, []).append(offer)
     ordered = {model: tuple(sorted(_loaded(offers), key=_by_reported_load)) for model, offers in hosts.items()}
@@ -190,12 +202,15 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
         if not only_from or member.node.hex().startswith(only_from):
             for model in member.served:
                 last.setdefault(model, member)  # the last seen comes first
-    return MeshIndex(ordered, frozenset(alive), frozenset(rumoured), frozenset(wanted), last)
+    loaders = Loaders([Loader(peer.record, peer.owned) for peer in peers.values()])
+    return MeshIndex(
+        ordered, frozenset(alive), frozenset(rumoured), frozenset(wanted), last, frozenset(unmet), loaders, peers
+    )
 
 
 def _offers(peer: PeerView) -> Iterable[TargetOffer]:
     address, incarnation = peer.node.hex(), peer.record.version.incarnation
-    name = f"{peer.record.name or 'a node'} ({short(peer.node)})"
+    name = _name_of(peer)
     loads = {load.name: load for load in peer.loads or peer.record.loads}
     for served in peer.record.serves:
         target = Target(TargetKind.PEER, address, incarnation, min(served.slots, MAX_CLAIMED_SLOTS), served.name)
@@ -212,6 +227,10 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
             owned=peer.owned,
             loaded=served.loaded,
         )
+
+
+def _name_of(peer: PeerView) -> str:
+    return f"{peer.record.name or 'a node'} ({short(peer.node)})"
 
 
 def _loaded(offers: list[TargetOffer]) -> list[TargetOffer]:
@@ -231,6 +250,10 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None, now: f
         index = mesh_index(snapshot.mesh)
     here = snapshot.model(model)
     offers = (*offers_here(snapshot, model), *index.hosts.get(model, ()))
+    if any(offer.loaded for offer in offers):
+        return route_to(offers, here)
+    if not snapshot.stopping and (found := _on_demand(snapshot, model, index, offers, now)) is not None:
+        return found
     if offers:
         return route_to(offers, here)
     if here is None or snapshot.stopping:
@@ -239,6 +262,53 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None, now: f
     return (
         (_wait_for_mesh(snapshot, model, index, now) or found) if found.availability is Availability.FAILED else found
     )
+
+
+def _on_demand(
+    snapshot: Snapshot, model: str, index: MeshIndex, unloaded: tuple[TargetOffer, ...], now: float
+) -> ModelRoute | None:
+    """The route to the node that loads `model`, which no node has in memory; None if there is none. `unloaded`: the
+    peers that unloaded it."""
+    here, mesh = snapshot.model(model), snapshot.mesh
+    if here is not None and not here.reloads and _loads_here(snapshot, here):
+        return _here(snapshot, here)
+    mine = model in snapshot.available or (here is not None and here.reloads)
+    peers = {loader.record.node: loader for loader in index.loaders.of(model)}
+    for offer in unloaded:
+        node = NodeId(bytes.fromhex(offer.target.address))
+        peers.setdefault(node, Loader(index.peers[node].record, offer.owned))
+    if not (mine or peers) or model in index.unmet:
+        return None
+    if mesh is not None and mesh.settling and not unloaded:  # another node may have it in memory
+        waiting = _wait_for_mesh(snapshot, model, index, now)
+        return replace(waiting, max_wait=None) if waiting is not None and mine else None
+    own = [Loader(mesh.record, True)] if mine and mesh is not None and mesh.record is not None else []
+    order = on_demand.ordered([*peers.values(), *own], model)
+    if mine and (mesh is None or mesh.node not in order or order[0] == mesh.node):
+        if here is not None:
+            return _here(snapshot, here)
+        return replace(route_to((), None, f"loading {model}"), loads=True)
+    return route_to(tuple([_offer_to_load(index.peers[node], model) for node in order if node in peers]), here)
+
+
+def _offer_to_load(peer: PeerView, model: str) -> TargetOffer:
+    known = next((offer for offer in _offers(peer) if offer.target.model == model), None)
+    if known is not None:
+        return known
+    target = Target(TargetKind.PEER, peer.node.hex(), peer.record.version.incarnation, 0, model)
+    return TargetOffer(target, _name_of(peer), rtt=peer.rtt, owned=peer.owned, loaded=False)
+
+
+def _loads_here(snapshot: Snapshot, here: ModelState) -> bool:
+    """Whether the model is being loaded here, or loaded again: a request for it has only to wait."""
+    if here.reloads:
+        return True
+    if not here.wanted or here.file is not FilePhase.READY:
+        return False
+    if here.server is ServerPhase.NONE and here.split is not None and here.split.lease is None:
+        return False
+    loading = (ModelPhase.WAITING, ModelPhase.LOADING, ModelPhase.RESTARTING)
+    return next_step.phase(snapshot.engine, here) in loading
 
 
 def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, message: str = "") -> ModelRoute:
@@ -276,10 +346,15 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
 
 def route_here(snapshot: Snapshot, model: str) -> ModelRoute:
     """The route to `model` on this node alone, for a request of a peer: UNKNOWN without a target, so that the peer asks
-    another host, unless the model is unloaded and this node loads it again."""
+    another host, unless this node loads the model for the request, or has failed to."""
     here, offers = snapshot.model(model), offers_here(snapshot, model)
-    if not offers and here is not None and here.reloads and not snapshot.stopping:
-        return _here(snapshot, here)
+    if not offers and not snapshot.stopping:
+        if here is not None and here.wanted and (here.reloads or here.origin is ModelOrigin.MESH):
+            return _here(snapshot, here)
+        if here is not None and here.generation <= 1 and _loads_here(snapshot, here):  # its record says so
+            return _here(snapshot, here)
+        if here is None and model in snapshot.available:
+            return replace(route_to((), None, f"loading {model}"), loads=True)
     return replace(route_to(offers, here), availability=Availability.UNKNOWN)
 
 
@@ -466,6 +541,8 @@ def all_offers(snapshot: Snapshot, index: MeshIndex | None = None) -> dict[str, 
                     found.setdefault(name, []).append(offer)
     for name, offers in index.hosts.items():
         found.setdefault(name, []).extend(offers)
+    for name in (*snapshot.available, *index.loaders):
+        found.setdefault(name, [])
     return found
 
 
@@ -476,6 +553,8 @@ def models(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...
     names = [m.name for m in snapshot.models]
     names += [name for b in snapshot.backends if b.healthy for name in b.models]
     names += index.hosts
+    names += snapshot.available
+    names += index.loaders
     return tuple(dict.fromkeys(names))
 
 
@@ -485,4 +564,5 @@ def wanted(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...
         index = mesh_index(snapshot.mesh)
     served = {model.name for model in snapshot.models} | index.hosts.keys()
     served.update(name for backend in snapshot.backends if backend.healthy for name in backend.models)
+    served.update(snapshot.available, index.loaders)
     return tuple(sorted((index.wanted | set(snapshot.wants)) - served))

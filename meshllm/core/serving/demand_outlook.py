@@ -6,7 +6,7 @@ as their records tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -106,12 +106,14 @@ class DemandOutlook:
 @dataclass(frozen=True, slots=True)
 class OwnSituation:
     """What only this node knows. `free`: it could take a model; `works_on`: the model whose layers it computes for a
-    host; `dropped`: models that its owner dropped, and for how many seconds that counts."""
+    host; `dropped`: models that its owner dropped, and for how many seconds that counts; `asked`: models that its
+    callers ask for."""
 
     free: bool = True
     works_on: str = ""
     dropped: Mapping[str, float] = field(default_factory=dict)
     facts: PlacementFacts = NO_FACTS
+    asked: Collection[str] = ()
 
 
 def outlook_of(
@@ -119,7 +121,9 @@ def outlook_of(
 ) -> DemandOutlook:
     """What is to come, by the `claims` of the living nodes, this one first."""
     records = [claims[0].record, *loading.without_old([claim.record for claim in claims[1:]], now)]
-    view = PlacementView(records, scores(claims), {claim.record.node for claim in claims if claim.owned})
+    view = PlacementView(
+        records, scores(claims, situation.asked), {claim.record.node for claim in claims if claim.owned}
+    )
     return outlook(view, records, records[0].node, situation)
 
 
@@ -155,15 +159,16 @@ def _coming(view: PlacementView, own: NodeId, situation: OwnSituation) -> dict[N
         # This node knows of itself that it takes nothing; the others pass it over after a time.
         able = [node for node in candidates if node != own or (situation.free and need.model not in facts.avoided)]
         waited = facts.waited.get(need.model, 0.0)
-        for place, node in enumerate(able[: 1 + FOLLOWERS]):
-            seconds = max(0.0, placement.patience(candidates.index(node)) - waited)
-            if place == 0:
+        for place, node in enumerate(able[: need.count + FOLLOWERS]):
+            seconds = max(0.0, placement.patience(need, candidates.index(node)) - waited)
+            if place < need.count:
                 found.setdefault(node, NodeOutlook(node, NextAct.TAKES, need.model, seconds))
             else:
                 followers.setdefault(node, NodeOutlook(node, NextAct.FOLLOWS, need.model, seconds, able[0]))
-    for need, mover in placement.moves(view):
-        if mover is not None and mover != own:  # this node says what it has decided
-            found.setdefault(mover, NodeOutlook(mover, NextAct.MOVES, need.model))
+    for need, movers in placement.moves(view):
+        for mover in movers:
+            if mover != own:  # this node says what it has decided
+                found.setdefault(mover, NodeOutlook(mover, NextAct.MOVES, need.model))
     if facts.moves_to:
         found[own] = NodeOutlook(own, NextAct.MOVES, facts.moves_to, facts.moves_in)
     return followers | found
@@ -172,7 +177,9 @@ def _coming(view: PlacementView, own: NodeId, situation: OwnSituation) -> dict[N
 def _next_act(view: PlacementView, record: NodeRecord, own: NodeId, situation: OwnSituation) -> NodeOutlook:
     """What a node does that takes no model and is not chosen to move."""
     node = record.node
-    taken = next((served.name for served in record.serves if served.on_demand), "")
+    # A model that the next request loads again keeps a node from nothing.
+    kept = [served for served in record.serves if served.loaded or not served.on_demand]
+    taken = next((served.name for served in kept if served.on_demand), "")
     if record.leaving:
         return NodeOutlook(node, NextAct.LEAVES)
     if record.loading:
@@ -180,8 +187,8 @@ def _next_act(view: PlacementView, record: NodeRecord, own: NodeId, situation: O
     if taken:
         last = view.score(taken).score > 0.0 and all(host.node == node for host, _ in view.hosts[taken])
         return NodeOutlook(node, NextAct.LAST_HOST if last else NextAct.STAYS, taken)
-    if record.serves:
-        return NodeOutlook(node, NextAct.SERVES, record.serves[0].name)
+    if kept:
+        return NodeOutlook(node, NextAct.SERVES, kept[0].name)
     if record.wants:
         return NodeOutlook(node, NextAct.ASKS, record.wants[0])
     if node == own and situation.works_on:

@@ -1,13 +1,14 @@
 """What this node serves for the mesh's demand: takes a model, steps back from it, moves to another, gives up on one.
 
-Invariants: a node has at most one such model. A node that moves says so first (`reserved`), and looks again before it
-leaves, so that two hosts of one model do not leave it at once. A model that this node could not serve is left to others
-for `AVOID_SECONDS`. The claim of another node that it loads a model counts for `CLAIM_SECONDS` only.
+Invariants: without a request a node takes one such model at most; requests make it take others, which it unloads again
+(`unloading.py`). A node with one such model may move to another. It says so first (`reserved`), and looks again before
+it leaves, so that two hosts of one model do not leave it at once. A model that this node could not serve is left to
+others for `AVOID_SECONDS`. The claim of another node that it loads a model counts for `CLAIM_SECONDS` only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from meshllm.core.records import NodeId, NodeRecord
@@ -63,19 +64,14 @@ class DemandPlacement:
     """The decisions of one node."""
 
     def __init__(self) -> None:
-        self.taken: TakenModel | None = None
+        self.taken: dict[str, TakenModel] = {}
         # The model that this node moves to, and since when.
         self._reserved: TakenModel | None = None
-        self.movable = False
+        self.movable = ""  # the model that this node may leave for another
         self._needed: dict[str, float] = {}  # since when each need is known
         self._decided_at = 0.0
         self._avoided: dict[str, float] = {}
         self._causes: dict[str, str] = {}  # why the avoided models could not be served
-
-    @property
-    def model(self) -> str:
-        """The model that this node took; "" if there is none."""
-        return "" if self.taken is None else self.taken.need.model
 
     @property
     def reserved(self) -> str:
@@ -85,7 +81,31 @@ class DemandPlacement:
     @property
     def busy(self) -> bool:
         """Whether there is something to decide on even if this node could not take a model."""
-        return self.taken is not None or self._reserved is not None
+        return bool(self.taken) or self._reserved is not None
+
+    def keep(self, models: Collection[str]) -> None:
+        """Of the models that were taken, only these are still served here on the mesh's word."""
+        if len(models) < len(self.taken):
+            self.taken = {model: taken for model, taken in self.taken.items() if model in models}
+
+    def take(self, model: str, now: float) -> None:
+        """A request made this node take `model`."""
+        self.taken.setdefault(model, TakenModel(Need(model), now))
+
+    def avoid(self, model: str, now: float, cause: str) -> None:
+        """This node could not serve `model`, for this `cause`."""
+        self._avoided[model] = now + AVOID_SECONDS
+        self._causes = {name: text for name, text in self._causes.items() if name in self._avoided} | {model: cause}
+
+    @property
+    def avoided(self) -> Collection[str]:
+        """The models that this node could not serve lately."""
+        return self._avoided.keys()
+
+    def expire(self, now: float) -> None:
+        """Forget failures of long ago."""
+        if self._avoided and min(self._avoided.values()) <= now:
+            self._avoided = {model: until for model, until in self._avoided.items() if until > now}
 
     def facts(self, now: float) -> PlacementFacts:
         """What this node knows beside the records, for those who ask what it will do."""
@@ -102,49 +122,58 @@ class DemandPlacement:
             0.0 if reserved is None else max(0.0, reserved.since + NOTICE_SECONDS - now),
         )
 
-    def failed(self, model: str, cause: str) -> None:
-        """Remember why `model`, which was released, could not be served."""
-        self._causes = {name: text for name, text in self._causes.items() if name in self._avoided} | {model: cause}
-
-    def forget(self) -> None:
-        """The model that was taken is not served here any more."""
-        self.taken = None
-
     def decide(
-        self, view: PlacementView, own: NodeRecord, now: float, *, free: bool, serving: bool, failed: bool
+        self,
+        view: PlacementView,
+        own: NodeRecord,
+        now: float,
+        *,
+        free: bool,
+        serving: Collection[str],
+        failed: Mapping[str, str],
     ) -> PlacementStep:
-        """The next step of the node with the record `own`. `free`: it could take a model; of the one that it took:
-        `serving`, or `failed` to load."""
+        """The next step of the node with the record `own`. `free`: it could take a model; of those that it took:
+        `serving`, and `failed` to load, with the causes."""
         # What was needed before a long pause may have been served meanwhile.
         known = self._needed if now - self._decided_at <= PAUSE_SECONDS else {}
         self._needed, self._decided_at = {need.model: known.get(need.model, now) for need in view.needs}, now
-        self._avoided = {model: until for model, until in self._avoided.items() if until > now}
+        self.expire(now)
         before = self.movable, self.reserved
         if self._reserved is not None and now - self._reserved.since >= MOVE_SECONDS:
             self._reserved = None
         step = self._next(view, own, now, free=free, serving=serving, failed=failed)
-        self.movable = self.taken is not None and serving and now - self.taken.since >= RESIDENCE_SECONDS
+        settled = [taken for taken in self.taken.values() if now - taken.since >= RESIDENCE_SECONDS]
+        only = settled[0].need.model if len(self.taken) == len(settled) == 1 else ""
+        self.movable = only if only in serving else ""
         return replace(step, changed=bool(step.take or step.release) or before != (self.movable, self.reserved))
 
     def _next(
-        self, view: PlacementView, own: NodeRecord, now: float, *, free: bool, serving: bool, failed: bool
+        self,
+        view: PlacementView,
+        own: NodeRecord,
+        now: float,
+        *,
+        free: bool,
+        serving: Collection[str],
+        failed: Mapping[str, str],
     ) -> PlacementStep:
-        taken = self.taken
-        if taken is None:
+        if not self.taken:
             return self._take(view, own, now) if free else PlacementStep()
-        if failed:
-            self._avoided[taken.need.model] = now + AVOID_SECONDS
-            return self._release(taken)
-        young = now - taken.since < RESIDENCE_SECONDS
-        if young and placement.is_surplus(view, own, taken.need, serving=serving):
-            return self._release(taken)
+        for model, taken in self.taken.items():
+            if model in failed:
+                self.avoid(model, now, failed[model])
+                return self._release(taken)
+            young = now - taken.since < RESIDENCE_SECONDS
+            if young and placement.is_surplus(view, own, taken.need, serving=model in serving):
+                return self._release(taken)
         if self._reserved is None:
-            need = placement.move(view, own) if self.movable and serving else None
+            need = placement.move(view, own) if self.movable in serving else None
             if need is not None and need.model not in self._avoided:
                 self._reserved = TakenModel(need, now)
-        elif view.hosts.get(self.reserved) and not self._reserved.need.extra:
-            self._reserved = None  # another node serves it meanwhile
+        elif len(self.taken) > 1 or (view.hosts.get(self.reserved) and not self._reserved.need.extra):
+            self._reserved = None  # another node serves it meanwhile, or this one took a second model
         elif now - self._reserved.since >= NOTICE_SECONDS:
+            (taken,) = self.taken.values()
             if placement.may_leave(view, own, taken.need.model):
                 return self._release(taken)
             self._reserved = None
@@ -161,11 +190,11 @@ class DemandPlacement:
             need = placement.choose(view, own, waited, self._avoided.keys())
         if need is None:
             return PlacementStep()
-        self.taken = TakenModel(need, now)
+        self.taken[need.model] = TakenModel(need, now)
         return PlacementStep(take=need.model)
 
     def _release(self, taken: TakenModel) -> PlacementStep:
-        self.taken = None
+        del self.taken[taken.need.model]
         return PlacementStep(release=taken.need.model)
 
 

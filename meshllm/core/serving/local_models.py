@@ -42,6 +42,8 @@ NO_ROOM = "Drop another model ('mesh-llm drop'), or choose a smaller one, a smal
 DROPPED = "its owner dropped it on this node"
 LOAD_AGAIN = "Load it with 'mesh-llm load', or use another model."
 WAITING_FOR_MEMORY = Progress("waiting for memory")
+# Models for the mesh's demand that are listed as served here although they are unloaded; the last ones.
+MAX_UNLOADED = 8
 
 
 class LocalModels:
@@ -62,6 +64,7 @@ class LocalModels:
         self._splitting = splitting
         self._stopping = False
         self._measured_at: dict[str, float] = {}
+        self._ended_at = float("-inf")  # when an engine process ended last
         # The models that wait for room, the first one first.
         self._in_line: dict[str, None] = {}
 
@@ -140,6 +143,7 @@ class LocalModels:
         model = self.models.get(name)
         if self._stopping or model is None or not model.wanted or not model.unloaded:
             return False
+        del self.models[name]  # the last requested one is the last: see `_forget_unloaded`
         self.models[name] = replace(model, unloaded=False, measured=None, split=None)
         return True
 
@@ -230,11 +234,18 @@ class LocalModels:
                 todo.append(command)
         for name, model in list(self.models.items()):
             if model.dropped and model.server is ServerPhase.NONE:
-                self._generations[name] = model.generation
-                self._in_line.pop(name, None)
-                del self.models[name]
-                todo.append(c.ForgetModel(name))
-        return todo
+                todo.append(self._forget(name))
+        return [*todo, *self._forget_unloaded()]
+
+    def _forget(self, name: str) -> c.Command:
+        self._in_line.pop(name, None)
+        self._generations[name] = self.models.pop(name).generation
+        return c.ForgetModel(name)
+
+    def _forget_unloaded(self) -> list[c.Command]:
+        """Remove the models for the mesh's demand that were unloaded long ago: a request brings them back."""
+        idle = [name for name, model in self.models.items() if is_unloaded(model)]
+        return [self._forget(name) for name in idle[:-MAX_UNLOADED]]
 
     def _step(self, name: str, now: float) -> c.Command | None:
         model = self.models[name]
@@ -242,7 +253,7 @@ class LocalModels:
             model = self.models[name] = replace(model, not_before=None)
         action = next_step.next_step(self.engine, model, now).action
         if action is ServingAction.ADVANCE_LEASE:
-            if self._makes_room(model):
+            if self._makes_room(model, now):
                 return None
             model = self._advance_lease(self.models[name], now)
             action = next_step.next_step(self.engine, model, now).action
@@ -302,6 +313,7 @@ class LocalModels:
             other.name
             for other in self.models.values()
             if other.name != name
+            and other.origin is not ModelOrigin.MESH  # these take turns
             and _waits(other)
             and other.server is ServerPhase.NONE
             and not (other.measured is not None and other.measured.fits_locally)  # has its plan
@@ -313,12 +325,12 @@ class LocalModels:
     def _others(self, name: str) -> list[ModelState]:
         return [other for other in self.models.values() if other.name != name]
 
-    def _makes_room(self, model: ModelState) -> bool:
+    def _makes_room(self, model: ModelState, now: float) -> bool:
         """Whether room is being made for a model that does not fit: another one is unloaded, or will be."""
         held = model.split is not None and model.split.lease is not None
         if held or model.force_split or model.measured is None:
             return False
-        room = unloading.room_for(model, self._others(model.name))
+        room = unloading.room_for(model, self._others(model.name), now)
         if room.unload:
             self._unload(room.unload)
         if room.unload or room.waits:
@@ -473,7 +485,10 @@ class LocalModels:
     def _model_measured(self, event: e.ModelMeasured, now: float) -> None:
         model = self.models.get(event.model)
         if model is not None and model.measuring:
-            self.models[event.model] = replace(model, measuring=False, measured=event.measured, progress=None)
+            stale = not event.measured.fits_locally and self._measured_at.get(event.model, now) < self._ended_at
+            # What ended meanwhile was counted: measure again.
+            measured = None if stale else event.measured
+            self.models[event.model] = replace(model, measuring=False, measured=measured, progress=None)
 
     def _measure_failed(self, event: e.MeasureFailed, now: float) -> None:
         model = self.models.get(event.model)
@@ -499,8 +514,9 @@ class LocalModels:
         if split is not None and split.committed:
             self.models[event.model] = replace(model, split=split)
 
-    def _room_changed(self, ended: str) -> None:
+    def _room_changed(self, ended: str, now: float) -> None:
         """An engine process ended: measure the models again that did not fit beside it."""
+        self._ended_at = now
         for name, model in self.models.items():
             held = model.split is not None and model.split.lease is not None
             short = model.measured is not None and not model.measured.fits_locally
@@ -538,7 +554,7 @@ class LocalModels:
         server = move(SERVER_TRANSITIONS, model.server, ServerPhase.NONE)
         gone = replace(model, server=server, server_facts=None, serving_since=None, idle_since=None, progress=None)
         self._draining.discard(model.name)
-        self._room_changed(model.name)
+        self._room_changed(model.name, now)
         if model.split is not None and self._splitting is not None:
             # The workers' state belongs to the closed connection: the next start takes a new lease. Measure again: the
             # free memory may have changed.
@@ -568,6 +584,11 @@ class LocalModels:
             reason=event.reason,
             advice=event.advice,
         )
+
+
+def is_unloaded(model: ModelState) -> bool:
+    """Whether the model was loaded for the mesh's demand, and takes no memory now."""
+    return model.origin is ModelOrigin.MESH and model.unloaded and model.server is ServerPhase.NONE
 
 
 def _waits(model: ModelState) -> bool:

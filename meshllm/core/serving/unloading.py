@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from meshllm.core.snapshot import ModelOrigin, ModelState, ServerPhase
 from meshllm.util.format import gigabytes
 
+# A model is unloaded for another one if it has been idle for so long (seconds): the requests that waited for it have
+# reached it by then, and are reported (every half second).
+IDLE_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -21,7 +25,7 @@ class Room:
     waits: bool = False
 
 
-def room_for(model: ModelState, others: Iterable[ModelState]) -> Room:
+def room_for(model: ModelState, others: Iterable[ModelState], now: float) -> Room:
     """How room is made for `model`, which was measured and does not fit beside `others`."""
     assert model.measured is not None
     others = list(others)
@@ -29,14 +33,20 @@ def room_for(model: ModelState, others: Iterable[ModelState]) -> Room:
         return Room()
     if any(other.server is ServerPhase.STOPPING for other in others):
         return Room(waits=True)
-    candidates = [other for other in others if _may_be_unloaded(other)]
-    gain = sum(_memory(other) for other in candidates)
+    if any(other.server is ServerPhase.STARTING and _yields(other, model) for other in others):
+        return Room(waits=True)  # what it takes is known once it serves
+    candidates = [other for other in others if _yields(other, model) and _is_alone(other)]
+    freed = sum(_memory(other) for other in candidates)
     if not candidates or not model.measured.least_bytes:
         return Room()
-    if model.measured.free_bytes + gain < model.measured.least_bytes:
+    if model.measured.free_bytes + freed < model.measured.least_bytes:
         return Room()
-    idle = [(other.idle_since, other.name) for other in candidates if other.idle_since is not None]
-    return Room(unload=min(idle)[1]) if idle else Room(waits=True)
+    idle = [
+        (other.origin is ModelOrigin.LOADED, other.idle_since, other.name)  # what the owner loaded comes last
+        for other in candidates
+        if other.idle_since is not None and now - other.idle_since >= IDLE_SECONDS
+    ]
+    return Room(unload=min(idle)[2]) if idle else Room(waits=True)
 
 
 def idle_deadline(model: ModelState, seconds: float | None) -> float | None:
@@ -56,8 +66,16 @@ def no_room_text(model: ModelState, others: Iterable[ModelState]) -> str:
     return f"{found}: it needs {gigabytes(model.measured.least_bytes)}, {gigabytes(model.measured.free_bytes)} are free"
 
 
-def _may_be_unloaded(model: ModelState) -> bool:
-    return model.origin is ModelOrigin.LOADED and _is_alone(model)
+def gain(models: Iterable[ModelState]) -> int:
+    """Bytes that this node would free for a model which a request asks for."""
+    return sum(_memory(model) for model in models if model.origin is ModelOrigin.MESH and _is_alone(model))
+
+
+def _yields(model: ModelState, other: ModelState) -> bool:
+    """Whether `model` may be unloaded for `other`: what the owner loaded is not, for what the mesh requests."""
+    if model.origin is ModelOrigin.LOADED:
+        return other.origin is not ModelOrigin.MESH
+    return model.origin is ModelOrigin.MESH
 
 
 def _is_alone(model: ModelState) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
+from meshllm.core.routing.model_names import QUANTIZATION
 from meshllm.errors import UsageError
 from meshllm.models.hub.manifest import HubReference
 
@@ -20,12 +21,8 @@ HUB_FORMS: Final = (
     "org/repo, org/repo:Q4_K_M, org/repo/file.gguf, or the address of any of these at https://huggingface.co"
 )
 
-_QUANTIZATION = (
-    r"(?:UD[-_])?(?:I?Q[1-8](?:[-_][01K])?(?:[-_](?:XXS|XS|S|M|L|XL|NL))?(?:[-_][48][-_][48])?"
-    r"|TQ[12][-_]0|MXFP4(?:[-_]MOE)?|NVFP4|BF16|FP?16|FP?32)"
-)
-_WHOLE_QUANTIZATION = re.compile(_QUANTIZATION, re.IGNORECASE)
-_SOME_QUANTIZATION = re.compile(rf"(?<![a-z0-9]){_QUANTIZATION}(?![a-z0-9])", re.IGNORECASE)
+_WHOLE_QUANTIZATION = re.compile(QUANTIZATION, re.IGNORECASE)
+_SOME_QUANTIZATION = re.compile(rf"(?<![a-z0-9]){QUANTIZATION}(?![a-z0-9])", re.IGNORECASE)
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
 # The characters that the hub allows in owners and repositories, and that occur in file names.
 _OWNER = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)

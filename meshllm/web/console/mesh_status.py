@@ -275,7 +275,7 @@ def _demand(mesh: MeshView, outlook: DemandOutlook) -> list[DemandStatus]:
             active[load.name] += load.active
             waiting[load.name] += load.waiting
     found = []
-    for total in totals(records)[:MAX_DEMAND]:
+    for total in totals(records, outlook.models)[:MAX_DEMAND]:
         model = outlook.models.get(total.model, ModelOutlook(total.model))
         found.append(
             DemandStatus(

@@ -27,7 +27,7 @@ from meshllm.errors import port_taken
 from meshllm.tasks import Owner
 from meshllm.web.gateway.api_request import api_label, api_of
 from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics, NodeCounters
-from meshllm.web.gateway.model_list import model_card, model_list, unknown_model_message
+from meshllm.web.gateway.model_list import alias_card, model_card, model_list, unknown_model_message
 from meshllm.web.gateway.peer_endpoint import PeerEndpoints
 from meshllm.web.gateway.proxy import Proxy
 from meshllm.web.gateway.relay import HOST_HEADER
@@ -141,6 +141,11 @@ class Gateway:
         sizes, times and numbers are bounded for each peer.
         """
         return self._peer_endpoints.open(peer)
+
+    def unknown_aliases(self) -> dict[str, str]:
+        """The owner's aliases whose models are neither served nor on a disk of the mesh, as far as is known."""
+        names = self._table.names
+        return {alias: model for alias, model in self._table.aliases.items() if not names.is_known(alias)}
 
     def loads(self) -> tuple[ModelLoad, ...]:
         """The active and waiting requests of each engine here."""
@@ -282,11 +287,14 @@ class Gateway:
         route = find_route(request.path)
         table = self._table
         if route is not None and route.api is Api.MODELS:
-            body: Any = model_list(table.snapshot, table.index)
+            body: Any = model_list(table.snapshot, table.index, table.aliases, table.names)
         elif (name := model_in_path(request.path)) is not None:
             body = model_card(table.snapshot, table.index, table.name_of(name))
+            if body is not None and name in table.aliases:
+                body = alias_card(body, name)
             if body is None:
-                message = unknown_model_message(table.snapshot, name, table.index, self._loop.time())
+                now = self._loop.time()
+                message = unknown_model_message(table.snapshot, name, table.index, now, table.names, table.aliases)
                 self._proxy.reject(connection, Api.MODELS, trace, 404, "model_not_found", message, cors)
                 return
         elif request.path == "/metrics":

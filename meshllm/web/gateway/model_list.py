@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from meshllm.core.records import short
 from meshllm.core.routing import routes
+from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
+from meshllm.core.serving.placement import size_on_disk
 from meshllm.core.snapshot import Snapshot
 from meshllm.web.gateway.api_request import MAX_MODEL_NAME
 
@@ -17,13 +20,27 @@ MAX_NAMES_SHOWN = 20
 # Bounds of the list, whatever peers claim to serve.
 MAX_LISTED = 10_000
 MAX_HOSTS_LISTED = 32
+_STATUS = {"serving": "loaded", "loading": "loading", "restarting": "loading", "waiting": "loading", "failed": "failed"}
 
 
-def model_list(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any]:
-    """The body of `GET /v1/models`: models of this node, of peers, of unverified nodes, and models only requested."""
+def model_list(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str], names: ModelNames) -> dict[str, Any]:
+    """The body of `GET /v1/models`: models of this node, of peers, of unverified nodes, models that a request loads,
+    and models only requested; last the owner's `aliases` of them."""
     offers = routes.all_offers(snapshot, index)
-    names = list(dict.fromkeys([*offers, *sorted(index.unverified), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
-    cards = [_card(snapshot, name, offers.get(name, ()), index) for name in names]
+    listed = list(dict.fromkeys([*offers, *sorted(index.unverified), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
+    cards = {name: _card(snapshot, name, offers.get(name, ()), index) for name in listed}
+    for alias in aliases:
+        if (card := cards.get(names.find(alias))) is not None:
+            cards[alias] = alias_card(card, alias)
+    return _listed(list(cards.values()))
+
+
+def alias_card(card: dict[str, Any], alias: str) -> dict[str, Any]:
+    """The card of a model by the owner's name for it."""
+    return {**card, "id": alias, "display_name": alias, "mesh": {**card["mesh"], "alias_of": card["id"]}}
+
+
+def _listed(cards: list[dict[str, Any]]) -> dict[str, Any]:
     ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]} if cards else {}
     return {"object": "list", "data": cards, "has_more": False, **ends}
 
@@ -33,13 +50,14 @@ def model_card(snapshot: Snapshot, index: MeshIndex, name: str) -> dict[str, Any
     known = name in index.unverified or name in routes.wanted(snapshot, index)
     if not known and name not in routes.models(snapshot, index):
         return None
-    return _card(snapshot, name, routes.route(snapshot, name, index).offers, index)
+    offers = (*routes.offers_here(snapshot, name), *index.hosts.get(name, ()))
+    return _card(snapshot, name, offers, index)
 
 
 def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: MeshIndex) -> dict[str, Any]:
     """A model in the shape that both OpenAI's and Anthropic's clients read; our own facts are under `mesh`."""
     # "heard of": an unverified node serves it; the first request dials that node (`ModelRoute.dial_hosts`).
-    known: dict[str, Any] = {"phase": "serving" if offers else "heard of" if name in index.unverified else "wanted"}
+    known: dict[str, Any] = {"phase": _phase_elsewhere(snapshot, name, offers, index)}
     here = snapshot.model(name)
     if here is not None:
         known["phase"] = next_step.phase(snapshot.engine, here).value
@@ -53,6 +71,8 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
     known["loaded"] = any(offer.loaded for offer in offers)
     if offers and offers[0].target.kind is TargetKind.PEER:
         known |= _peer_facts(offers, known)
+    if not offers and here is None:
+        known |= _facts_on_disk(snapshot, name, index)
     known["served_by"] = [offer.name for offer in offers[:MAX_HOSTS_LISTED]]
     known["hosts"] = [_host(offer) for offer in offers[:MAX_HOSTS_LISTED]]
     return {
@@ -64,9 +84,31 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         "display_name": name,
         "created_at": "1970-01-01T00:00:00Z",
         "lifecycle": "active",
+        # As llama.cpp's router says it.
+        "status": {"value": _STATUS.get(known["phase"], "unloaded")},
         "max_input_tokens": max((offer.context_length for offer in offers), default=0) or known.get("context_length"),
         "mesh": known,
     }
+
+
+def _phase_elsewhere(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: MeshIndex) -> str:
+    """The state of a model that this node does not serve."""
+    if offers:
+        return "serving"
+    if name in index.unverified:
+        return "heard of"
+    return "available" if name in snapshot.available or name in index.loaders else "wanted"
+
+
+def _facts_on_disk(snapshot: Snapshot, name: str, index: MeshIndex) -> dict[str, Any]:
+    """Facts of a model that is on the disks of nodes which load it when it is requested."""
+    nodes = [loader.record for loader in index.loaders.of(name)][:MAX_HOSTS_LISTED]
+    found: dict[str, Any] = {"on_disk_of": [record.name or short(record.node) for record in nodes]}
+    if name in snapshot.available:
+        found["on_disk_of"].insert(0, "this node")
+        nodes += [snapshot.mesh.record] if snapshot.mesh is not None and snapshot.mesh.record is not None else []
+    sizes = [size_on_disk(record, name) for record in nodes]
+    return {**found, "size": max(sizes)} if any(sizes) else found
 
 
 def _peer_facts(offers: Sequence[TargetOffer], known: dict[str, Any]) -> dict[str, Any]:
@@ -107,14 +149,14 @@ def _host(offer: TargetOffer) -> dict[str, Any]:
     return host
 
 
-def known_models_text(snapshot: Snapshot, index: MeshIndex, now: float) -> str:
+def known_models_text(snapshot: Snapshot, index: MeshIndex, now: float, aliases: Mapping[str, str]) -> str:
     """The models of this node and the mesh, and who is away, as sentences to append to a message."""
     away = routes.away_text(snapshot.mesh, now)
-    return f"{_known_models(snapshot, index)} {away}".rstrip()
+    return f"{_known_models(snapshot, index, aliases)} {away}".rstrip()
 
 
-def _known_models(snapshot: Snapshot, index: MeshIndex) -> str:
-    names = routes.models(snapshot, index)
+def _known_models(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str]) -> str:
+    names = [*(f"{alias} (alias of {model})" for alias, model in aliases.items()), *routes.models(snapshot, index)]
     if not names:
         return " No model is served here now."
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
@@ -122,14 +164,19 @@ def _known_models(snapshot: Snapshot, index: MeshIndex) -> str:
     return f" Models {where}: {', '.join(names[:MAX_NAMES_SHOWN])}{more}."
 
 
-def unknown_model_message(snapshot: Snapshot, name: str, index: MeshIndex, now: float) -> str:
+def unknown_model_message(
+    snapshot: Snapshot, name: str, index: MeshIndex, now: float, names: ModelNames, aliases: Mapping[str, str]
+) -> str:
     """The message for an unknown model `name`: that the owner dropped it, or a similar name; the known ones, and the
     members that are away."""
     if text := routes.dropped_text(snapshot, name, now):
-        return f"{text}{known_models_text(snapshot, index, now)}"
-    names = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
+        return f"{text}{known_models_text(snapshot, index, now, aliases)}"
+    if several := names.candidates(name):
+        shown = ", ".join(several[:MAX_NAMES_SHOWN])
+        return f"{name[:MAX_MODEL_NAME]!r} can mean {shown}. Use one of these names."
+    known = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
     import difflib  # needed for unknown names only
 
-    close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:MAX_MODEL_NAME], known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index, now)}"
+    return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index, now, aliases)}"

@@ -40,8 +40,8 @@ from meshllm.wire.api.worker_loss import UPSTREAM_LOST
 if TYPE_CHECKING:
     from meshllm.web.gateway.request import ProxiedRequest
 
-# A streaming caller gets data or a comment at least this often (plus up to a second).
-SILENCE_SECONDS = 5.0
+# A streaming caller gets data or a comment at least this often, plus up to a second: within 6 s, also on a busy node.
+SILENCE_SECONDS = 4.5
 # The supervisor detects an engine process that hangs. A backend times out after this long without a byte. A peer's
 # gateway sends something every `SILENCE_SECONDS`, and counts as lost after missing three in a row; two if it answers no
 # pings either.

@@ -209,7 +209,7 @@ class ProxiedRequest:
 
     def _known_models(self) -> str:
         table = self.proxy.table
-        return known_models_text(table.snapshot, table.index, self.proxy.now())
+        return known_models_text(table.snapshot, table.index, self.proxy.now(), table.aliases)
 
     async def _answer(self) -> _End:
         """Attempts at one target after the other, until one has answered. Raises RequestFailed if none can."""
@@ -287,7 +287,7 @@ class ProxiedRequest:
             if connection is None:
                 connection = await self.proxy.in_task(relay.connect(), "connect")
                 self._suspected = None
-            self.message = "processing the prompt"
+            self.message = "processing the prompt" if queue.offer.loaded else f"loading {self.model} on {queue.name}"
             try:
                 await relay.exchange(connection, data)
                 break

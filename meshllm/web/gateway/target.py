@@ -25,6 +25,10 @@ QUEUE_MIN = 32
 PEER_QUEUE_SHARE = 0.5
 # How many requests may pass one that waits: then it is next, so that no request waits for ever.
 MAX_PASSED = 16
+# Requests sent to a peer that loads the model for them: what its queue takes of peers at least (`PEER_QUEUE_SHARE`).
+# The others wait here, as many as may come while a model is loaded.
+LOADING_SLOTS = 12
+LOADING_QUEUE = 512
 # After a failure a target rests, twice as long after each further one; after an "overloaded", a moment (seconds).
 REST_BASE_SECONDS = 0.5
 REST_CAP_SECONDS = 30.0
@@ -145,6 +149,8 @@ class TargetQueue:
         if offer.load is not None and offer.load is not self.offer.load:
             # A load report includes our own requests. A report already seen does not include those sent since.
             self._others = max(0, offer.load.active + offer.load.waiting - self.active)
+        if not offer.loaded:
+            self.limit, self.queue_limit = LOADING_SLOTS, LOADING_QUEUE
         self.offer = offer
 
     def take(self, cost: int = 1, rank: CallerRank = _LOCAL) -> bool:

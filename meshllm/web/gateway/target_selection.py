@@ -16,14 +16,17 @@ from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
 from meshllm.core.routing.routes import ENGINE, PEER, Availability, ModelRoute, Place, Target
 from meshllm.web.gateway.api_request import ApiRequest, conversation_key, text_bytes
-from meshllm.web.gateway.target import CallerRank, SlotWaiter, TargetQueue
-from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, RequestFailed, UpstreamError
+from meshllm.web.gateway.target import BUSY_SECONDS, CallerRank, SlotWaiter, TargetQueue
+from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, OVERLOADED, RequestFailed, UpstreamError
 from meshllm.wire.api.routes import Api
 
 # How long a peer is avoided after "not here": its next record, which says so, takes about as long.
 NOT_HERE_SECONDS = 2.0
 # After this many "not here" the caller gets an error: half a minute, enough to restart a small engine.
 MAX_NOT_HERE = 15
+# A request that has waited until its model was loaded is not refused because others fill the queue of the peer that
+# loaded it: it asks that peer again after a moment (`target.BUSY_SECONDS`), so often.
+MAX_OVERLOADED = 60
 FOR_A_SLOT = "waiting for a free slot"
 # Error code: the model does not accept this kind of input.
 UNSUPPORTED_INPUT = "unsupported_input"
@@ -44,7 +47,7 @@ class TargetSelection:
     # What has been found out; a request that is answered at once sets none of them.
     _avoid: Mapping[Target, float] = MappingProxyType({})
     _errors: Mapping[Target, UpstreamError] = MappingProxyType({})
-    _not_here = 0
+    _not_here = _overloaded = 0
     _failure = ""
     _context_needed = 0
     _tokens: int | None = None
@@ -52,6 +55,7 @@ class TargetSelection:
     _key: bytes | None = None
     _keyed = False
     _several = False
+    _waited = False  # whether the model was not loaded when the request came, or its host was lost
     _waits_for = ""
     _waits_since = 0.0
     _silent_since = float("inf")  # when the host of the last attempt was heard last
@@ -91,6 +95,11 @@ class TargetSelection:
         usable = self._usable(queues, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
+        if self._from_peer and not queues and not self._errors:
+            if route.availability is Availability.COMING:
+                return self._coming(route, now)
+            if route.availability is Availability.FAILED:
+                raise RequestFailed(503, "model_unavailable", route.message, "retry-after: 30\r\n")
         if self._from_peer and not self._errors:
             cause = f": {self._failure}" if self._failure else ""
             raise RequestFailed(503, NOT_HERE, f"This node does not serve {self._request.model} at the moment{cause}.")
@@ -122,7 +131,9 @@ class TargetSelection:
         purpose = self._request.api.purpose
         fit = [queue for queue in queues if purpose is None or queue.offer.purpose in (None, purpose)]
         model = self._request.model
-        return [queue for queue in fit if not queue.resting(model, now)] or fit
+        found = [queue for queue in fit if not queue.resting(model, now)] or fit
+        # All nodes ask the same one to load the model, or a second one would load it, too.
+        return found if not found or found[0].offer.loaded else found[:1]
 
     def _has_images(self) -> bool:
         if self._has_images_cached is None:
@@ -133,6 +144,8 @@ class TargetSelection:
         self, usable: list[TargetQueue], waiter: SlotWaiter, queued: TargetQueue | None, now: float
     ) -> TargetQueue | Waits:
         ordered = usable if len(usable) == 1 else self._ordered(usable, now)
+        if not ordered[0].offer.loaded:
+            self._waited = True
         if not self.needs_slot:
             return ordered[0]
         cost, rank = self._request.tasks, self.rank
@@ -157,7 +170,7 @@ class TargetSelection:
         queue = ordered[0]
         load = f"{queue.active} requests active, {queue.waiting} waiting"
         message = f"{self._request.model} is overloaded: {load}. Retry later."
-        raise RequestFailed(429, "overloaded", message, f"retry-after: {queue.retry_after()}\r\n")
+        raise RequestFailed(429, OVERLOADED, message, f"retry-after: {queue.retry_after()}\r\n")
 
     def _ordered(self, usable: list[TargetQueue], now: float) -> list[TargetQueue]:
         self._several = True
@@ -197,6 +210,9 @@ class TargetSelection:
         purpose = next((queue.offer.purpose for queue in queues if queue.offer.purpose is not None), None)
         if not waits and purpose is not None:
             raise RequestFailed(400, "wrong_purpose", routes.purpose_message(self._request.model, purpose))
+        if self._overloaded:
+            return Waits(f"{self._request.model} is overloaded; {FOR_A_SLOT}")
+        self._waited = True
         return Waits(f"The server for {self._request.model} stopped; waiting for it to restart.")
 
     def _best_error(self) -> UpstreamError | None:
@@ -208,6 +224,7 @@ class TargetSelection:
         return errors[-1] if errors else None
 
     def _coming(self, route: ModelRoute, now: float) -> Waits:
+        self._waited = True
         waits_for = route.waits_for or route.timeout_message
         if waits_for != self._waits_for:
             self._waits_for, self._waits_since = waits_for, min(now, self._silent_since)
@@ -243,6 +260,10 @@ class TargetSelection:
             self._avoid = {**self._avoid, queue.target: now + NOT_HERE_SECONDS}
             self._not_here += 1
             return self._not_here < MAX_NOT_HERE
+        if self._asks_again(queue, error):
+            queue.overloaded(now)
+            self._avoid = {**self._avoid, queue.target: now + BUSY_SECONDS}
+            return True
         self._errors = {**self._errors, queue.target: error}
         if error.code == CONTEXT:
             limit = error.number("n_ctx") or queue.offer.context_length
@@ -250,6 +271,14 @@ class TargetSelection:
         else:
             queue.overloaded(now)
             self._forget(queue.target.place)
+        return True
+
+    def _asks_again(self, queue: TargetQueue, error: UpstreamError) -> bool:
+        """Whether a peer that is overloaded is asked again."""
+        full = error.code == OVERLOADED and queue.target.kind is PEER
+        if not full or not self._waited or self._from_peer or self._overloaded >= MAX_OVERLOADED:
+            return False
+        self._overloaded += 1
         return True
 
     def answered(self, queue: TargetQueue, now: float) -> None:

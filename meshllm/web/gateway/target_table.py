@@ -49,7 +49,7 @@ class TargetTable:
     ) -> None:
         """`only_from`: beginnings of the ids of the only peers that requests go to; none: all. `aliases`: names of
         models by the owner's names for them."""
-        self._aliases = aliases or {}
+        self.aliases = aliases or {}
         self._names: ModelNames | None = None
         self._only_from = only_from
         self._loop = loop
@@ -130,7 +130,8 @@ class TargetTable:
         now = self._loop.time()
         route = routes.route(self.snapshot, model, self.index, now)
         if route.availability is Availability.UNKNOWN:
-            route = replace(route, message=unknown_model_message(self.snapshot, model, self.index, now))
+            message = unknown_model_message(self.snapshot, model, self.index, now, self.names, self.aliases)
+            route = replace(route, message=message)
         elif route.dial_hosts or route.loads:
             self._ask_core(model)
         found = (route, [self._queue(offer, model) for offer in route.offers[:MAX_HOSTS]])
@@ -152,17 +153,24 @@ class TargetTable:
 
     def name_of(self, asked: str) -> str:
         """The name of the model that a caller means by `asked`; `asked` itself if no model is known by it."""
-        if asked not in self._aliases and self._is_exact(asked):
+        if asked not in self.aliases and self._is_exact(asked):
             return asked  # nearly always; all names are collected for the others only
+        return self.names.find(asked)
+
+    @property
+    def names(self) -> ModelNames:
+        """All names that can be requested now."""
         if self._names is None:
             index = self.index
             known = (routes.models(self.snapshot, index), index.unverified, routes.wanted(self.snapshot, index))
-            self._names = ModelNames(chain(*known), self._aliases)
-        return self._names.find(asked)
+            self._names = ModelNames(chain(*known), self.aliases)
+        return self._names
 
     def _is_exact(self, name: str) -> bool:
         snapshot = self.snapshot
         if name in self._routes or name in self.index.hosts or snapshot.model(name) is not None:
+            return True
+        if name in snapshot.available or name in self.index.loaders:
             return True
         return any(backend.healthy and name in backend.models for backend in snapshot.backends)
 

@@ -23,13 +23,15 @@ from meshllm.wire.api.worker_loss import UPSTREAM_LOST, is_worker_loss
 # A peer's code for: this node does not serve the model (any more).
 NOT_HERE = "not_here"
 CONTEXT = "context_length_exceeded"
+# The queue of the host is full.
+OVERLOADED = "overloaded"
 # The host is overloaded or its engine has failed; the request itself is valid.
 RETRY_STATUSES = (429, 502, 503, 504)
 # The same as error codes, in a stream that has sent only comments so far.
 RETRY_CODES = frozenset(
     (
         NOT_HERE,
-        "overloaded",
+        OVERLOADED,
         "stopping",
         "model_unavailable",
         "model_not_ready",
@@ -181,7 +183,7 @@ def retryable_error_in(api: Api, block: bytes, request_id: str) -> UpstreamError
         found = find_error(value)
         if found is None or found.get("code") not in RETRY_CODES:
             return None
-        status = 429 if found["code"] == "overloaded" else max(500, min(599, status_of(found)))
+        status = 429 if found["code"] == OVERLOADED else max(500, min(599, status_of(found)))
         return UpstreamError(status, error_body(api, status, found["code"], found["message"], request_id=request_id))
     return None
 

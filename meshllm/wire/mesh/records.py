@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from meshllm.core import records as r
-from meshllm.core.demand.levels import MAX_LEVEL
+from meshllm.core.demand.levels import KEY_BYTES, MAX_LEVEL
 from meshllm.core.records import MAX_NUMBER, NodeRecord, SignedRecord
 from meshllm.core.snapshot import Purpose
 from meshllm.errors import BadMessage
@@ -41,6 +41,8 @@ INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | IMAGES}
 MAX_INPUTS = 0xFFFF
 # Flags of a served model; newer versions may know more.
 ON_DEMAND, MOVABLE, PRESSED = 1, 2, 4
+# A demanded model in a record: its key and its level.
+ENTRY_BYTES = KEY_BYTES + 1
 MAX_FLAGS = 0xFFFF
 # Fields of the first version of the record; later ones may be missing.
 FIELDS = 15
@@ -96,9 +98,10 @@ def encode_record(record: NodeRecord) -> bytes:
             record.machine_memory,
             record.planned,
             record.used,
-            [(entry.model, entry.level) for entry in record.demand],
+            b"".join([entry.key.to_bytes(KEY_BYTES) + bytes((entry.level,)) for entry in record.demand]),
             record.disk_sizes,
             record.loading,
+            record.room,
         )
     )
     try:
@@ -193,9 +196,10 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         machine_memory=f.number(later[7], "machine's memory") if len(later) > 7 else 0,
         planned=f.number(later[8], "planned memory") if len(later) > 8 else 0,
         used=f.number(later[9], "used memory") if len(later) > 9 else 0,
-        demand=read_demand(later[10]) if len(later) > 10 else (),
+        demand=_keyed_demand(later[10]) if len(later) > 10 else (),
         disk_sizes=_sizes(later[11]) if len(later) > 11 else (),
         loading=f.names(later[12], r.MAX_LOADING, "models being loaded") if len(later) > 12 else (),
+        room=f.number(later[13], "room") if len(later) > 13 else 0,
     )
 
 
@@ -277,8 +281,22 @@ def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
     return tuple([_load(item) for item in f.items(value, MAX_MODELS, "loads")])
 
 
+def _keyed_demand(value: Any) -> tuple[r.KeyedLevel, ...]:
+    """Demand, as in a record: keys in ascending order, each with a byte for its level."""
+    if type(value) is not bytes or len(value) % ENTRY_BYTES or len(value) > r.MAX_DEMANDED * ENTRY_BYTES:
+        raise BadMessage(f"demand: not at most {r.MAX_DEMANDED} entries of {ENTRY_BYTES} bytes")
+    found, last = [], -1
+    for start in range(0, len(value), ENTRY_BYTES):
+        key, level = int.from_bytes(value[start : start + KEY_BYTES]), value[start + KEY_BYTES]
+        if key <= last or not level:
+            raise BadMessage("demand: a key is out of order, or a level is 0")
+        found.append(r.KeyedLevel(key, min(level, MAX_LEVEL)))
+        last = key
+    return tuple(found)
+
+
 def read_demand(value: Any) -> tuple[r.DemandLevel, ...]:
-    """Demand, as in a record and in a report; levels that only newer versions know count as the highest known one."""
+    """Demand, as in a report; levels that only newer versions know count as the highest known one."""
     found = []
     for item in f.items(value, r.MAX_DEMANDED, "demand"):
         model, level, *_ = f.fields(item, 2, "demanded model")
@@ -330,6 +348,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         machine_memory=_within(record.machine_memory, MAX_NUMBER),
         planned=_within(record.planned, MAX_NUMBER),
         used=_within(record.used, MAX_NUMBER),
+        room=_within(record.room, MAX_NUMBER),
         devices=tuple([_within(size, MAX_NUMBER) for size in record.devices][: r.MAX_DEVICES]),
         failure_reports=record.failure_reports[: r.MAX_FAILURE_REPORTS],
         splits=tuple(
@@ -337,7 +356,7 @@ def fit(record: NodeRecord) -> NodeRecord:
                 : r.MAX_SPLITS
             ]
         ),
-        demand=fit_demand(record.demand),
+        demand=record.demand[: r.MAX_DEMANDED],
     )
     return _shrunk(cut)
 
@@ -384,10 +403,10 @@ def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
 
 # Upper bound of a body without its names: numbers (9 bytes each) and fixed texts.
 _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
-_FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 3 * 9
+_FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 4 * 9
+_FIXED_BYTES += r.MAX_DEMANDED * ENTRY_BYTES + 3
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 39, 16, 3, 48
-_DEMAND_BYTES = 5
 
 
 def _shrunk(record: NodeRecord) -> NodeRecord:
@@ -397,7 +416,6 @@ def _shrunk(record: NodeRecord) -> NodeRecord:
     serves, left = _as_many([(m, len(m.name.encode()) + _MODEL_BYTES) for m in record.serves], left)
     wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
     loads, left = _as_many([(load, len(load.name.encode()) + _LOAD_BYTES) for load in record.loads], left)
-    demand, left = _as_many([(d, len(d.model.encode()) + _DEMAND_BYTES) for d in record.demand], left)
     size_bytes = 9 if record.disk_sizes else 0
     on_disk, left = _as_many([(n, len(n.encode()) + _NAME_BYTES + size_bytes) for n in record.on_disk], left)
     aliases = [pair for pair in record.aliases if pair[0] in on_disk and pair[1] in on_disk][: r.MAX_ON_DISK]
@@ -406,7 +424,6 @@ def _shrunk(record: NodeRecord) -> NodeRecord:
         serves=tuple(serves),
         wants=tuple(wants),
         loads=tuple(loads),
-        demand=tuple(demand),
         on_disk=tuple(on_disk),
         disk_sizes=record.disk_sizes[: len(on_disk)],
         aliases=tuple(aliases),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.demand.levels import MAX_DEMANDED, MAX_LEVEL, DemandLevel
+from meshllm.core.demand.levels import MAX_DEMANDED, MAX_LEVEL, DemandLevel, keyed
 from meshllm.core.demand.mesh_demand import (
     GUEST_VOICE_MODELS,
     GUEST_VOICE_REQUESTS,
@@ -31,7 +31,8 @@ def record(number: int, wants: tuple[str, ...] = (), serves: tuple[str, ...] = (
         MeshId(bytes(16)),
         serves=tuple(map(ServedModel, serves)),
         wants=wants,
-        demand=tuple(DemandLevel(model, level) for model, level in demand.items()),
+        on_disk=tuple(demand),
+        demand=keyed([DemandLevel(model, level) for model, level in demand.items()]),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from meshllm.core import events as e
 from meshllm.core.demand.counter import GUEST_REQUESTS, REPORT_TTL_SECONDS, REVIEW_SECONDS
-from meshllm.core.demand.levels import HALF_LIFE_SECONDS, DemandLevel, requests_of
+from meshllm.core.demand.levels import HALF_LIFE_SECONDS, DemandLevel, keyed, model_key, requests_of
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.authority import restricted
 from meshllm.core.membership.certificates import ALL_RIGHTS, GUEST_RIGHTS, Right
@@ -19,6 +19,9 @@ from meshllm.core.membership.views import PeerStatus
 from meshllm.core.records import MeshId, NodeRecord, RecordVersion, Role, SignedRecord
 from tests.core.membership.test_participant import lone_node
 from tests.core.small_mesh import SmallMesh, node_id
+
+# The models of these tests.
+MODELS = (*"abcdefghijklmnopqrstuvwxyz", "served")
 
 
 def asked(**counts: int) -> e.ModelsAsked:
@@ -30,7 +33,8 @@ def published(mesh: SmallMesh, number: int, of: int) -> dict[str, int]:
     record = mesh.view(number).record if number == of else None
     if record is None:
         record = next(peer.record for peer in mesh.view(number).peers if peer.node == node_id(of))
-    return {entry.model: entry.level for entry in record.demand}
+    names = {model_key(name): name for name in MODELS}
+    return {names[entry.key]: entry.level for entry in record.demand}
 
 
 def with_client(rights: Right = GUEST_RIGHTS) -> SmallMesh:
@@ -88,7 +92,7 @@ def test_model_that_no_record_has_is_told_at_once_and_levels_with_the_heartbeat(
     assert len(written) - before == 1, "seven changes of the level"
     for second, name in enumerate("bcdefgh"):
         core.handle(asked(**{name: 1}), 10.0 + second)
-        assert name in {entry.model for entry in written[-1].record.demand}, "at once"
+        assert model_key(name) in {entry.key for entry in written[-1].record.demand}, "at once"
 
 
 def test_demand_for_a_served_model_waits_for_the_heartbeat() -> None:
@@ -161,6 +165,6 @@ def test_demand_reports_of_nodes_and_strangers_do_not_count() -> None:
 
 
 def test_demand_needs_the_right_to_use_models() -> None:
-    record = NodeRecord(node_id(1), RecordVersion(1, 1), MeshId(bytes(16)), demand=(DemandLevel("m", 1),))
+    record = NodeRecord(node_id(1), RecordVersion(1, 1), MeshId(bytes(16)), demand=keyed([DemandLevel("m", 1)]))
     assert restricted(record, ALL_RIGHTS).demand
     assert restricted(record, ALL_RIGHTS & ~Right.USE) == replace(record, demand=())

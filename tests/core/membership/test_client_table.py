@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.membership.client_table import Providers, Subscribers
 from meshllm.core.membership.messages import TableUpdate
-from meshllm.core.records import DemandLevel, MeshId, NodeRecord, RecordVersion, ServedModel, SignedRecord
+from meshllm.core.records import MeshId, NodeRecord, RecordVersion, ServedModel, SignedRecord
 from tests.core.small_mesh import node_id, sign
 
 PROVIDER = node_id(1000)
@@ -61,7 +62,7 @@ def test_clients_are_not_told_of_each_change_of_the_demand() -> None:
     subscribers = Subscribers(lambda client, update: sent.append(update), table.get)
     subscribers.add(node_id(9), table)
     first = table[node_id(1)].record
-    asked = replace(first, version=RecordVersion(1, 2), demand=(DemandLevel("m", 1),))
+    asked = replace(first, version=RecordVersion(1, 2), demand=keyed([DemandLevel("m", 1)]))
     table[node_id(1)] = sign(asked)
     assert not subscribers.changed(node_id(1)), "a thousand nodes change it several times a second"
     table[node_id(1)] = sign(replace(asked, version=RecordVersion(1, 3), loading=("m",)))

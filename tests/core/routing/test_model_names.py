@@ -36,3 +36,29 @@ def test_name_means_one_known_model_or_stays(asked: str, meant: str) -> None:
 
 def test_name_of_two_models_in_other_letters_is_the_name_of_none() -> None:
     assert ModelNames(KNOWN, {}).find("TWIN") == "TWIN"
+
+
+QUANTIZED = ("Other-Model.Q4_1", "Qwen3-8B-Q4_K_M", "Qwen3-8B-Q8_0", "Tiny-UD-IQ2_XXS", "Plain", "Plain-BF16")
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant", "candidates"),
+    [
+        ("Other-Model", "Other-Model.Q4_1", ()),
+        ("other-model.gguf", "Other-Model.Q4_1", ()),
+        ("tiny", "Tiny-UD-IQ2_XXS", ()),
+        ("Plain", "Plain", ()),  # exact
+        ("qwen3-8b", "qwen3-8b", ("Qwen3-8B-Q4_K_M", "Qwen3-8B-Q8_0")),
+        ("Qwen3-8B-Q8_0", "Qwen3-8B-Q8_0", ()),
+        ("Other-Model.Q8_0", "Other-Model.Q8_0", ()),  # that is another one
+        ("alias", "alias-of", ()),
+        ("several", "Qwen3-8B", ("Qwen3-8B-Q4_K_M", "Qwen3-8B-Q8_0")),
+    ],
+)
+def test_name_without_its_quantization_is_the_name_of_the_only_such_model(
+    asked: str, meant: str, candidates: tuple[str, ...]
+) -> None:
+    names = ModelNames(QUANTIZED, {"alias": "alias-of", "several": "Qwen3-8B"})
+    assert names.find(asked) == meant
+    assert names.candidates(asked) == candidates
+    assert names.is_known(asked) == (meant in QUANTIZED)

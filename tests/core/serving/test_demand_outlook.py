@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.demand.levels import DemandLevel
+from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.demand.mesh_demand import DemandClaim, scores
 from meshllm.core.records import MeshId, NodeRecord, RecordVersion, ServedModel, SplitCandidate
 from meshllm.core.serving import demand_text, placement
@@ -20,6 +20,8 @@ from tests.core.small_mesh import node_id
 GIB = 1 << 30
 OWN = 50
 ASKER = 99
+# The models that callers of this node ask for.
+ASKED = (*"abcd", "a; rm -rf b")
 
 
 def record(number: int, *disk: str, **fields: object) -> NodeRecord:
@@ -28,7 +30,7 @@ def record(number: int, *disk: str, **fields: object) -> NodeRecord:
 
 
 def asking(**levels: int) -> NodeRecord:
-    demand = tuple(DemandLevel(model, level) for model, level in levels.items())
+    demand = keyed([DemandLevel(model, level) for model, level in levels.items()])
     return record(ASKER, demand=demand, idle=True)
 
 
@@ -38,7 +40,8 @@ def taken(model: str, *, movable: bool = True) -> ServedModel:
 
 def seen(*records: NodeRecord) -> PlacementView:
     owned = {each.node for each in records}
-    return PlacementView(records, scores([DemandClaim(each, each.node, True) for each in records]), owned)
+    claims = [DemandClaim(each, each.node, True) for each in records]
+    return PlacementView(records, scores(claims, ASKED), owned)
 
 
 def told(*records: NodeRecord, own: int = OWN, **situation: object) -> DemandOutlook:
@@ -134,6 +137,13 @@ def test_outlook_of_a_node_that_cannot_take_a_model() -> None:
     assert [facts.kind for facts in working.models["a"].obstacles] == [Obstacle.BUSY]
 
 
+def test_standby_with_an_unloaded_model_is_free() -> None:
+    unloaded = replace(taken("b"), slots=0)
+    found = told(asking(a=1), record(1, serves=(unloaded,)), record(2, serves=(replace(unloaded, on_demand=False),)))
+    assert acts(found)["n1"] == (NextAct.FREE, "")
+    assert acts(found)["n2"] == (NextAct.SERVES, "b")
+
+
 SERVED = (ServedModel("other", slots=1, size=GIB),)
 
 
@@ -199,16 +209,15 @@ def test_outlook_shows_the_id_beside_equal_names() -> None:
 
 
 def test_commands_quote_the_names_of_models() -> None:
-    found = told(record(ASKER, demand=(DemandLevel("a; rm -rf b", 1),), idle=True))
+    found = told(record(ASKER, demand=keyed([DemandLevel("a; rm -rf b", 1)]), idle=True))
     assert "'mesh-llm download 'a; rm -rf b''" in demand_text.model_text(found.models["a; rm -rf b"], found)
 
 
 def test_placement_remembers_the_cause_of_a_failure_while_it_avoids_the_model() -> None:
     decisions, own = DemandPlacement(), record(OWN, "a")
     for now in range(10):
-        step = decisions.decide(seen(asking(a=1), own), own, float(now), free=True, serving=False, failed=now > 2)
-        if step.release:
-            decisions.failed(step.release, "no memory")
+        failed = {"a": "no memory"} if now > 2 else {}
+        if decisions.decide(seen(asking(a=1), own), own, float(now), free=True, serving=(), failed=failed).release:
             break
     cause, seconds = decisions.facts(3.0).avoided["a"]
     assert (cause, seconds > 500) == ("no memory", True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.demand.levels import DemandLevel
+from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.demand.mesh_demand import DemandClaim, scores
 from meshllm.core.ids import NodeId
 from meshllm.core.records import MeshId, NodeRecord, RecordVersion, ServedModel, SplitCandidate
@@ -43,7 +43,8 @@ def record(number: int, *disk: str, **fields: object) -> NodeRecord:
 
 
 def asking(number: int = 99, **levels: int) -> NodeRecord:
-    return record(number, demand=tuple(DemandLevel(model, level) for model, level in levels.items()), idle=True)
+    demand = keyed([DemandLevel(model, level) for model, level in levels.items()])
+    return record(number, *levels, demand=demand, idle=True)
 
 
 def taken(model: str, *, movable: bool = True, pressed: bool = False, size: int = 0) -> ServedModel:
@@ -188,9 +189,46 @@ def test_host_of_an_unwanted_model_moves_to_a_wanted_one() -> None:
 def test_one_of_several_hosts_moves_by_a_clear_margin() -> None:
     hosts = [record(number, "cold", "hot", serves=(taken("cold"),)) for number in range(1, 5)]
     assert len(movers(view(asking(hot=3, cold=3), *hosts), *hosts)) == 1
-    assert movers(view(asking(hot=1, cold=4), *hosts), *hosts) == []
+    busy_hot = record(9, serves=(taken("hot", movable=False, pressed=True),))
+    assert len(movers(view(asking(hot=4, cold=3), busy_hot, *hosts), busy_hot, *hosts)) == 1
+    assert movers(view(asking(hot=1, cold=4), busy_hot, *hosts), busy_hot, *hosts) == []
+    assert len(movers(view(asking(hot=1, cold=4), *hosts), *hosts)) == 1, "hot has no host at all, cold three others"
     busy = [replace(host, serves=(taken("cold", pressed=True),)) for host in hosts]
     assert movers(view(asking(hot=3, cold=3), *busy), *busy) == []
+
+
+def test_only_host_of_a_model_moves_to_one_without_a_host_once_another_node_serves_it() -> None:
+    only, free = record(1, "cold", "new", serves=(taken("cold"),)), record(2, "cold")
+    seen = view(asking(cold=2, new=1), only, free)
+    assert seen.needs == [Need("new"), Need("cold", extra=True, relief=True)]
+    assert movers(seen, only) == []
+    assert choose(seen, free, {}) == Need("cold", extra=True, relief=True)
+    relieved = record(2, "cold", serves=(taken("cold", movable=False),))
+    assert movers(view(asking(cold=2, new=1), only, relieved), only, relieved) == [(only.node, "new")]
+
+
+def test_relief_comes_from_a_host_of_another_model_if_there_is_no_standby() -> None:
+    only = record(1, "cold", "new", serves=(taken("cold"),))
+    spare = [record(number, "hot", "cold", serves=(taken("hot"),)) for number in (2, 3)]
+    seen = view(asking(cold=2, new=1, hot=4), only, *spare)
+    assert [model for _, model in movers(seen, only, *spare)] == ["cold"], "without a margin"
+
+
+def test_no_relief_for_made_up_demand_nor_for_a_busy_or_young_host() -> None:
+    only, free = record(1, "cold", "new", serves=(taken("cold"),)), record(2, "cold")
+    stranger = asking(50, new=8)
+    assert view(asking(cold=2), stranger, only, free, foreign=(stranger.node,)).needs == [Need("new")]
+    for served in (taken("cold", movable=False), ServedModel("cold"), taken("cold", pressed=True)):
+        seen = view(asking(cold=2, new=1), replace(only, serves=(served,)), free)
+        assert not [need for need in seen.needs if need.relief]
+
+
+def test_several_nodes_load_a_model_with_many_full_hosts() -> None:
+    hosts = [record(number, serves=(taken("hot", pressed=True),)) for number in range(1, 7)]
+    standbys = [record(number, "hot") for number in range(10, 20)]
+    assert choices(view(asking(hot=5), *hosts, *standbys), *standbys) == ["hot"] * 3
+    loading = [replace(standbys[0], loading=("hot",)), *standbys[1:]]
+    assert choices(view(asking(hot=5), *hosts, *loading), *loading[1:]) == ["hot"] * 2
 
 
 @given(
@@ -248,23 +286,28 @@ class Host:
     def step(self, *others: NodeRecord, seconds: float = 3.0, fails: bool = False) -> str:
         """Decide once; returns the model that is served then."""
         self.now += seconds
-        model = self.placement.model
+        model = self.model
         reserved = (self.placement.reserved,) if self.placement.reserved else ()
-        served = (taken(model, movable=self.placement.movable),) if model and not fails else ()
+        served = (taken(model, movable=model == self.placement.movable),) if model and not fails else ()
         self.record = replace(self.record, serves=served, loading=reserved)
         seen = view(self.record, *others)
-        serving = bool(model) and not fails
-        self.placement.decide(
-            seen, self.record, self.now, free=not model, serving=serving, failed=fails and bool(model)
-        )
-        return self.placement.model
+        having = [model] if model else []
+        serving = [] if fails else having
+        failed = dict.fromkeys(having, "no") if fails else {}
+        self.placement.decide(seen, self.record, self.now, free=not model, serving=serving, failed=failed)
+        return self.model
+
+    @property
+    def model(self) -> str:
+        """The model that it took."""
+        return next(iter(self.placement.taken), "")
 
 
 def test_node_stays_with_its_model_for_a_while_and_gives_notice_before_it_moves() -> None:
     host = Host("a", "b")
     assert host.step(asking(a=1)) == "a"
     begun = host.now
-    while host.placement.model == "a":
+    while host.model == "a":
         host.step(asking(b=1))
         assert host.now < 2000
     assert host.now - begun >= RESIDENCE_SECONDS + NOTICE_SECONDS

@@ -214,8 +214,10 @@ async def test_openapi_document_lists_all_endpoints(server: PageServer) -> None:
         "/api/node/rotate-key",
         "/api/key",
         "/api/downloads",
+        "/api/attach",
         "/api/models/load",
         "/api/models/drop",
+        "/api/models/library",
         "/api/openapi.json",
     }
     schemas = described["components"]["schemas"]

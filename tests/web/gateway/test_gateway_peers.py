@@ -297,6 +297,34 @@ async def test_overloaded_host_is_left_for_another(place: Town, monkeypatch: pyt
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
+async def test_request_that_waited_for_its_model_is_not_refused_by_a_full_queue(
+    place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Requests that came while nobody served the model go to its new host at once, from all nodes."""
+    monkeypatch.setattr("meshllm.web.gateway.target_selection.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("meshllm.web.gateway.target.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(peer_endpoint, "MAX_PEER_REQUESTS", 1)
+    one = await place.serve(1, gate := Gate())
+    place.here.publish(coming("m"))
+    callers = [await place.here.caller() for _ in range(3)]
+    for number, caller in enumerate(callers):
+        caller.send(ask(stream=stream, number=number))
+    await place.here.gateway.watch.until(lambda: place.here.gateway.waiting == 3)
+    place.here.meet(host(ONE, "m"))
+    gate.let(3)
+    assert [(await caller.response()).status for caller in callers] == [200] * 3
+    assert len(one.calls) == 3
+    # One that comes when the model is served is told at once.
+    holder = await place.here.caller()
+    holder.send(ask(number=4))
+    await place.benches[1].gateway.watch.until(lambda: place.benches[1].gateway.peer_requests == 1)
+    assert (await place.here.call(ask(stream=stream, number=5))).status == 429
+    gate.let(1)
+    assert (await holder.response()).status == 200
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("stream", [False, True])
 async def test_not_here_is_retried_at_another_host(place: Town, stream: bool) -> None:
     """The record that this node holds is older than what happened there."""
     two = await place.serve(2)

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import strategies as st
 
 from meshllm.core import records as r
-from meshllm.core.demand.levels import MAX_LEVEL
+from meshllm.core.demand.levels import MAX_LEVEL, keyed
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.certificates import ALL_RIGHTS, Right
 from meshllm.core.snapshot import Purpose
@@ -106,8 +106,9 @@ records = st.builds(
     devices=few(numbers),
     idle=st.booleans(),
     certificate=st.sampled_from([b"", bytes(range(158))]),
-    demand=demands,
+    demand=demands.map(keyed),
     loading=few(names),
+    room=numbers,
 ).flatmap(_with_aliases)
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
