@@ -312,7 +312,7 @@ def _start_node(port: int, invites: str) -> StartedNode:
     if os.access(program, os.X_OK) and program.is_file() and program.suffix != ".py":
         words = [str(program)]
     else:
-        words = [sys.executable, "-P", "-c", "from meshllm.cli.program import main; main()"]
+        words = [sys.executable, "-P", "-m", "meshllm.cli.program"]
     return StartedNode(words, arguments, os.environ, folder / "node.err")
 
 
