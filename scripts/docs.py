@@ -1,5 +1,5 @@
-"""Writes the generated documents: `docs/map.md` (every module, from its first docstring line) and `docs/states.md`
-(state diagrams, from the transition tables).
+"""Writes the generated documents: `docs/map.md` (every module, from its first docstring line), `docs/states.md`
+(state diagrams, from the transition tables) and `docs/agents.md` (from the descriptions of coding agents).
 
 `scripts/docs.py` writes them; `scripts/docs.py --check` fails if a document is not what would be written.
 """
@@ -109,13 +109,80 @@ def states() -> str:
     return "\n".join(lines) + "\n"
 
 
+AGENTS_HEAD = """# Coding agents
+
+How each agent is pointed at a mesh. Written by `scripts/docs.py` from `meshllm/agents/known/`; do not edit.
+
+`mesh-llm NAME` starts an agent: it uses the node on `--port` (9337), or starts a client node that joins the
+remembered mesh (or that of `--join INVITE`) and ends some seconds after the last agent. Without `--model` it chooses:
+tools in the chat template, then a context of 32,768 tokens, then size, load and distance; one line says why.
+Arguments of the agent stand behind `--`.
+
+| option | what it does |
+|---|---|
+| `--print` | shows what would be set, written and run |
+| `--write` | writes the agent's own configuration, for starts without mesh-llm while a node runs |
+| `--undo` | takes back everything that was written; a file that was changed since keeps the changes |
+
+`mesh-llm agents` lists what is installed, configured and when it was started last.
+
+Files of the user are changed by additions alone: comments and other entries keep their bytes. A file that cannot be
+read, or that has an entry of its own where ours would be, is left as it is and named. A node with `--require-key`
+gives its key by the environment, or in files that other users cannot read.
+
+Below, the node is at `http://127.0.0.1:9337` and serves MODEL with 32,768 tokens of context; the real limits are
+those of `/v1/models`. A limit of less than an agent's own tools and instructions is reported at the start.
+"""
+
+
+def agents_page() -> str:
+    """A section for each agent: what a start sets, and what `--write` writes."""
+    from meshllm.agents.description import FileStep, known_agents
+    from meshllm.agents.filling import Values, fill_text
+    from meshllm.agents.shown import file_lines, start_lines
+    from meshllm.core.routing.agent_choice import AgentModel
+
+    def block(lines: list[str]) -> list[str]:
+        return ["", "```", *lines, "```"]
+
+    model, lines = AgentModel("MODEL", 32_768), [AGENTS_HEAD.rstrip()]
+    for agent in known_agents().values():
+        home = "/home/you"
+        folders = {"home": home, "config": f"{home}/.config", "folder": f"{home}/.mesh-llm/agents/{agent.name}"}
+        folders |= {name: default.format(**folders) for name, (_, default) in agent.folders.items()}
+        values = Values("http://127.0.0.1:9337", model, (model,), folders)
+
+        def path(step: FileStep, values: Values = values) -> str:
+            return " or ".join(fill_text(path, values) for path in step.paths)
+
+        lines += ["", f"## {agent.title}", "", f"[{agent.title}]({agent.site}). To install it: {agent.install}."]
+        lines[-1] += f" Tried with {agent.tried}."
+        if agent.prompt_tokens:
+            lines[-1] += f" Its own tools and instructions: about {agent.prompt_tokens:,} tokens ({agent.measured})."
+        lines += ["", *(f"- {note}" for note in agent.notes)] if agent.notes else []
+        lines += ["", f"`mesh-llm {agent.name}` runs:"]
+        lines += block(start_lines(agent.launch, values, agent.launch.unset, agent.programs[0], ()))
+        for step in agent.launch.files:
+            lines += block(file_lines(step, values, path))
+        if agent.write is None:
+            lines += ["", "It has no place for a provider beside the user's own: there is no `--write`."]
+            continue
+        same = agent.write.files == agent.launch.files
+        what, run = "the same file" if same else "this", fill_text(agent.write.run, values)
+        lines += ["", f"`mesh-llm {agent.name} --write` writes {what}; then `{run}`."]
+        for step in () if same else agent.write.files:
+            lines += block(file_lines(step, values, path))
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a document is out of date")
     check = parser.parse_args().check
     sys.path.insert(0, str(ROOT))
     stale = []
-    for path, text in ((ROOT / "docs/map.md", package_map()), (ROOT / "docs/states.md", states())):
+    texts = {"docs/map.md": package_map(), "docs/states.md": states(), "docs/agents.md": agents_page()}
+    for path, text in ((ROOT / name, text) for name, text in texts.items()):
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(str(path.relative_to(ROOT)))
             if not check:

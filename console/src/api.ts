@@ -520,7 +520,7 @@ export interface ServedStatus {
 // The engine process of a model. `socket` is its Unix socket, `memory` are the bytes that it may come to with its
 // caches full (planned), `memory_used` those that it takes now (null: unknown; RAM, and of GPUs what NVIDIA's driver
 // tells), `memory_parts` are those of the planned ones that are not weights, context or buffers. `placement_text`
-// describes which layers are in which memory.
+// describes which layers are in which memory. `tools`: whether the chat template renders definitions of tools.
 export interface ServerStatus {
   pid: number
   socket: string
@@ -532,6 +532,7 @@ export interface ServerStatus {
   placement_text: string
   serving_seconds: number
   speculation: SpeculationStatus
+  tools: boolean
 }
 
 // Model files exchanged with the mesh. `upload_limit` in bytes/s, null if unlimited.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DEBUG_VARIABLE = "MESH_LLM_DEBUG"
 # As a shell reports a program that SIGPIPE has ended.
 BROKEN_PIPE_STATUS = 141
+# As in `meshllm/agents/known/`, which is not read at each start.
+AGENTS = ("aider", "claude", "cline", "codex", "continue", "goose", "opencode", "pi", "qwen")
 
 app = Commands(
     lazy={
@@ -42,6 +44,8 @@ app = Commands(
         "models": LazyCommand("meshllm.cli.models", "app"),
         "engine": LazyCommand("meshllm.cli.engine", "app"),
         "debug": LazyCommand("meshllm.cli.debug", "app"),
+        "agents": LazyCommand("meshllm.cli.agents", "agents"),
+        **{name: LazyCommand("meshllm.cli.agents", "launcher", argument=name) for name in AGENTS},
     },
     name="mesh-llm",
     help="Pools spare machines into a mesh that serves large language models behind one OpenAI-compatible API.",
@@ -156,6 +160,7 @@ def serve(
     require_key: options.RequireKey = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
+    until_detached: options.UntilDetached = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -213,6 +218,7 @@ def serve(
         fetch_on_demand=fetch_on_demand,
         max_download=None if max_download is None else int(max_download * 1e9),
         chat_template=None if chat_template is None else chat_template.expanduser().absolute(),
+        until_detached=until_detached,
         command=start_command(sys.argv, os.environ),
     )
     start.check(settings)

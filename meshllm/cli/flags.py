@@ -63,15 +63,19 @@ class _NodeCommand(_Command):
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
     """A sub-command of another module, imported when it is called or when help lists it: the start of a node then
-    loads none of them. `attribute` is a function, or a `Commands` object for a command with sub-commands."""
+    loads none of them. `attribute` is a function, or a `Commands` object for a command with sub-commands; with an
+    `argument`, a function that makes the command's function from it."""
 
     module: str
     attribute: str
     asks_node: bool = False
+    argument: str = ""
 
     def load(self, name: str) -> Any:
         """The click command."""
         target = getattr(import_module(self.module), self.attribute)
+        if self.argument:
+            target = target(self.argument)
         if isinstance(target, typer.Typer):
             command: Any = typer.main.get_group(target)
         else:

@@ -11,3 +11,7 @@ def main() -> None:
     from meshllm.cli import entry  # takes longer than all that is above, Python's own start included
 
     entry.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -308,6 +308,14 @@ Json = Annotated[
         "--json", help="Write JSON lines to standard output and to the log file, for services.", rich_help_panel=OUTPUT
     ),
 ]
+UntilDetached = Annotated[
+    bool,
+    typer.Option(
+        "--until-detached",
+        hidden=True,  # how the launchers of agents start a node
+        help="End once standard input is closed and no launcher of an agent is attached.",
+    ),
+]
 Verbose = Annotated[
     bool,
     typer.Option(

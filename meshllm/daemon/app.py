@@ -30,6 +30,7 @@ from meshllm.core.snapshot import ModelOrigin, ModelState, Snapshot
 from meshllm.core.split.lease import Lease
 from meshllm.daemon import demand_downloads, dropped_models, port_holder, sandbox_facts
 from meshllm.daemon.alias_check import AliasCheck
+from meshllm.daemon.attachments import Attachments
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
@@ -53,14 +54,7 @@ from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.daemon.wall_clock import system_time
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
-from meshllm.errors import (
-    BadInvite,
-    DamagedState,
-    EnvironmentFailure,
-    MeshError,
-    PortTaken,
-    unusable_file,
-)
+from meshllm.errors import BadInvite, DamagedState, EnvironmentFailure, MeshError, PortTaken, unusable_file
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.library.store import Store
 from meshllm.models.p2p.share_policy import Share
@@ -221,6 +215,7 @@ class App:
             models=lambda: models,
             token=self._token,
             audit=lambda event, fields: self._audit.write(event, **fields),
+            attach=Attachments(lambda: self._stopping, ends=settings.until_detached).begin(stack).attach,
         )
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)

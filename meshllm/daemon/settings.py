@@ -68,7 +68,8 @@ class Settings:
     `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
     `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
-    `command`: how to start this node again.
+    `until_detached`: end once standard input is closed and no launcher of an agent is attached. `command`: how to
+    start this node again.
     """
 
     home: Path
@@ -107,6 +108,7 @@ class Settings:
     fetch_on_demand: bool | None = None
     max_download: int | None = None
     chat_template: Path | None = None
+    until_detached: bool = False
     command: StartCommand = StartCommand()
 
     def loads_on_demand(self, *, founded: bool) -> bool:

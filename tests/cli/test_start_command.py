@@ -68,6 +68,8 @@ def test_program_on_the_path_is_called_by_its_name(tmp_path: Path, monkeypatch: 
     assert start_command(["/elsewhere/mesh-llm"], {}).program == "/elsewhere/mesh-llm"
     module = start_command(["/x/meshllm/cli/program.py"], {})
     assert module.program == f"{sys.executable} -P -m meshllm.cli.program"
+    done = subprocess.run([*module.program.split(), "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("mesh-llm ")
 
 
 def test_script_of_a_checkout_is_used_if_it_started_the_node(tmp_path: Path) -> None:

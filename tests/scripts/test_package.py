@@ -70,6 +70,7 @@ def test_wheel_has_what_a_node_needs(tree: Path, tmp_path: Path) -> None:
     assert {
         "meshllm/engine/build/source/pin.toml",
         "meshllm/models/catalog/catalog.toml",
+        *(path.relative_to(ROOT).as_posix() for path in (ROOT / "meshllm/agents/known").glob("*.toml")),
         "meshllm/models/catalog/templates/smollm2-tools.jinja",
         "meshllm/engine/processes/tools-prefix.jinja",
         "meshllm/web/page/index.html",

@@ -282,6 +282,14 @@ DROP: Final = ConsoleEndpoint(
     ModelRequest,
     owner_only=True,
 )
+ATTACH: Final = ConsoleEndpoint(
+    "POST",
+    "/api/attach",
+    "Attaches a launcher of an agent, as long as the connection is open. A node that was started for launchers ends "
+    "after the last one has gone.",
+    content_type="text/plain",
+    owner_only=True,
+)
 # POST: a browser says with it that the console's own page asks.
 LIBRARY: Final = ConsoleEndpoint(
     "POST", "/api/models/library", "The models that can be loaded or downloaded.", LibraryAnswer, owner_only=True
@@ -303,6 +311,7 @@ ENDPOINTS: Final = (
     DOWNLOADS,
     LOAD,
     DROP,
+    ATTACH,
     LIBRARY,
     OPENAPI,
 )

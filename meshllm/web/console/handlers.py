@@ -12,6 +12,7 @@ import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -20,6 +21,7 @@ from aiohttp import web
 
 from meshllm.errors import MeshError
 from meshllm.web.console import endpoints
+from meshllm.web.console.attaching import AttachHandler
 from meshllm.web.console.downloads import Download, DownloadHandler
 from meshllm.web.console.endpoints import TOKEN_HEADER, ConsoleRoute, Handler, InviteAnswer, InviteOptions, KeyAnswer
 from meshllm.web.console.invitation import Invitation, InviteWish
@@ -69,6 +71,7 @@ class ConsoleSources:
     audit: Callable[[str, Mapping[str, str]], None]
     members: Callable[[], Members]
     models: Callable[[], ModelActs]
+    attach: Callable[[], AbstractContextManager[None]]
 
 
 class ConsoleHandlers:
@@ -95,7 +98,8 @@ class ConsoleHandlers:
         app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
         members = MemberHandlers(sources.members)
         models = ModelHandlers(sources.models)
-        for route in (*self._routes(), *members.routes(), *models.routes(), *sources.routes):
+        attaching = AttachHandler(sources.attach)
+        for route in (*self._routes(), *members.routes(), *models.routes(), *attaching.routes(), *sources.routes):
             app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
             if route.endpoint.method == "GET":
                 app.router.add_route("HEAD", route.endpoint.path, route.handler)

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -58,6 +59,7 @@ class Console:
     as wished, or raises MeshError; `members` and `models` do the owner's other acts. `requests` returns the
     last API requests, the newest first. `download` downloads models for the command line (None: refused). `routes` are
     additional endpoints.
+    `attach` is entered while a launcher of an agent is attached.
     `token` is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
@@ -74,11 +76,12 @@ class Console:
         audit: Callable[[str, Mapping[str, str]], None] = lambda event, fields: None,
         members: Callable[[], Members] = no_members,
         models: Callable[[], ModelActs] = no_models,
+        attach: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._policy = policy
 
         def sources(make: type[ConsoleSources]) -> ConsoleSources:
-            return make(status, invite, page, requests, download, routes, token, audit, members, models)
+            return make(status, invite, page, requests, download, routes, token, audit, members, models, attach)
 
         self._sources = sources
         self._handlers: ConsoleHandlers | None = None

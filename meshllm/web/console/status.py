@@ -69,7 +69,7 @@ class ServerStatus(StatusModel):
     """The engine process of a model. `socket` is its Unix socket, `memory` are the bytes that it may come to with its
     caches full (planned), `memory_used` those that it takes now (null: unknown; RAM, and of GPUs what NVIDIA's driver
     tells), `memory_parts` are those of the planned ones that are not weights, context or buffers. `placement_text`
-    describes which layers are in which memory."""
+    describes which layers are in which memory. `tools`: whether the chat template renders definitions of tools."""
 
     pid: int
     socket: str
@@ -81,6 +81,7 @@ class ServerStatus(StatusModel):
     placement_text: str
     serving_seconds: float
     speculation: SpeculationStatus
+    tools: bool = True
 
 
 class DeviceStatus(StatusModel):
@@ -418,6 +419,7 @@ def _server(server: ServerFacts, used: int, serving_seconds: float, drafts: Draf
         placement_text=server.placement_text,
         serving_seconds=serving_seconds,
         speculation=_speculation(server.speculation, drafts),
+        tools=server.template.tools,
     )
 
 

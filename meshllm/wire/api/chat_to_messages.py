@@ -156,7 +156,7 @@ class PrefillCut:
         return text
 
 
-class NoTokens:
+class NoMessageTokens:
     """Takes away the one token that the engine writes although none was asked for (`max_tokens` 0)."""
 
     def __init__(self, _ident: str) -> None:

@@ -61,8 +61,8 @@ def _listed(count: int, _ident: str) -> ListedLogprobs:
     return ListedLogprobs(count)
 
 
-def _no_tokens(_ident: str) -> NoTokens:
-    return NoTokens()
+def _no_tokens(_ident: str) -> NoCompletionTokens:
+    return NoCompletionTokens()
 
 
 def _keep_echo(draft: Draft, prompt: str | list[Any] | None, count: int) -> MakeTranslator | None:
@@ -128,7 +128,7 @@ class ListedLogprobs(_ChoiceTranslator):
         return {other["token"]: other["logprob"] for other in token.get("top_logprobs", ())[: self._count]}
 
 
-class NoTokens(_ChoiceTranslator):
+class NoCompletionTokens(_ChoiceTranslator):
     """Takes away the one token that the engine writes although none was asked for."""
 
     def whole(self, body: Event) -> Event:

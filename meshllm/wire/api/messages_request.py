@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshllm.wire.api.chat_calls import ChatCalls
-from meshllm.wire.api.chat_to_messages import ChatToMessages, NoTokens, PrefillCut
+from meshllm.wire.api.chat_to_messages import ChatToMessages, NoMessageTokens, PrefillCut
 from meshllm.wire.api.engine_bounds import keep_bounds, refuse_choices, wants_no_tokens
 from meshllm.wire.api.messages_blocks import kept_conversation, kept_system
 from meshllm.wire.api.messages_to_chat import chat_body, chat_tool
@@ -45,7 +45,7 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
         raise invalid("max_tokens", "'max_tokens' is missing: this API requires the most tokens of the answer.")
     if body.get("messages") == []:
         raise invalid("messages", NO_MESSAGE)
-    cut = NoTokens if wants_no_tokens(draft) else None
+    cut = NoMessageTokens if wants_no_tokens(draft) else None
     keep_bounds(draft)
     refuse_choices(body)
     draft.replace("system", kept_system(body.get("system")))

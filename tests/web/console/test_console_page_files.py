@@ -214,6 +214,7 @@ async def test_openapi_document_lists_all_endpoints(server: PageServer) -> None:
         "/api/node/rotate-key",
         "/api/key",
         "/api/downloads",
+        "/api/attach",
         "/api/models/load",
         "/api/models/drop",
         "/api/models/library",

@@ -132,7 +132,7 @@ async def test_model_is_found_by_its_name_in_other_letters_and_by_an_alias(folde
             response = await table.call(ask(path, model=asked))
             assert response.status == 200, asked
             assert engine.calls[-1].json["model"] == "m"
-        assert (await table.get("/v1/models/gpt-4o")).json["id"] == "m"
+        assert (await table.get("/v1/models/gpt-4o")).json["id"] == "gpt-4o"
         assert (await table.call(ask(path, model="gpt-4"))).status == 404
         labels = (await table.get("/metrics")).body.decode()
         assert 'model="m"' in labels

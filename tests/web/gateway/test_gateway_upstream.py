@@ -752,7 +752,7 @@ async def test_removed_target_finishes_its_responses(table: Bench) -> None:
 async def test_defect_in_a_request_ends_that_request_alone(
     table: Bench, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    """Its connection is closed, its slot is free, and the log has it."""
+    """Its caller gets a 500, its slot is free, and the log has it."""
     engine = await table.serve(well)
 
     def defect(self: ApiRequest, *arguments: object, **options: object) -> bytes:
@@ -762,7 +762,9 @@ async def test_defect_in_a_request_ends_that_request_alone(
         patch.setattr(ApiRequest, "wire", defect)
         caller = await table.caller()
         caller.send(ask(stream=stream))
-        assert await caller.eof() == b""
+        response = await caller.response()
+        assert (response.status, response.json["error"]["code"]) == (500, "internal_error")
+        caller.abort()
         await table.idle()
     assert table.gateway.outcomes == ["failed"]
     assert any("ZeroDivisionError" in fault for fault in table.faults)

@@ -12,8 +12,8 @@ import pytest
 from asking import prepare
 
 from meshllm.wire.api.chat_stream import with_own_id
-from meshllm.wire.api.chat_to_messages import NoTokens as NoBlocks
-from meshllm.wire.api.completion_request import NoTokens, prepare_completion
+from meshllm.wire.api.chat_to_messages import NoMessageTokens
+from meshllm.wire.api.completion_request import NoCompletionTokens, prepare_completion
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
@@ -140,7 +140,7 @@ def test_no_tokens_of_a_completion() -> None:
     assert made is not None
     usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
     answer = {"choices": [{"index": 0, "text": "x", "finish_reason": "stop", "logprobs": {}}], "usage": usage}
-    cut = NoTokens().whole(answer)
+    cut = NoCompletionTokens().whole(answer)
     assert cut["choices"] == [{"index": 0, "text": "", "finish_reason": "length", "logprobs": None}]
     assert cut["usage"] == {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
     [event] = made("1").event({"choices": [{"index": 1, "text": "x", "finish_reason": None}]})
@@ -148,7 +148,7 @@ def test_no_tokens_of_a_completion() -> None:
 
 
 def test_no_tokens_of_a_message() -> None:
-    made = NoBlocks("1")
+    made = NoMessageTokens("1")
     block = {"type": "text", "text": "x"}
     whole = made.whole(
         {"content": [block], "stop_reason": "end_turn", "usage": {"input_tokens": 3, "output_tokens": 1}}

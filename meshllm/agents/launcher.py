@@ -1,0 +1,175 @@
+"""One agent and the home of this node together: what is written, printed, undone and started for it.
+
+Invariant: the key of the node is never an argument of a process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+
+from meshllm.agents.description import Agent, Setup
+from meshllm.agents.filling import Values, fill_text
+from meshllm.agents.journal import Journal, LastLaunch
+from meshllm.agents.node import NodeAddress
+from meshllm.agents.process import environment, find_program, run_agent
+from meshllm.agents.shown import arguments as setup_arguments
+from meshllm.agents.shown import file_lines, start_lines, variables
+from meshllm.agents.user_files import UndoResult, apply, locate, plan, undo
+from meshllm.core.routing.agent_choice import WANTED_CONTEXT, AgentModel
+from meshllm.errors import EnvironmentFailure, InternalError, UsageError
+
+AGENTS_FOLDER, LOCK_FILE = "agents", "lock"
+LOCK_SECONDS = 60.0
+# What `--print` shows where nothing is known.
+UNKNOWN_MODEL = AgentModel("MODEL")
+HIDDEN_KEY = "KEY"
+
+
+@contextmanager
+def locked(home: Path, name: str = LOCK_FILE) -> Iterator[Path]:
+    """The folder of agents in `home`, made if need be; no other launcher changes it within the block."""
+    folder = home / AGENTS_FOLDER
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / name, timeout=LOCK_SECONDS, mode=0o600):
+            yield folder
+    except filelock.Timeout as error:
+        raise EnvironmentFailure(
+            f"Another mesh-llm has held {folder / name} for {LOCK_SECONDS:.0f} s.", advice="Run the command again."
+        ) from error
+
+
+class Launcher:
+    """Does for one agent what its commands ask for."""
+
+    def __init__(self, agent: Agent, home: Path, env: Mapping[str, str]) -> None:
+        """`home`: MESH_LLM_HOME; `env`: the environment of this process."""
+        self.agent = agent
+        self._home = home
+        self._env = env
+        user = str(Path.home())
+        config = env.get("XDG_CONFIG_HOME") or f"{user}/.config"
+        self._folders = {"home": user, "config": config, "folder": str(home / AGENTS_FOLDER / agent.name)}
+        for name, (variable, default) in agent.folders.items():
+            given = env.get(variable)
+            self._folders[name] = str(Path(given).absolute()) if given else default.format(**self._folders)
+
+    def program(self) -> str:
+        """The program. Raises EnvironmentFailure if it is not installed."""
+        found = self.found_program()
+        if found is None:
+            raise EnvironmentFailure(
+                f"{self.agent.title} is not installed: no program {self.agent.programs[0]!r} in PATH.",
+                advice=f"Install it: {self.agent.install}. See {self.agent.site}",
+            )
+        return found
+
+    def found_program(self) -> str | None:
+        """The program, or None."""
+        return find_program([name.format(**self._folders) for name in self.agent.programs])
+
+    def values(self, node: NodeAddress | None, model: AgentModel | None, models: Sequence[AgentModel]) -> Values:
+        """The values of the placeholders. Without a node: those that `--print` shows."""
+        base = node.url if node is not None else "http://127.0.0.1:9337"
+        chosen = model or UNKNOWN_MODEL
+        return Values(base, chosen, models or (chosen,), self._folders, node.key if node is not None else "")
+
+    def run(
+        self, values: Values, arguments: Sequence[str], on_start: Callable[[], None], warn: Callable[[str], None]
+    ) -> int:
+        """Configure and start the agent; returns its exit status. `warn` gets what the user should know."""
+        program, setup = self.program(), self.agent.launch
+        for text in self.warnings(values):
+            warn(text)
+        self._configure(setup, values)
+        env = environment(self._env, variables(setup, values), setup.unset)
+        argv = [program, *setup_arguments(setup, values, arguments)]
+        if values.key and any(values.key in argument for argument in argv):
+            raise InternalError(f"The key of the node would be an argument of {self.agent.title}.")
+        return run_agent(argv, env, on_start)
+
+    def write(self, values: Values) -> list[Path]:
+        """Write the agent's own configuration; returns the files that changed. Raises UsageError if it has none."""
+        setup = self.agent.write
+        if setup is None:
+            raise UsageError(
+                f"{self.agent.title} has no place for a provider beside the user's own.",
+                advice=f"Start it with 'mesh-llm {self.agent.name}', which needs no change of its files.",
+            )
+        with locked(self._home) as folder:
+            journal = Journal(folder)
+            return apply(self.agent, plan(self.agent, setup, values, journal), journal)
+
+    def how_to_start(self, values: Values) -> str:
+        """How the user starts the agent once its files are written."""
+        shown = replace(values, key=HIDDEN_KEY if values.key else "")
+        return "" if self.agent.write is None else fill_text(self.agent.write.run, shown)
+
+    def undo(self) -> list[UndoResult]:
+        """Take back what was written for the agent."""
+        with locked(self._home) as folder:
+            return undo(self.agent, Journal(folder))
+
+    def description(self, values: Values, arguments: Sequence[str]) -> str:
+        """What a start would set, write and run, for people; without the key."""
+        values = replace(values, key=HIDDEN_KEY if values.key else "")
+        setup, program = self.agent.launch, self.found_program() or self.agent.programs[0]
+        unset = [name for name in setup.unset if name in self._env]
+        blocks = [start_lines(setup, values, unset, program, arguments)]
+        blocks += [file_lines(step, values, lambda step: str(locate(step, values))) for step in setup.files]
+        return "\n\n".join("\n".join(lines) for lines in blocks)
+
+    def warnings(self, values: Values) -> Iterator[str]:
+        """What the user should know before a start: a context that is too small, files that keep the agent from
+        loading its providers."""
+        model, needed = values.model, self.agent.prompt_tokens
+        if model.context and needed and model.context < needed:
+            yield (
+                f"{model.name} serves {model.context:,} tokens of context, and {self.agent.title} alone needs about "
+                f"{needed:,}. Serve it with more: --ctx-size {WANTED_CONTEXT}."
+            )
+        elif model.context and model.context < WANTED_CONTEXT:
+            yield f"{model.name} serves {model.context:,} tokens of context; {WANTED_CONTEXT:,} suit agents better."
+        if model.tools is False:
+            yield f"The chat template of {model.name} renders no tools. It may not call any."
+        for step in self.agent.launch.files:
+            if step.neighbours:
+                path = locate(step, values)
+                for other in sorted(path.parent.glob("*.json")):
+                    if other != path and not _is_json(other):
+                        yield f"{other} is not valid JSON: {self.agent.title} may load no provider of that folder."
+
+    def last_launch(self, folder: Path) -> LastLaunch | None:
+        """When it was started last."""
+        return Journal(folder).last_launch(self.agent.name)
+
+    def configured_files(self) -> list[Path]:
+        """The user's files that have something of mesh-llm in them."""
+        journal = Journal(self._home / AGENTS_FOLDER)
+        return [entry.path for entry in journal.entries(self.agent.name) if not journal.holds(entry.path)]
+
+    def _configure(self, setup: Setup, values: Values) -> None:
+        with locked(self._home) as folder:
+            journal = Journal(folder)
+            apply(self.agent, plan(self.agent, setup, values, journal), journal)
+            journal.launched(self.agent.name, LastLaunch(_wall_clock(), values.model.name))
+
+
+def _wall_clock() -> float:
+    return time.time()  # noqa: TID251 - shown to the user
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True

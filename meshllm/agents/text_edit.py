@@ -1,0 +1,97 @@
+"""What the text editors of all formats share: paths, their error, and the check of an edit. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+Path = tuple[str, ...]
+# As the last step of a path: a further item of a list.
+APPEND = "[]"
+
+
+class CannotEdit(ValueError):
+    """A text that is not of its format, or that has no place for an addition or lacks it; says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextFormat:
+    """How the texts of one format are read and edited. `add` and `remove` raise CannotEdit; `empty` is an empty file
+    that `add` accepts."""
+
+    parse: Callable[[str], Any]
+    add: Callable[[str, Path, Any], str]
+    remove: Callable[[str, Path, Any, int], str]
+    empty: str
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A value that was added at `path`; the steps of the path from number `created` on were not there before."""
+
+    path: Path
+    value: Any
+    created: int
+
+
+def add_checked(form: TextFormat, text: str, path: Path, value: Any) -> tuple[str, Addition]:
+    """`text` with `value` at `path`. The result is read again: it must say what was there, and the value.
+
+    Raises CannotEdit.
+    """
+    before = form.parse(text)
+    created = _present(before, path)
+    result = form.add(text, path, value)
+    if not same(form.parse(result), _with(before, path, value)):
+        raise CannotEdit("its layout is not understood")
+    return result, Addition(path, value, created)
+
+
+def remove_checked(form: TextFormat, text: str, addition: Addition) -> str:
+    """`text` without what was added. Raises CannotEdit, also if the value there was changed meanwhile."""
+    result = form.remove(text, addition.path, addition.value, addition.created)
+    # Adding it again must give what was there. An item may have had others behind it.
+    again, now = _with(form.parse(result), addition.path, addition.value), form.parse(text)
+    if not (same(again, now) or addition.path[-1] == APPEND):
+        raise CannotEdit("its layout is not understood")
+    return result
+
+
+def nested(path: Path, value: Any) -> Any:
+    """`value` within the objects and the list that `path` names."""
+    for key in reversed(path):
+        value = [value] if key == APPEND else {key: value}
+    return value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, types included: 1 is neither true nor 1.0."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def _present(value: Any, path: Path) -> int:
+    """How many steps of `path` exist."""
+    for depth, key in enumerate(path):
+        if key == APPEND or not isinstance(value, dict) or key not in value:
+            return depth
+        value = value[key]
+    return len(path)
+
+
+def _with(value: Any, path: Path, added: Any) -> Any:
+    """A copy of `value` with `added` at `path`."""
+    if not path:
+        return added
+    if path[0] == APPEND:
+        return [*(value if isinstance(value, list) else []), added]
+    copy = dict(deepcopy(value)) if isinstance(value, dict) else {}
+    copy[path[0]] = _with(copy.get(path[0]), path[1:], added)
+    return copy
