@@ -334,6 +334,8 @@ class Supervisor:
         try:
             model = await self._model(name, tell)
         except MeshError as error:
+            if self._demand.admission(name) is not None:
+                log.warning("%s is not downloaded for the mesh: %s", name, error)
             final = isinstance(error, AmbiguousModel | InvalidModelFile | UnknownModel | UsageError)
             # A node that joins later may know the model.
             wanted = name in self._wanted and _known_to_mesh_only(self._wanted[name])
@@ -387,7 +389,9 @@ class Supervisor:
 
         report("asking the mesh")
         sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""
-        found = verifiable_part(await sharing.find(name, sha256, report), source)
+        # What the mesh asks for by a name without a known digest is believed of the owner's machines alone.
+        owned_only = admit is not None and not sha256
+        found = verifiable_part(await sharing.find(name, sha256, report, owned_only=owned_only), source)
         log.warning("%s is downloaded from %s", name, found.origin)
         return await ensure.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers, admit=admit)
 
