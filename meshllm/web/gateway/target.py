@@ -194,10 +194,10 @@ class TargetQueue:
         if rank is _GUEST:
             self._guest_slots += sign * slots
 
-    def join(self, waiter: SlotWaiter, cost: int = 1, rank: CallerRank = _LOCAL) -> bool:
-        """Join the queue; False if it is full, or the part of it that peers may fill."""
+    def join(self, waiter: SlotWaiter, cost: int = 1, rank: CallerRank = _LOCAL, *, bounded: bool = True) -> bool:
+        """Join the queue; False if it is full, or the part of it that peers may fill. Not `bounded`: it never is."""
         share = 1.0 if rank is _LOCAL else PEER_QUEUE_SHARE
-        if len(self._waiting) >= self.queue_limit * share:
+        if bounded and len(self._waiting) >= self.queue_limit * share:
             return False
         self._waiting[waiter] = _Waiting(cost, rank)
         self._changed()

@@ -163,7 +163,8 @@ class TargetSelection:
             # A peer may be busy with requests of other nodes: then our request waits in its queue, not in ours.
             if queue.take(cost, rank):
                 return queue
-            if queue.join(waiter, cost, rank):
+            # What has been let wait for its model is not refused because others have waited for it, too.
+            if queue.join(waiter, cost, rank, bounded=self._from_peer or not self._waited):
                 return Waits(FOR_A_SLOT, queue)
         if (error := self._best_error()) is not None:
             raise RequestFailed.with_error(error)

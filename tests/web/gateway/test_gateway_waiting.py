@@ -225,6 +225,29 @@ async def test_full_queue_is_429_with_retry_after(table: Bench, monkeypatch: pyt
         assert (await caller.response()).status == 200
 
 
+async def test_requests_that_waited_for_their_model_all_fit_into_its_queue(
+    table: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_MIN", 2)
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_PER_SLOT", 2)
+    gate = Gate()
+    engine = await table.engine(gate)
+    table.publish(coming("m", "loading"))
+    callers = []
+    for number in range(8):
+        caller = await table.caller()
+        caller.send(ask(number=number))
+        await table.gateway.watch.until(lambda: table.gateway.waiting > number)  # noqa: B023
+        callers.append(caller)
+    table.publish(served("m", engine.address, slots=1))
+    await table.gateway.watch.until(lambda: table.gateway.queued == 7)
+    assert (await table.call(ask())).status == 429  # who comes now has not waited
+    gate.let(8)
+    for caller in callers:
+        assert (await caller.response()).status == 200
+    assert gate.order == list(range(8))
+
+
 @pytest.mark.parametrize("waiting", [1, 2, 3], ids=["busy", "queue", "full queue"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_busy_engine_does_not_delay_the_refusal_of_a_request(
