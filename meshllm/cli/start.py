@@ -87,6 +87,7 @@ def check(settings: Settings) -> None:
 
     memory = (
         (settings.on_demand, "--on-demand"),
+        (settings.fetch_on_demand, "--fetch-on-demand"),
         (settings.max_memory, "--max-vram"),
         (settings.devices, "--device"),
     )
@@ -107,13 +108,18 @@ def check(settings: Settings) -> None:
                 raise UsageError(f"--draft and {option} exclude each other.", advice="Remove one of them.")
         if not settings.models:
             raise UsageError("--draft needs a --model.", advice="Add --model NAME.")
+    if settings.fetch_on_demand and settings.on_demand is False:
+        raise UsageError("--fetch-on-demand and --no-on-demand exclude each other.", advice="Remove one of them.")
+    if settings.max_download is not None and not settings.fetch_on_demand:
+        raise UsageError("--max-download needs --fetch-on-demand.", advice="Add --fetch-on-demand.")
     if settings.serve_all and not settings.models:
         raise UsageError("--serve-all needs a --model.", advice="Add --model NAME.")
     if settings.split and not settings.models:
         raise UsageError("--split needs a --model.", advice="Add --model NAME.")
     if settings.chat_template is not None:
         _check_template(settings.chat_template, settings.models)
-    if settings.context is not None and not settings.models and not settings.on_demand:
+    on_demand = settings.on_demand or settings.fetch_on_demand
+    if settings.context is not None and not settings.models and not on_demand:
         raise UsageError("--ctx-size needs a --model or --on-demand.", advice="Add --model NAME.")
 
 

@@ -58,6 +58,27 @@ OnDemand = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+FetchOnDemand = Annotated[
+    bool | None,
+    typer.Option(
+        "--fetch-on-demand/--no-fetch-on-demand",
+        show_default=False,
+        help="Download a model of the catalogue or of your machines when the mesh asks for it, no node could load it "
+        "and this one can. Implies --on-demand. Default: no.",
+        rich_help_panel=SERVE,
+    ),
+]
+MaxDownload = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1e6,
+        metavar="GB",
+        help="With --fetch-on-demand: most disk space for such models, all together; 2 GiB of the disk stay free. "
+        "Default: 20.",
+        rich_help_panel=SERVE,
+    ),
+]
 Alias = Annotated[
     list[str] | None,
     typer.Option(

@@ -33,6 +33,15 @@ class FetchModel(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class AllowDownload(Command):
+    """`FetchModel` of that model, which is not on this disk, may download it because the mesh asks for it; its files,
+    without a vision projector, have at most `most` bytes. Counts until `ForgetModel`."""
+
+    model: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class MeasureModel(Command):
     """Measure the memory that the model needs here, by the engine. Answered by ModelMeasured or MeasureFailed.
 

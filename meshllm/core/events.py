@@ -255,7 +255,7 @@ class MachineObserved(Event):
     `memory`: bytes that this node offers for models; `devices`: the same for each accelerator, if there are several;
     `disk_free`: bytes for model files. `models`, `aliases` and `model_sizes` (bytes): the models on the disk (see
     `MachineFacts`). `machine_memory`: see `NodeRecord`. `used`: bytes that the engine process of each model takes, and
-    of the worker process under the name "".
+    of the worker process under the name "". `download_room`: see `NodeRecord`.
     """
 
     memory: int | None = None
@@ -266,6 +266,7 @@ class MachineObserved(Event):
     machine_memory: int | None = None
     used: tuple[tuple[str, int], ...] | None = None
     model_sizes: tuple[int, ...] = ()
+    download_room: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,24 +37,20 @@ from meshllm.core.records import (
     ServedModel,
     SplitCandidate,
 )
-from meshllm.core.serving import next_step
+from meshllm.core.serving import backend_states, next_step
 from meshllm.core.serving.demand_outlook import DemandOutlook, OwnSituation, outlook_of
 from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
 from meshllm.core.serving.disk_models import DiskModels
+from meshllm.core.serving.fetching import DOWNLOAD_CLAIM_SECONDS, FetchFacts
 from meshllm.core.serving.local_models import LocalModels, is_unloaded
-from meshllm.core.serving.placement import MIB, PlacementView, may_be_taken
+from meshllm.core.serving.placement import CONTEXT_PART, MIB, PlacementView, may_be_taken
 from meshllm.core.serving.pressure import PressureWatch
 from meshllm.core.serving.published_models import published_models
 from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.corrections import Correction
 from meshllm.core.split.lease import LeaseMessage
-from meshllm.util.backoff import backoff
 
-# The interval of requests for the models of a healthy backend; a silent one is retried with backoff.
-BACKEND_PROBE_SECONDS = 10.0
-BACKEND_RETRY_BASE_SECONDS = 0.5
-BACKEND_RETRY_CAP_SECONDS = 15.0
 # A further `--model` runs here if no other node serves it after this time. A standby that has it on its disk gets
 # longer, to load it; a node that has not joined its mesh waits for that, but not for ever.
 BESIDE_SECONDS = 10.0
@@ -81,11 +77,14 @@ class NodeCore:
         dropped: Mapping[str, float] | None = None,
         corrections: tuple[Correction, ...] = (),
         on_demand: bool | None = None,
+        catalog: Mapping[str, int] | None = None,
     ) -> None:
         """Without `config` this node is in no mesh. With `config`, `rng` is required. `idle_unload`: models are
         unloaded when they have been idle for so many seconds (None: never). `dropped`: models that the owner dropped in
         an earlier run, and until when that counts. `corrections`: what forecasts of splits learned in earlier runs.
-        `on_demand`: a request for a model of the disk loads it (None: if this is a node of a mesh that is not idle)."""
+        `on_demand`: a request for a model of the disk loads it (None: if this is a node of a mesh that is not idle).
+        `catalog`: the models of the catalogue, with their bytes."""
+        self._catalog = {} if catalog is None else catalog
         self._backends: dict[str, BackendState] = {}
         # Models requested from the mesh, and since when no other node has served each (None: one does, or unknown).
         self._requested: dict[str, float | None] = {}
@@ -127,10 +126,10 @@ class NodeCore:
                 corrections,
             )
         self._local = LocalModels(self._splitting, idle_unload)
-        self._demand = NodeDemand(self._mesh, self._own_names)
+        self._demand = NodeDemand(self._mesh, self._own_names, self._catalog)
         self._stopping = self._leaving = False
         self._finished = False
-        self._snapshot = Snapshot()
+        self._snapshot = Snapshot(catalog=self._catalog)
         self._dirty = self._mesh is not None
 
     # -- what the daemon calls
@@ -201,6 +200,7 @@ class NodeCore:
             dropped={name: until - now for name, until in self._dropped.items()},
             facts=self._placement.facts(now),
             asked=[entry.model for entry in self._demand.levels],
+            catalog=self._catalog,
         )
         return outlook_of(member.claims(), self._claims, situation, now)
 
@@ -254,6 +254,7 @@ class NodeCore:
             tuple(self._dropped.items()),
             self._local.idle_unload,
             tuple(self._available()),
+            self._catalog,
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
@@ -361,6 +362,7 @@ class NodeCore:
             disk_sizes=tuple([size // MIB for _, size in disk]) if self._machine.model_sizes else (),
             loading=self._loading(),
             room=0 if self._leased else self._disk.room,
+            download_room=self._machine.download_room,
         )
 
     def _planned_memory(self) -> int:
@@ -467,29 +469,44 @@ class NodeCore:
         claims = member.claims()
         records = self._claims.believed([claim.record for claim in claims[1:]], now)
         owned = {claim.record.node for claim in claims if claim.owned}
-        failed = {n: m.reason for n, m in taken.items() if next_step.phase(self._local.engine, m) is ModelPhase.FAILED}
+        failed = {name: model.reason for name, model in taken.items() if self._has_failed(model)}
+        fetch, named = None, self._catalog if self._machine.download_room else {}
+        if self._machine.download_room:
+            known = self._claims.without_old([claim.record for claim in claims], now, DOWNLOAD_CLAIM_SECONDS)
+            fetch = FetchFacts(known, named, self._dropped.keys())
         step = placement.decide(
-            PlacementView([member.record, *records], scores(claims), owned),
+            PlacementView([member.record, *records], scores(claims, named), owned),
             member.record,
             now,
             free=self._is_free(member),
             serving=[name for name, m in taken.items() if m.server is ServerPhase.SERVING or m.reloads],
             failed=failed,
+            fetch=fetch,
         )
+        todo: list[c.Command] = []
         if step.take:
             self._local.want(step.take, ModelOrigin.MESH)
+        if step.download:
+            todo.append(c.AllowDownload(step.take, int(member.record.memory / (1 + CONTEXT_PART))))
         if step.release:
             self._local.drop(step.release, RELEASED, "Retry.")
         if not step.changed:
             return []
         self._dirty = True
-        return [*self._decide(now), *member.update_facts(self._own_facts(), now)]
+        return [*todo, *self._decide(now), *member.update_facts(self._own_facts(), now)]
+
+    def _has_failed(self, model: ModelState) -> bool:
+        """Whether a model that was taken cannot be served, or downloaded."""
+        downloads = self._placement.taken[model.name].download
+        failed = next_step.phase(self._local.engine, model) is ModelPhase.FAILED
+        return failed or (downloads and next_step.download_failed(model))
 
     def _is_free(self, member: Member) -> bool:
-        """Whether this node could take a model: a standby with models on its disk that is no worker."""
+        """Whether this node could take a model: a standby, no worker, with models on its disk or room for them."""
         if self._backends or self._requested or not all(map(is_unloaded, self._local.models.values())):
             return False
-        return bool(self._machine.models) and member.joined and not member.record.idle and not self._leased
+        has_models = bool(self._machine.models or self._machine.download_room)
+        return has_models and member.joined and not member.record.idle and not self._leased
 
     # -- models of the disk that requests load
 
@@ -545,10 +562,10 @@ class NodeCore:
             case e.BackendAdded():
                 if not self._stopping and event.url not in self._backends:
                     self._backends[event.url] = BackendState(event.url, next_probe=now)
-            case e.BackendAnswered():
-                self._backend_answered(event, now)
-            case e.BackendSilent():
-                self._backend_silent(event, now)
+            case e.BackendAnswered() if event.url in self._backends:
+                self._backends[event.url] = backend_states.answered(event, now)
+            case e.BackendSilent() if event.url in self._backends:
+                self._backends[event.url] = backend_states.silent(self._backends[event.url], event, now)
             case e.StopWanted():
                 self._stop()
             case _:
@@ -568,6 +585,8 @@ class NodeCore:
             self._memory_used(dict(event.used))
         if event.disk_free is not None:
             machine = machine.with_disk_free(event.disk_free)
+        if event.download_room is not None:
+            machine = machine.with_download_room(event.download_room)
         if event.models is not None:
             machine = replace(machine, models=event.models, aliases=event.aliases, model_sizes=event.model_sizes)
         self._machine = machine
@@ -577,24 +596,3 @@ class NodeCore:
         self._local.stop()
         if self._splitting is not None:
             self._splitting.stop()
-
-    # -- backends
-
-    def _backend_answered(self, event: e.BackendAnswered, now: float) -> None:
-        if event.url in self._backends:
-            self._backends[event.url] = BackendState(
-                event.url, healthy=True, models=event.models, reason="", next_probe=now + BACKEND_PROBE_SECONDS
-            )
-
-    def _backend_silent(self, event: e.BackendSilent, now: float) -> None:
-        backend = self._backends.get(event.url)
-        if backend is not None:
-            delay = backoff(backend.failures, base=BACKEND_RETRY_BASE_SECONDS, cap=BACKEND_RETRY_CAP_SECONDS)
-            # The models stay listed: callers get "temporarily unavailable", not "unknown model".
-            self._backends[event.url] = BackendState(
-                event.url,
-                models=backend.models,
-                reason=event.reason,
-                failures=backend.failures + 1,
-                next_probe=now + delay,
-            )

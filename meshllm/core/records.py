@@ -167,8 +167,8 @@ class OwnFacts:
     """What this node publishes about its models and its machine, as far as the rest of the core knows it.
 
     The fields have the meaning of those of `NodeRecord`. A change of `loads` alone never causes a new record; changes
-    of `memory`, `devices`, `splits`, `speed`, `machine_memory`, `room` and flags of `serves` cause a limited number per
-    hour. A change of `demand` waits for the next heartbeat, unless `demand_is_news`.
+    of `memory`, `devices`, `splits`, `speed`, `machine_memory`, `room`, `download_room` and flags of `serves` cause a
+    limited number per hour. A change of `demand` waits for the next heartbeat, unless `demand_is_news`.
     """
 
     serves: tuple[ServedModel, ...] = ()
@@ -187,6 +187,7 @@ class OwnFacts:
     disk_sizes: tuple[int, ...] = ()
     loading: tuple[str, ...] = ()
     room: int = 0
+    download_room: int = 0
     demand_is_news: bool = False
 
 
@@ -205,7 +206,8 @@ class NodeRecord:
     `demand`: what callers of its API and its clients ask for, each model once, by key.
     `disk_sizes`: MiB of the models in `on_disk`, in its order (0: unknown). `loading`: models that it loads now.
     `room`: bytes that it gives to a model of its disk for which a request comes: free, or taken by models that it would
-    unload for that (0: its owner lets it load none).
+    unload for that (0: its owner lets it load none). `download_room`: bytes of model files that it may still download
+    for the mesh's demand (0: its owner does not let it).
     """
 
     node: NodeId
@@ -236,6 +238,7 @@ class NodeRecord:
     disk_sizes: tuple[int, ...] = ()
     loading: tuple[str, ...] = ()
     room: int = 0
+    download_room: int = 0
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

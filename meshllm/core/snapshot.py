@@ -5,7 +5,8 @@ Times are seconds on the daemon's monotonic clock; sizes are bytes; fractions ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -214,6 +215,8 @@ class Snapshot:
     idle_unload: float | None = None
     # Models of the disk, none of them in `models`, that this node loads when they are requested.
     available: tuple[str, ...] = ()
+    # The models that the catalogue knows, with their bytes: always the same object.
+    catalog: Mapping[str, int] = field(default_factory=dict)
 
     def model(self, name: str) -> ModelState | None:
         """The model with exactly that name on this node."""

@@ -28,7 +28,7 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelOrigin, ModelState, Snapshot
 from meshllm.core.split.lease import Lease
-from meshllm.daemon import dropped_models, port_holder, sandbox_facts
+from meshllm.daemon import demand_downloads, dropped_models, port_holder, sandbox_facts
 from meshllm.daemon.alias_check import AliasCheck
 from meshllm.daemon.attachments import Attachments
 from meshllm.daemon.audit_log import AuditLog
@@ -54,14 +54,7 @@ from meshllm.daemon.viewer import Listening, Viewer
 from meshllm.daemon.wall_clock import system_time
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
-from meshllm.errors import (
-    BadInvite,
-    DamagedState,
-    EnvironmentFailure,
-    MeshError,
-    PortTaken,
-    unusable_file,
-)
+from meshllm.errors import BadInvite, DamagedState, EnvironmentFailure, MeshError, PortTaken, unusable_file
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.library.store import Store
 from meshllm.models.p2p.share_policy import Share
@@ -206,6 +199,7 @@ class App:
             settings.lease_cache,
             settings.chat_template,
             self._drains.drained,
+            settings.download_limit,
         )
         models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)
@@ -388,6 +382,7 @@ class App:
             dropped=dropped,
             corrections=session.corrections() if session is not None else (),
             on_demand=session.on_demand if session is not None else self._settings.loads_on_demand(founded=True),
+            catalog=demand_downloads.CatalogSizes(),
         )
 
         def execute(command: c.Command) -> None:

@@ -83,9 +83,18 @@ class FileSharing:
         """The mesh as a source of the files of `model`."""
         return self._swarm.source(model)
 
-    async def find(self, name: str, sha256: str, tell: Callable[[str], None]) -> Manifest:
-        """Ask the mesh for the manifest of a model that was requested here. Raises UnknownModel, AmbiguousModel."""
-        return await find(self, name, sha256=sha256, ban=self._swarm.ban, tell=tell)
+    async def find(self, name: str, sha256: str, tell: Callable[[str], None], *, owned_only: bool = False) -> Manifest:
+        """Ask the mesh for the manifest of a model that was requested here; `owned_only`: the owner's machines alone.
+        Raises UnknownModel, AmbiguousModel."""
+
+        def asks(peer: SwarmPeer) -> bool:
+            return not owned_only or peer.id in self._owned()
+
+        return await find(self, name, sha256=sha256, ban=self._swarm.ban, tell=tell, asks=asks)
+
+    def _owned(self) -> set[str]:
+        """The ids of the owner's machines in the mesh."""
+        return {peer.node.hex() for peer in (self._view.peers if self._view is not None else ()) if peer.owned}
 
     def holders(self, model: str) -> Sequence[SwarmPeer]:
         """Peers to ask for the model: first those that list it, linked ones first; then others."""

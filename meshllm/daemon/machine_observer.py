@@ -58,6 +58,9 @@ class MachineReader(Protocol):
     def disk_free(self) -> int | None:
         """Bytes free for model files."""
 
+    def download_room(self) -> int:
+        """Bytes that may still be downloaded for the mesh's demand."""
+
     def find_models(self) -> ModelsOnDisk:
         """The models on the disk."""
 
@@ -120,11 +123,15 @@ class MachineObserver:
         free = await self._read("the free memory", in_thread(lambda stop: self._reader.free_memory(), "free memory"))
         used = await self._read("the used memory", in_thread(lambda stop: self._reader.used_memory(), "used memory"))
         disk_free = await self._read("the disk", in_thread(lambda stop: self._reader.disk_free(), "free disk"))
+        room = await self._read(
+            "the room for downloads", in_thread(lambda stop: self._reader.download_room(), "room for downloads")
+        )
         self._post(
             e.MachineObserved(
                 memory=free.memory if free is not None else None,
                 devices=free.devices if free is not None else (),
                 disk_free=disk_free,
+                download_room=room,
                 models=found.models if found is not None else None,
                 aliases=found.aliases if found is not None else (),
                 machine_memory=free.machine if free is not None else None,

@@ -14,6 +14,8 @@ DEFAULT_PORT = 9337
 DEFAULT_CONSOLE = 3131
 # Clients cost a node a link and a table each; a machine that serves models has other work.
 DEFAULT_MAX_CLIENTS = 64
+# The largest model that a machine with 24 GB for models serves, or several small ones; a small part of a disk.
+DEFAULT_MAX_DOWNLOAD = 20_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class Settings:
     `models`: names or paths as given; the first runs here, the others are requested from the mesh and run here if no
     other node takes them (`serve_all`: all run here at once). `idle_unload`: models that are idle for so many seconds
     are unloaded (None: never). `on_demand`: a request loads a model of the disk (None: if this node joins a mesh and
-    has no model or backend of its own). `invites`: all of one mesh; `notices`: what the user should know about them.
+    has no model or backend of its own, or fetches on demand). `fetch_on_demand`: models that the mesh asks for and that
+    no node could load are downloaded (None: they are not), `max_download` bytes of files at most (None: 20 GB).
+    `invites`: all of one mesh; `notices`: what the user should know about them.
     `client`: only use the mesh. `bind_port`: UDP; None is
     the last one used, or any free one. `node_name`: shown to other nodes. `max_clients`: clients that this node admits.
     `draft`: draft model for the first of `models`; `drafts`: whether draft models may be used; `speculation`: whether
@@ -101,6 +105,8 @@ class Settings:
     serve_all: bool = False
     idle_unload: float | None = None
     on_demand: bool | None = None
+    fetch_on_demand: bool | None = None
+    max_download: int | None = None
     chat_template: Path | None = None
     until_detached: bool = False
     command: StartCommand = StartCommand()
@@ -109,4 +115,13 @@ class Settings:
         """Whether requests load models of the disk. `founded`: this node began its mesh, or is in none."""
         if self.client:
             return False
-        return not (founded or self.models or self.backends) if self.on_demand is None else self.on_demand
+        if self.on_demand is not None:
+            return self.on_demand
+        return bool(self.fetch_on_demand) or not (founded or self.models or self.backends)
+
+    @property
+    def download_limit(self) -> int:
+        """Bytes of model files that the mesh's demand may bring to this disk; 0: none."""
+        if self.client or not self.fetch_on_demand:
+            return 0
+        return DEFAULT_MAX_DOWNLOAD if self.max_download is None else self.max_download

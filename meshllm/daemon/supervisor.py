@@ -22,7 +22,7 @@ from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
 from meshllm.core.snapshot import ModelFacts
 from meshllm.core.split.planner import token_bytes
-from meshllm.daemon import dropped_models
+from meshllm.daemon import demand_downloads, dropped_models
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
 from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progress_of
 from meshllm.daemon.engine_provider import EngineProvider
@@ -100,9 +100,11 @@ class Supervisor:
         lease_cache: int | None = None,
         chat_template: Path | None = None,
         drained: DrainedProcess = _at_once,
+        max_download: int = 0,
     ) -> None:
         """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`. `chat_template`: replaces that
-        of the first of `wanted`. `drained`: waits until an engine process (model, generation) has no request."""
+        of the first of `wanted`. `drained`: waits until an engine process (model, generation) has no request.
+        `max_download`: bytes of files that the mesh's demand may bring."""
         self._templates = {name: chat_template for name in list(wanted)[:1] if chat_template is not None}
         self._wanted = wanted
         self._drained = drained
@@ -115,6 +117,7 @@ class Supervisor:
         self._sharing: FileSharing | None = None
         self._store = Store(paths.models())
         self._lease_cache = LeaseCache(home / LEASE_CACHE, self._store, lease_cache)
+        self._demand = demand_downloads.DemandDownloads(home, self._store, max_download)
         self._named = tuple(source for source in wanted.values() if isinstance(source, Path))
         self._context = ProcessContext(
             home, llama_server.socket_directory(home), ChildRegistry(home / "children"), self._post, sandboxing
@@ -166,6 +169,8 @@ class Supervisor:
             case c.FetchModel(model):
                 task = self._fetches[model] = self._owner.start(self._fetch(model), f"fetch {model}")
                 task.add_done_callback(lambda done: self._fetched(model, done))
+            case c.AllowDownload(model, most):
+                self._demand.allow(model, most)
             case c.MeasureModel(model, split, beside):
                 kept = partial(self._kept_for, beside)
                 self._servers.measure(self._models[model], model, self._ready(), split=split, beside=kept)
@@ -175,6 +180,7 @@ class Supervisor:
                 drained = partial(self._drained, model, generation) if drain else None
                 self._servers.stop(model, generation, at_once=at_once, drained=drained)
             case c.ForgetModel(model):
+                self._demand.forget(model)
                 if (fetch := self._fetches.pop(model, None)) is not None:
                     fetch.cancel()
                 self._servers.forget(model)
@@ -263,6 +269,10 @@ class Supervisor:
         disk = resources.disk(self._store.folder)
         return disk.free if disk is not None else None
 
+    def download_room(self) -> int:
+        """Bytes that may still be downloaded for the mesh's demand."""
+        return self._demand.room()
+
     def find_models(self) -> ModelsOnDisk:
         """The models on the disk, the requested ones first: a record has room for a limited number."""
         disk = scan.look(self._store, named=self._named)
@@ -324,9 +334,12 @@ class Supervisor:
         try:
             model = await self._model(name, tell)
         except MeshError as error:
+            if self._demand.admission(name) is not None:
+                log.warning("%s is not downloaded for the mesh: %s", name, error)
             final = isinstance(error, AmbiguousModel | InvalidModelFile | UnknownModel | UsageError)
             # A node that joins later may know the model.
-            final = final and not (isinstance(error, UnknownModel) and self._known_to_mesh_only(name))
+            wanted = name in self._wanted and _known_to_mesh_only(self._wanted[name])
+            final = final and not (isinstance(error, UnknownModel) and wanted)
             self._post(e.FileFailed(name, error.message, error.advice, final))
         except Exception as error:
             log.exception("fetching %s failed", name)
@@ -355,13 +368,17 @@ class Supervisor:
         mesh."""
         source, sharing = self._wanted.get(name) or self._on_disk.get(name), self._sharing
         peers = sharing.source(name) if sharing is not None else None
-        if source is None and (name not in self._wanted or sharing is None):
+        admit = self._demand.admission(name) if source is None else None
+        if admit is not None:
+            source = demand_downloads.catalogued(name)
+        may_download = name in self._wanted or admit is not None
+        if source is None and (not may_download or sharing is None):
             raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to download it.")
         if source is not None:
             try:
-                return await ensure.ensure(source, self._store, tell, packages=PipFetcher(), peers=peers)
+                return await ensure.ensure(source, self._store, tell, packages=PipFetcher(), peers=peers, admit=admit)
             except DownloadFailed as failure:
-                if sharing is None or not self._known_to_mesh_only(name):
+                if sharing is None or not (may_download and _known_to_mesh_only(source)):
                     raise
                 log.warning("%s Asking the mesh for %s.", failure.message, name)
         assert sharing is not None
@@ -372,9 +389,11 @@ class Supervisor:
 
         report("asking the mesh")
         sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""
-        found = verifiable_part(await sharing.find(name, sha256, report), source)
+        # What the mesh asks for by a name without a known digest is believed of the owner's machines alone.
+        owned_only = admit is not None and not sha256
+        found = verifiable_part(await sharing.find(name, sha256, report, owned_only=owned_only), source)
         log.warning("%s is downloaded from %s", name, found.origin)
-        return await ensure.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
+        return await ensure.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers, admit=admit)
 
     async def _ensure_model(self, draft: Wanted, tell: model_progress.Report) -> LocalModel:
         """A requested draft model on this disk. Raises as `ensure.ensure` does."""
@@ -395,18 +414,6 @@ class Supervisor:
         assert self._engine is not None, "the core starts engine processes only after EngineReady"
         return self._engine
 
-    def _known_to_mesh_only(self, name: str) -> bool:
-        """Whether a model is requested here whose files only the hub or the mesh knows. Of a catalogue's model the mesh
-        is believed nothing but the digest that the catalogue has."""
-        if name not in self._wanted:
-            return False
-        source = self._wanted[name]
-        return (
-            source is None
-            or isinstance(source, HubReference)
-            or (isinstance(source, CatalogEntry) and source.hub is not None and bool(source.sha256))
-        )
-
     # -- backends
 
     async def _probe(self, url: str) -> None:
@@ -419,3 +426,13 @@ class Supervisor:
             self._post(e.BackendSilent(url, repr(error)))
         else:
             self._post(e.BackendAnswered(url, models))
+
+
+def _known_to_mesh_only(source: Wanted | None) -> bool:
+    """Whether only the hub or the mesh knows the files of a requested model. Of a catalogue's model the mesh is
+    believed nothing but the digest that the catalogue has."""
+    return (
+        source is None
+        or isinstance(source, HubReference)
+        or (isinstance(source, CatalogEntry) and source.hub is not None and bool(source.sha256))
+    )

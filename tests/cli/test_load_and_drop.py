@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from meshllm.cli import console_client, engines, entry, members, owner_models, start
 from meshllm.cli.last_seen import clock_text
-from meshllm.daemon.settings import Settings
+from meshllm.daemon.settings import DEFAULT_MAX_DOWNLOAD, Settings
 from meshllm.errors import EnvironmentFailure, UsageError
 
 
@@ -131,3 +131,22 @@ def test_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(it.models, it.serve_all, it.idle_unload) for it in taken] == [(("a", "b"), True, 90.0), ((), False, None)]
     with pytest.raises(UsageError, match="--serve-all needs a --model"):
         run("--serve-all")
+
+
+def test_downloads_on_demand_are_bounded_and_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Settings] = []
+    monkeypatch.setattr(start, "run", lambda given, **_: taken.append(given))
+    run()
+    run("--no-fetch-on-demand")
+    run("--fetch-on-demand", "--ctx-size", "256")
+    run("--fetch-on-demand", "--max-download", "0.5", "--model", "a")
+    assert [it.download_limit for it in taken] == [0, 0, DEFAULT_MAX_DOWNLOAD, 500_000_000]
+    assert [it.loads_on_demand(founded=True) for it in taken] == [False, False, True, True]
+    for words in (
+        ("--fetch-on-demand", "--client"),
+        ("--fetch-on-demand", "--no-on-demand"),
+        ("--max-download", "5"),
+        ("--max-download", "5", "--no-fetch-on-demand"),
+    ):
+        with pytest.raises(UsageError, match=words[0]):
+            run(*words)

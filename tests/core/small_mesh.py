@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -52,6 +52,8 @@ def sign(record: NodeRecord) -> SignedRecord:
 
 class SmallMesh:
     """The nodes by number, what is under way, and the time."""
+
+    catalog: Mapping[str, int] = {}  # what all nodes know
 
     def __init__(self, seed: int = 1, mesh_key: FakeMeshKey | None = None) -> None:
         """Every node that starts has a certificate of `rights` (by default all)."""
@@ -100,7 +102,10 @@ class SmallMesh:
         config = replace(config, rejoins=number in self.rejoins, machine=self.machines.get(number, b""))
         config = self._certified(number, config)
         self.cores[number] = NodeCore(
-            config, random.Random(self.rng.random()), corrections=self.corrections.get(number, ())
+            config,
+            random.Random(self.rng.random()),
+            corrections=self.corrections.get(number, ()),
+            catalog=self.catalog,
         )
         self.tell(number, e.AddressesFound((address(number),)))
         ways = tuple(ways)

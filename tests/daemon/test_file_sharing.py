@@ -15,6 +15,7 @@ from meshllm.core.records import MeshId, NodeId, NodeRecord, PeerAddress, Record
 from meshllm.daemon import file_sharing
 from meshllm.daemon.file_sharing import BUSY_RATE, FileSharing
 from meshllm.daemon.mesh_session import MeshSession
+from meshllm.errors import LinkClosed, UnknownModel
 from meshllm.models.library.store import Store
 from meshllm.models.p2p.share_policy import Share
 from meshllm.net.base import StreamKind
@@ -86,6 +87,21 @@ async def test_file_sharing_asks_peers_that_list_the_model_first(tmp_path: Path)
             )
         )
         assert [found.name for found in made.holders("M")] == ["n4", "n3", "n2", "n5", "n8", "n1"]
+
+
+async def test_model_without_a_known_digest_is_looked_up_on_the_owners_machines(tmp_path: Path) -> None:
+    class Unreachable(FakeMembership):
+        async def open(self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+            await super().open(peer, kind, factory)
+            raise LinkClosed("gone")
+
+    for owned_only, asked in ((True, {1}), (False, {1, 2})):
+        membership = Unreachable()
+        async with sharing_of(tmp_path, membership) as made:
+            made.publish(view(peer(1, has=("M",), owned=True), peer(2, has=("M",))))
+            with pytest.raises(UnknownModel):
+                await made.find("M", "", lambda words: None, owned_only=owned_only)
+        assert {node[0] for node, _ in membership.opened} == asked
 
 
 async def test_file_sharing_bounds_the_peers_it_asks(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ class Machine:
     def disk_free(self) -> int | None:
         return 7
 
+    def download_room(self) -> int:
+        return 5
+
     def find_models(self) -> ModelsOnDisk:
         if not self.scanning.acquire(blocking=False):
             self.overlaps += 1
@@ -88,11 +91,11 @@ async def test_observer_posts_all_facts_at_once_and_again_after_a_change() -> No
     machine = Machine()
     async with observed(machine) as it:
         assert await it.next() == e.MachineObserved(
-            100, (), 7, ("a",), model_sizes=(7,), machine_memory=90, used=(("a", 5),)
+            100, (), 7, ("a",), model_sizes=(7,), machine_memory=90, used=(("a", 5),), download_room=5
         )
         machine.memory = 50
         it.observer.refresh()
-        again = e.MachineObserved(50, (), 7, None, machine_memory=90, used=(("a", 5),))
+        again = e.MachineObserved(50, (), 7, None, machine_memory=90, used=(("a", 5),), download_room=5)
         assert await it.next() == again, "files are scanned only if they may have changed"
         machine.models = ("a", "b")
         it.observer.refresh(files=True, devices=True)
@@ -131,7 +134,9 @@ async def test_scan_that_fails_takes_no_memory_away_and_is_retried(caplog: pytes
     machine.scan_fault = OSError("the disk is on fire")
     with caplog.at_level(logging.WARNING):
         async with observed(machine) as it:
-            assert await it.next() == e.MachineObserved(100, (), 7, None, machine_memory=90, used=(("a", 5),))
+            assert await it.next() == e.MachineObserved(
+                100, (), 7, None, machine_memory=90, used=(("a", 5),), download_room=5
+            )
             it.observer.refresh(files=True)
             assert (await it.next()).models is None
             machine.scan_fault = None
@@ -144,7 +149,9 @@ async def test_memory_that_cannot_be_read_is_reported_as_unknown() -> None:
     machine = Machine()
     machine.fault = OSError("no /proc")
     async with observed(machine) as it:
-        assert await it.next() == e.MachineObserved(None, (), 7, ("a",), model_sizes=(7,), used=(("a", 5),))
+        assert await it.next() == e.MachineObserved(
+            None, (), 7, ("a",), model_sizes=(7,), used=(("a", 5),), download_room=5
+        )
 
 
 async def test_close_ends_the_observer_although_something_changed_in_the_same_moment() -> None:

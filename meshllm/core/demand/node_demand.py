@@ -6,7 +6,7 @@ client reports to one node at a time; a node that is not linked any more does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 
 from meshllm.core import commands as c
@@ -36,9 +36,13 @@ class DemandChange(Enum):
 class NodeDemand:
     """The demand that this node publishes, or this client reports."""
 
-    def __init__(self, mesh: MeshParticipant | None, own_names: Callable[[], Iterable[str]]) -> None:
-        """`own_names`: the models that this node knows itself."""
+    def __init__(
+        self, mesh: MeshParticipant | None, own_names: Callable[[], Iterable[str]], catalog: Collection[str] = ()
+    ) -> None:
+        """`own_names`: the models that this node knows itself; `catalog`: those of the catalogue, which count while a
+        node would download them."""
         self._mesh = mesh
+        self._catalog = catalog
         self._own_names = own_names
         self._counter = DemandCounter()
         self._known: frozenset[str] = frozenset()
@@ -125,6 +129,11 @@ class NodeDemand:
 
     def _names(self) -> Iterable[str]:
         yield from self._own_names()
-        if self._mesh is not None:
-            for record in self._mesh.alive():
-                yield from names_in(record)
+        if self._mesh is None:
+            return
+        own, downloads = self._mesh.record, False
+        for record in (*self._mesh.alive(), *([own] if own is not None else ())):
+            yield from names_in(record)
+            downloads = downloads or record.download_room > 0
+        if downloads:
+            yield from self._catalog

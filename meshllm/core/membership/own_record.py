@@ -143,6 +143,7 @@ class OwnRecord:
                 disk_sizes=facts.disk_sizes,
                 loading=facts.loading,
                 room=facts.room,
+                download_room=facts.download_room,
             )
         )
         self.changed = self.changed or facts.demand_is_news
@@ -225,5 +226,5 @@ def _without_measurements(record: NodeRecord) -> NodeRecord:
     its caches fill, and is quantised."""
     splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
     serves = tuple([replace(m, movable=False, pressed=False) if m.movable or m.pressed else m for m in record.serves])
-    quiet = replace(record, memory=0, devices=(), splits=splits, speed=0, machine_memory=0, room=min(record.room, 1))
-    return replace(quiet, demand=(), serves=serves)
+    quiet = replace(record, memory=0, devices=(), splits=splits, speed=0, machine_memory=0, demand=(), serves=serves)
+    return replace(quiet, room=min(record.room, 1), download_room=min(record.download_room, 1))

@@ -21,9 +21,9 @@ SHOWN_CHANGE = 0.01
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
     """What this node publishes about its machine, in bytes. `memory`: offered for models; `devices`: the same for each
-    accelerator, if there are several; `machine_memory`: as in `NodeRecord`; `disk_free`: for model files. `models`:
-    names of the models on the disk; `model_sizes`: theirs, in their order; `aliases`: further names, each with the name
-    of the same file in `models`."""
+    accelerator, if there are several; `machine_memory`, `download_room`: as in `NodeRecord`; `disk_free`: for model
+    files. `models`: names of the models on the disk; `model_sizes`: theirs, in their order; `aliases`: further names,
+    each with the name of the same file in `models`."""
 
     memory: int = 0
     devices: tuple[int, ...] = ()
@@ -32,6 +32,7 @@ class MachineFacts:
     aliases: tuple[tuple[str, str], ...] = ()
     machine_memory: int = 0
     model_sizes: tuple[int, ...] = ()
+    download_room: int = 0
 
     def with_memory(self, memory: int, devices: Sequence[int]) -> MachineFacts:
         """The facts after `memory` and `devices` were observed."""
@@ -46,6 +47,10 @@ class MachineFacts:
     def with_disk_free(self, disk_free: int) -> MachineFacts:
         """The facts after `disk_free` was observed."""
         return replace(self, disk_free=published(self.disk_free, disk_free))
+
+    def with_download_room(self, room: int) -> MachineFacts:
+        """The facts after `download_room` was observed."""
+        return replace(self, download_room=published(self.download_room, room))
 
 
 def published(previous: int, observed: int) -> int:

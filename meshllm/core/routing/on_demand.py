@@ -6,12 +6,12 @@ nodes at the same time make one node load the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from meshllm.core.ids import NodeId
 from meshllm.core.records import NodeRecord
-from meshllm.core.serving import placement
+from meshllm.core.serving import fetching, placement
 
 # Models of all nodes together that are listed as available.
 MAX_AVAILABLE = 10_000
@@ -62,6 +62,15 @@ class Loaders:
                     if loader not in self._by_model.get(model, ()):
                         self._by_model.setdefault(model, []).append(loader)
         return self._by_model
+
+
+def may_download(loaders: Iterable[Loader], model: str, catalog: Mapping[str, int]) -> bool:
+    """Whether one of these living nodes downloads `model`, which none has in memory, if it is asked for."""
+    found = list(loaders)
+    if not any(loader.record.download_room for loader in found):
+        return False
+    owned = {loader.record.node for loader in found if loader.owned}
+    return bool(fetching.downloaders([loader.record for loader in found], model, owned, catalog))
 
 
 def ordered(loaders: Iterable[Loader], model: str) -> list[NodeId]:

@@ -30,6 +30,8 @@ LOOKING_SECONDS = 15.0
 WANTED_SECONDS = 3.0
 # What a caller of either waits for: first one, then the other is one wait.
 OTHER_MEMBERS = "other members"
+# For a node that begins to download the model: longer than the first two candidates take to do so.
+DOWNLOAD_SECONDS = 45.0
 # For the other nodes of a split: longer than a restart of them takes until the model is served again (10 s).
 OTHER_NODES_SECONDS = 30.0
 # A model that a member served so lately (seconds) is not unknown: the member restarts, or sleeps. Programs end their
@@ -401,6 +403,8 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
         return ModelRoute((), Availability.COMING, "asking the backends")
     if (waiting := _wait_for_mesh(snapshot, model, index, now)) is not None:
         return waiting
+    if (waiting := _wait_for_download(snapshot, model, index)) is not None:
+        return waiting
     if had:
         message = f"The backend that serves {model} does not answer: {had[0].reason} Check that the backend runs."
         return ModelRoute((), Availability.FAILED, message)
@@ -421,6 +425,26 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
         message = f"{model} is not on this node, and joining the mesh failed: {reason}"
         return ModelRoute((), Availability.FAILED, message)
     return ModelRoute((), Availability.UNKNOWN)
+
+
+def _wait_for_download(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute | None:
+    """A route to wait on until a node begins to download `model`; None if no node does."""
+    mesh = snapshot.mesh
+    if mesh is None or snapshot.stopping:
+        return None
+    loaders = [Loader(peer.record, peer.owned) for peer in index.peers.values()]
+    if mesh.record is not None and model not in dict(snapshot.dropped):
+        loaders.append(Loader(mesh.record, owned=True))
+    if not on_demand.may_download(loaders, model, snapshot.catalog):
+        return None
+    return ModelRoute(
+        (),
+        Availability.COMING,
+        f"waiting for a node that downloads {model}",
+        max_wait=DOWNLOAD_SECONDS,
+        timeout_message=f"No node has begun to download {model} yet. Retry in a minute.",
+        waits_for="a download",
+    )
 
 
 def _served_lately(model: str, index: MeshIndex, now: float) -> AwayMember | None:

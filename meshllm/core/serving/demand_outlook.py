@@ -12,8 +12,9 @@ from enum import Enum
 
 from meshllm.core.demand.mesh_demand import DemandClaim, scores
 from meshllm.core.records import NodeId, NodeRecord, short
-from meshllm.core.serving import placement
+from meshllm.core.serving import fetching, placement
 from meshllm.core.serving.demand_placement import LoadingClaims, PlacementFacts
+from meshllm.core.serving.fetching import DOWNLOAD_CLAIM_SECONDS, FetchFacts
 from meshllm.core.serving.placement import PlacementView
 
 # Standbys behind the first one for which is said when they take its model.
@@ -21,6 +22,7 @@ FOLLOWERS = 2
 # Nodes that one obstacle names.
 MAX_NODES = 3
 NO_FACTS = PlacementFacts()
+NOTHING_TO_FETCH = FetchFacts()
 
 
 class NextAct(Enum):
@@ -56,13 +58,14 @@ class Obstacle(Enum):
 @dataclass(frozen=True, slots=True)
 class NodeOutlook:
     """What `node` will do next, with `model`, in so many `seconds` (None: not known, or at any time). `other`: the node
-    that comes first (FOLLOWS)."""
+    that comes first (FOLLOWS); `download`: it downloads the model (TAKES)."""
 
     node: NodeId
     act: NextAct
     model: str = ""
     seconds: float | None = None
     other: NodeId | None = None
+    download: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,30 +110,43 @@ class DemandOutlook:
 class OwnSituation:
     """What only this node knows. `free`: it could take a model; `works_on`: the model whose layers it computes for a
     host; `dropped`: models that its owner dropped, and for how many seconds that counts; `asked`: models that its
-    callers ask for."""
+    callers ask for; `catalog`: bytes of the catalogue's models."""
 
     free: bool = True
     works_on: str = ""
     dropped: Mapping[str, float] = field(default_factory=dict)
     facts: PlacementFacts = NO_FACTS
     asked: Collection[str] = ()
+    catalog: Mapping[str, int] = field(default_factory=dict)
 
 
 def outlook_of(
     claims: Sequence[DemandClaim], loading: LoadingClaims, situation: OwnSituation, now: float
 ) -> DemandOutlook:
     """What is to come, by the `claims` of the living nodes, this one first."""
-    records = [claims[0].record, *loading.without_old([claim.record for claim in claims[1:]], now)]
-    view = PlacementView(
-        records, scores(claims, situation.asked), {claim.record.node for claim in claims if claim.owned}
-    )
-    return outlook(view, records, records[0].node, situation)
+    published = [claim.record for claim in claims]
+    records = [published[0], *loading.without_old(published[1:], now)]
+    named = situation.asked
+    fetch = FetchFacts()
+    if any(record.download_room for record in records):
+        named = {*situation.asked, *situation.catalog}
+        known = loading.without_old(published, now, DOWNLOAD_CLAIM_SECONDS)
+        fetch = FetchFacts(known, situation.catalog, situation.dropped.keys())
+    view = PlacementView(records, scores(claims, named), {claim.record.node for claim in claims if claim.owned})
+    return outlook(view, records, records[0].node, situation, fetch)
 
 
-def outlook(view: PlacementView, records: Iterable[NodeRecord], own: NodeId, situation: OwnSituation) -> DemandOutlook:
-    """What is to come, by the `records` of which `view` is made, for the node `own`."""
+def outlook(
+    view: PlacementView,
+    records: Iterable[NodeRecord],
+    own: NodeId,
+    situation: OwnSituation,
+    fetch: FetchFacts = NOTHING_TO_FETCH,
+) -> DemandOutlook:
+    """What is to come, by the `records` of which `view` is made, for the node `own`. `fetch`: what decides on
+    downloads."""
     records = list(records)
-    coming = _coming(view, own, situation)
+    coming = _downloads(view, own, situation, fetch) | _coming(view, own, situation)
     nodes = tuple([coming.get(record.node) or _next_act(view, record, own, situation) for record in records])
     takers = {step.model: step for step in coming.values() if step.act in (NextAct.TAKES, NextAct.MOVES)}
     models = {model: _model(view, model, records, own, situation, takers) for model in view.scores}
@@ -172,6 +188,21 @@ def _coming(view: PlacementView, own: NodeId, situation: OwnSituation) -> dict[N
     if facts.moves_to:
         found[own] = NodeOutlook(own, NextAct.MOVES, facts.moves_to, facts.moves_in)
     return followers | found
+
+
+def _downloads(
+    view: PlacementView, own: NodeId, situation: OwnSituation, fetch: FetchFacts
+) -> dict[NodeId, NodeOutlook]:
+    """The nodes that download a model, for each the first one."""
+    found: dict[NodeId, NodeOutlook] = {}
+    for need, candidates in fetching.rounds(view, fetch):
+        refused = not situation.free or need.model in situation.facts.avoided or need.model in fetch.refused
+        node = next((node for node in candidates if node != own or not refused), None)
+        if node is not None:
+            left = fetching.patience(candidates.index(node)) - situation.facts.waited.get(need.model, 0.0)
+            seconds = max(0.0, left)
+            found.setdefault(node, NodeOutlook(node, NextAct.TAKES, need.model, seconds, download=True))
+    return found
 
 
 def _next_act(view: PlacementView, record: NodeRecord, own: NodeId, situation: OwnSituation) -> NodeOutlook:

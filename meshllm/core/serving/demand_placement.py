@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from meshllm.core.records import NodeId, NodeRecord
-from meshllm.core.serving import placement
+from meshllm.core.serving import fetching, placement
+from meshllm.core.serving.fetching import FetchFacts
 from meshllm.core.serving.placement import Need, PlacementView
 
 # How often a node decides. First once the table has come and most nodes in it are verified.
@@ -33,17 +34,20 @@ MAX_CLAIMS = 4096
 
 @dataclass(frozen=True, slots=True)
 class TakenModel:
-    """A model that this node took. `since`: when."""
+    """A model that this node took. `since`: when; `download`: it was not on the disk."""
 
     need: Need
     since: float
+    download: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementStep:
-    """What to do: `take` a model, `release` the one that was taken, or publish a `changed` plan."""
+    """What to do: `take` a model (`download`: which is not on the disk), `release` the one that was taken, or publish a
+    `changed` plan."""
 
     take: str = ""
+    download: bool = False
     release: str = ""
     changed: bool = False
 
@@ -131,9 +135,10 @@ class DemandPlacement:
         free: bool,
         serving: Collection[str],
         failed: Mapping[str, str],
+        fetch: FetchFacts | None = None,
     ) -> PlacementStep:
         """The next step of the node with the record `own`. `free`: it could take a model; of those that it took:
-        `serving`, and `failed` to load, with the causes."""
+        `serving`, and `failed` to load, with the causes. `fetch`: what it could download (None: it may not)."""
         # What was needed before a long pause may have been served meanwhile.
         known = self._needed if now - self._decided_at <= PAUSE_SECONDS else {}
         self._needed, self._decided_at = {need.model: known.get(need.model, now) for need in view.needs}, now
@@ -141,7 +146,9 @@ class DemandPlacement:
         before = self.movable, self.reserved
         if self._reserved is not None and now - self._reserved.since >= MOVE_SECONDS:
             self._reserved = None
-        step = self._next(view, own, now, free=free, serving=serving, failed=failed)
+        step = self._take(view, own, now, fetch) if free and not self.taken else PlacementStep()
+        if self.taken and not step.take:
+            step = self._next(view, own, now, serving=serving, failed=failed)
         settled = [taken for taken in self.taken.values() if now - taken.since >= RESIDENCE_SECONDS]
         only = settled[0].need.model if len(self.taken) == len(settled) == 1 else ""
         self.movable = only if only in serving else ""
@@ -153,12 +160,9 @@ class DemandPlacement:
         own: NodeRecord,
         now: float,
         *,
-        free: bool,
         serving: Collection[str],
         failed: Mapping[str, str],
     ) -> PlacementStep:
-        if not self.taken:
-            return self._take(view, own, now) if free else PlacementStep()
         for model, taken in self.taken.items():
             if model in failed:
                 self.avoid(model, now, failed[model])
@@ -179,7 +183,8 @@ class DemandPlacement:
             self._reserved = None
         return PlacementStep()
 
-    def _take(self, view: PlacementView, own: NodeRecord, now: float) -> PlacementStep:
+    def _take(self, view: PlacementView, own: NodeRecord, now: float, fetch: FetchFacts | None) -> PlacementStep:
+        download = False
         if self._reserved is not None:
             need: Need | None = self._reserved.need
             if view.hosts.get(self.reserved) and not self._reserved.need.extra:
@@ -188,10 +193,13 @@ class DemandPlacement:
         else:
             waited = {model: now - since for model, since in self._needed.items()}
             need = placement.choose(view, own, waited, self._avoided.keys())
+            if need is None and fetch is not None:
+                need = fetching.choose(view, own, fetch, waited, self._avoided.keys())
+                download = need is not None
         if need is None:
             return PlacementStep()
-        self.taken[need.model] = TakenModel(need, now)
-        return PlacementStep(take=need.model)
+        self.taken[need.model] = TakenModel(need, now, download)
+        return PlacementStep(take=need.model, download=download)
 
     def _release(self, taken: TakenModel) -> PlacementStep:
         del self.taken[taken.need.model]
@@ -216,10 +224,12 @@ class LoadingClaims:
         self._since = since
         return self.without_old(records, now)
 
-    def without_old(self, records: Iterable[NodeRecord], now: float) -> list[NodeRecord]:
-        """The same, but nothing is learned from the records."""
+    def without_old(
+        self, records: Iterable[NodeRecord], now: float, seconds: float = CLAIM_SECONDS
+    ) -> list[NodeRecord]:
+        """The same, but nothing is learned from the records; a claim counts for `seconds`."""
         found = []
         for record in records:
-            good = [m for m in record.loading if now - self._since.get((record.node, m), now) < CLAIM_SECONDS]
+            good = [m for m in record.loading if now - self._since.get((record.node, m), now) < seconds]
             found.append(record if len(good) == len(record.loading) else replace(record, loading=tuple(good)))
         return found

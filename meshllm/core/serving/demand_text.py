@@ -19,7 +19,7 @@ def node_text(step: NodeOutlook, view: DemandOutlook) -> str:
     when = "" if step.seconds is None else f" in {rough_duration(step.seconds)}" if step.seconds >= 1 else " now"
     match step.act:
         case NextAct.TAKES:
-            return f"takes {model}{when}"
+            return f"{'downloads' if step.download else 'takes'} {model}{when}"
         case NextAct.FOLLOWS:
             other = view.label(step.other) if step.other is not None else "another node"
             return f"takes {model}{when} if {other} does not"

@@ -1,7 +1,7 @@
 """Looks up a model by name in the mesh, if neither the catalogue nor the hub knows it.
 
-Invariants: only for names that the user gave. The result is used only if all peers that know the name mean the same
-bytes; otherwise the user chooses.
+Invariants: only for names that the user gave, or of models on the owner's machines (`asks`). The result is used only if
+all peers that know the name mean the same bytes; otherwise the user chooses.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ async def find(
     sha256: str = "",
     ban: Callable[[SwarmPeer, str], None],
     tell: Callable[[str], None] = lambda words: None,
+    asks: Callable[[SwarmPeer], bool] = lambda peer: True,
 ) -> Manifest:
     """The manifest of the model of that name in the mesh; `sha256`: of its first file, if known.
 
     Raises UnknownModel if no peer has it, AmbiguousModel if peers mean different models. `tell` is called with progress
-    texts, `ban` with peers that send invalid answers.
+    texts, `ban` with peers that send invalid answers. Only peers that `asks` accepts are asked.
     """
     owner = Owner("find", awaited=True)
     try:
-        holders = await _peers_to_ask(network, name, owner)
+        holders = await _peers_to_ask(network, name, owner, asks)
         tasks = [owner.start(_ask(network, peer, name, tell), f"ask {peer}") for peer in holders]
         answers = await asyncio.gather(*tasks, return_exceptions=True)
     finally:
@@ -74,11 +75,13 @@ def verifiable_part(found: Manifest, source: Wanted | None) -> Manifest:
     return replace(found, files=found.files[:1], projector=None)
 
 
-async def _peers_to_ask(network: PeerNetwork, name: str, owner: Owner) -> list[SwarmPeer]:
+async def _peers_to_ask(
+    network: PeerNetwork, name: str, owner: Owner, asks: Callable[[SwarmPeer], bool]
+) -> list[SwarmPeer]:
     """The peers to ask; waits up to JOIN_SECONDS for a mesh."""
     try:
         async with asyncio.timeout(JOIN_SECONDS):
-            while not (found := list(network.holders(name))[:MAX_REQUESTS]) and network.settling:
+            while not (found := list(filter(asks, network.holders(name)))[:MAX_REQUESTS]) and network.settling:
                 await owner.start(network.changed(), "news of the mesh")
     except TimeoutError:
         found = []

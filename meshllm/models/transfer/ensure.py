@@ -7,7 +7,7 @@ changed; two callers that want the same file download it once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +45,14 @@ async def ensure(
     packages: PackageFetcher | None = None,
     hub: Hub | None = None,
     peers: PeerFileSource | None = None,
+    admit: Callable[[Manifest], None] | None = None,
 ) -> LocalModel:
     """The model on this disk, downloaded first if it is missing.
 
     Raises InvalidModelFile, DownloadFailed, NotEnoughSpace; UnknownModel and AmbiguousModel where a repository has no
     such model or several. When cancelled, what has arrived is kept and nothing is left running; the next call
-    resumes it. Without `packages` there are no package sources, without `peers` no other nodes.
+    resumes it. Without `packages` there are no package sources, without `peers` no other nodes. `admit` is called in a
+    thread with the files before any of them is downloaded, and may raise MeshError.
     """
     if isinstance(wanted, Path):
         path = wanted
@@ -60,6 +62,8 @@ async def ensure(
         try:
             provision = _Provision(store, report, Fetcher(store, report, packages, hub, peers))
             manifest = await _ManifestFinder(store, report, provision, hub).manifest(wanted)
+            if admit is not None:
+                await in_thread(lambda stop: admit(manifest), "admit")
             if await provision.ensure(manifest) and isinstance(wanted, Manifest):
                 store.manifest_cache.put(manifest)
         except OSError as error:

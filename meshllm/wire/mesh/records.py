@@ -102,6 +102,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.disk_sizes,
             record.loading,
             record.room,
+            record.download_room,
         )
     )
     try:
@@ -200,6 +201,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         disk_sizes=_sizes(later[11]) if len(later) > 11 else (),
         loading=f.names(later[12], r.MAX_LOADING, "models being loaded") if len(later) > 12 else (),
         room=f.number(later[13], "room") if len(later) > 13 else 0,
+        download_room=f.number(later[14], "room for downloads") if len(later) > 14 else 0,
     )
 
 
@@ -349,6 +351,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         planned=_within(record.planned, MAX_NUMBER),
         used=_within(record.used, MAX_NUMBER),
         room=_within(record.room, MAX_NUMBER),
+        download_room=_within(record.download_room, MAX_NUMBER),
         devices=tuple([_within(size, MAX_NUMBER) for size in record.devices][: r.MAX_DEVICES]),
         failure_reports=record.failure_reports[: r.MAX_FAILURE_REPORTS],
         splits=tuple(
@@ -403,7 +406,7 @@ def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
 
 # Upper bound of a body without its names: numbers (9 bytes each) and fixed texts.
 _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
-_FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 4 * 9
+_FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 5 * 9
 _FIXED_BYTES += r.MAX_DEMANDED * ENTRY_BYTES + 3
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 39, 16, 3, 48

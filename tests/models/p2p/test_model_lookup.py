@@ -51,6 +51,17 @@ async def test_find_raises_when_peers_mean_different_models(tmp_path: Path) -> N
         assert found.files[0].size == 11
 
 
+async def test_find_asks_only_peers_that_are_accepted(tmp_path: Path) -> None:
+    async with rig(tmp_path) as place:
+        for name, model in (("a", ONE), ("b", OTHER)):
+            _, index = await place.uploader(name, content_of(1))
+            index.models = (model,)
+        found = await find(place.site, "Ours", ban=place.swarm.ban, asks=lambda peer: str(peer).startswith("a"))
+        assert found.files[0].sha256 == "ab" * 32
+        with pytest.raises(UnknownModel):
+            await find(place.site, "Ours", ban=place.swarm.ban, asks=lambda peer: False)
+
+
 async def test_find_raises_when_no_peer_has_the_model(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         await place.uploader("a", content_of(1))

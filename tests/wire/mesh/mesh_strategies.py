@@ -109,6 +109,7 @@ records = st.builds(
     demand=demands.map(keyed),
     loading=few(names),
     room=numbers,
+    download_room=numbers,
 ).flatmap(_with_aliases)
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
