@@ -247,6 +247,7 @@ class TargetSelection:
         """An attempt failed. `whole`: because the peer itself is down, which no conversation prefers any more;
         `silent_since`: when it was heard last, from which on the caller waits."""
         self._silent_since = silent_since
+        self._waited = True
         self._failure = f"{queue.name}: {reason}"
         self._avoid = {**self._avoid, queue.target: until}
         if whole:

@@ -248,6 +248,24 @@ async def test_requests_that_waited_for_their_model_all_fit_into_its_queue(
     assert gate.order == list(range(8))
 
 
+async def test_requests_that_lost_their_target_all_fit_into_the_queue_of_the_next(
+    table: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_MIN", 2)
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_PER_SLOT", 2)
+    gate = Gate()
+    first, second = await table.engine(never), await table.engine(gate)
+    table.publish(served("m", first.address, slots=8))
+    callers = await queue(table, 8)
+    assert table.gateway.active == 8
+    table.publish(served("m", second.address, generation=2, slots=1))
+    await first.die()
+    await table.gateway.watch.until(lambda: table.gateway.queued == 7)
+    gate.let(8)
+    for caller in callers:
+        assert (await caller.response()).status == 200
+
+
 @pytest.mark.parametrize("waiting", [1, 2, 3], ids=["busy", "queue", "full queue"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_busy_engine_does_not_delay_the_refusal_of_a_request(
