@@ -128,12 +128,13 @@ class FileSharing:
         return self._seeder.serve(peer.hex())
 
     def _running(self) -> frozenset[str]:
-        """The models that the mesh runs, as far as this node's owner or another node's answers say so: not those that
-        others only ask for."""
+        """The models that the mesh runs or that the owner's machines ask for: not those that others only ask for, who
+        could find out what is on this disk by that."""
         view = self._view
         if view is None:
             return frozenset()
         names = {served.name for peer in view.peers for served in peer.record.serves}
+        names.update(wanted for peer in view.peers if peer.owned for wanted in peer.record.wants)
         if (own := view.record) is not None:
             names |= {served.name for served in own.serves} | set(own.wants) | {each.model for each in own.splits}
         return frozenset(names)

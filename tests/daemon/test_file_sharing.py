@@ -44,7 +44,7 @@ class FakeMembership:
 
 def peer(number: int, **options: Any) -> PeerView:
     """Node `number`, alive unless said otherwise."""
-    has, serves = options.pop("has", ()), options.pop("serves", ())
+    has, serves, wants = options.pop("has", ()), options.pop("serves", ()), options.pop("wants", ())
     record = NodeRecord(
         NodeId(bytes([number] * 32)),
         RecordVersion(1, 1),
@@ -53,6 +53,7 @@ def peer(number: int, **options: Any) -> PeerView:
         addresses=(PeerAddress("192.0.2.1", 7),),
         on_disk=has,
         serves=tuple(ServedModel(name) for name in serves),
+        wants=wants,
     )
     return PeerView(record, options.pop("status", PeerStatus.ALIVE), **options)
 
@@ -102,6 +103,26 @@ async def test_model_without_a_known_digest_is_looked_up_on_the_owners_machines(
             with pytest.raises(UnknownModel):
                 await made.find("M", "", lambda words: None, owned_only=owned_only)
         assert {node[0] for node, _ in membership.opened} == asked
+
+
+@pytest.mark.parametrize(
+    ("known", "listed"),
+    [
+        (peer(1, wants=("Own",), owned=True), True),
+        (peer(1, wants=("own",), owned=True), True),
+        (peer(1, wants=("Own",)), False),
+        (peer(1, serves=("Own",)), True),
+        (peer(1, wants=("Other",), owned=True), False),
+    ],
+    ids=["owner asks", "in another case", "stranger asks", "mesh serves", "another model"],
+)
+async def test_other_nodes_learn_of_a_file_that_the_mesh_runs_or_the_owner_asks_for(
+    tmp_path: Path, known: PeerView, listed: bool
+) -> None:
+    file = tmp_path / "models" / "Own.gguf"
+    async with sharing_of(tmp_path, FakeMembership()) as made:
+        made.publish(view(known))
+        assert made.allows({"Own": file}) == (("Own",) if listed else ())
 
 
 async def test_file_sharing_bounds_the_peers_it_asks(tmp_path: Path) -> None:
