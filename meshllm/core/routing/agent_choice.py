@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Coding agents send 5,000 to 20,000 tokens of tools and instructions before the first word of the user.
+LEAST_CONTEXT = 5_000
 WANTED_CONTEXT = 32_768
 # An answer may take a quarter of the context, and no more than the answers that agents really write.
 MAX_OUTPUT = 8192
@@ -46,8 +47,9 @@ class AgentChoice:
 def choose_model(models: Sequence[AgentModel]) -> AgentChoice | None:
     """The best of `models` for an agent, or None if there is none.
 
-    In this order: tools rendered by the chat template, rather than unknown, rather than not; a context of
-    WANTED_CONTEXT; the larger file; a loaded model; a free slot; the nearer host; the name.
+    In this order: a context that holds what agents send at least, if it is known; tools rendered by the chat template,
+    rather than unknown, rather than not; a context of WANTED_CONTEXT, else the larger one; the larger file; a loaded
+    model; a free slot; the nearer host; the name.
     """
     if not models:
         return None
@@ -57,8 +59,9 @@ def choose_model(models: Sequence[AgentModel]) -> AgentChoice | None:
 
 def _rank(model: AgentModel) -> tuple[int | float | str, ...]:
     return (
+        0 < model.context < LEAST_CONTEXT,
         {True: 0, None: 1, False: 2}[model.tools],
-        model.context < WANTED_CONTEXT,
+        -min(model.context, WANTED_CONTEXT),
         -model.size,
         not model.loaded,
         model.free_slots == 0,

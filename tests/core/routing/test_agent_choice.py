@@ -37,9 +37,11 @@ def test_each_criterion_decides_where_those_before_are_equal(worse: AgentModel) 
 def test_criteria_are_ordered_and_the_order_of_models_is_no_matter() -> None:
     ranked = [
         replace(GOOD, name="tools", size=10**9),
-        replace(GOOD, name="short", context=4096, size=90 * 10**9),
+        replace(GOOD, name="short", context=16_384, size=10**9),
+        replace(GOOD, name="shorter", context=8_192, size=90 * 10**9),
         replace(GOOD, name="unknown", tools=None, size=99 * 10**9),
         replace(GOOD, name="none", tools=False, size=100 * 10**9),
+        replace(GOOD, name="too short", context=4_096, size=100 * 10**9),
     ]
     for models in permutations(ranked):
         left = list(models)
