@@ -59,7 +59,7 @@ def shown(
     return capsys.readouterr().out
 
 
-NO_FILE = "No node has it on its disk. 'mesh-llm download '[absent]'' gets it."
+NO_FILE = "No node offers it from its disk. 'mesh-llm download '[absent]'' gets it."
 
 
 def test_status_adds_up_the_demand_of_the_mesh() -> None:

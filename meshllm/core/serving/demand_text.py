@@ -66,7 +66,7 @@ def obstacle_text(facts: ObstacleFacts, model: str, view: DemandOutlook) -> str:
             cause = f": {facts.cause.rstrip('.')}" if facts.cause else ""
             return f"This node could not serve it{cause}. It tries again in {rough_duration(facts.seconds)}."
         case Obstacle.NO_FILE:
-            return f"No node has it on its disk. 'mesh-llm download {shell_word(model)}' gets it."
+            return f"No node offers it from its disk. 'mesh-llm download {shell_word(model)}' gets it."
         case Obstacle.NO_MEMORY:
             return (
                 f"It needs at least {gigabytes(facts.needed)}; of the nodes that have it, {nodes} has the most free "

@@ -150,7 +150,7 @@ SERVED = (ServedModel("other", slots=1, size=GIB),)
 @pytest.mark.parametrize(
     ("nodes", "situation", "kinds", "text"),
     [
-        ([record(1, "b")], {}, [Obstacle.NO_FILE], "No node has it on its disk. 'mesh-llm download a' gets it."),
+        ([record(1, "b")], {}, [Obstacle.NO_FILE], "No node offers it from its disk. 'mesh-llm download a' gets it."),
         (
             [
                 record(1, "a", memory=2 * GIB, disk_sizes=(4 * GIB // MIB,)),
