@@ -213,7 +213,9 @@ def test_demand_says_who_serves_a_model_and_why_none_does(stage: Stage, visitor:
     expect(served).to_contain_text("It is served.")
     missing = demand.get_by_role("row").filter(has_text="Mixtral")
     expect(missing).to_contain_text("none")
-    expect(missing).to_contain_text("No node offers it from its disk. 'mesh-llm download Mixtral-8x22B-Q4_K_M' gets it.")
+    expect(missing).to_contain_text(
+        "No node offers it from its disk. 'mesh-llm download Mixtral-8x22B-Q4_K_M' gets it."
+    )
     served.get_by_role("link", name=SERVED).click()
     expect(page.locator(".row.model.chosen .name")).to_have_text(SERVED)
 
