@@ -271,7 +271,7 @@ def _show_stopping(instance: RunningInstance) -> None:
     with suppress(MeshError, ValueError, KeyError, TypeError):
         import orjson
 
-        _, text = ask(instance.console, "GET", "/api/status", within=1.0)
+        _, text = ask(instance.console, "GET", "/api/status", within=3.0)
         answers = sum(load["active"] for load in orjson.loads(text)["load"])
     waits = f" {counted(answers, 'answer')} in progress: waiting some seconds for the end." if answers else ""
     typer.echo(f"mesh-llm (process {instance.pid}) is stopping.{waits}")
