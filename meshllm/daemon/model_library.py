@@ -9,18 +9,18 @@ from meshllm.models.gguf.catalog_fit import outlook_of_entry
 from meshllm.models.library import other_apps
 from meshllm.models.library.inventory import Presence, catalog_state, inventory
 from meshllm.models.library.store import Store
-from meshllm.web.console.model_acts import CatalogModel, DiskModel, ModelLibrary
+from meshllm.web.console.endpoints import CatalogModelFacts, DiskModelFacts, LibraryAnswer
 
 
-def model_library(machine: MachineMemory) -> ModelLibrary:
+def model_library(machine: MachineMemory) -> LibraryAnswer:
     """What is there, with a forecast for the memory of `machine`. Blocks on the disk."""
     store, given, others = Store(paths.models()), room(machine), list(other_apps.gguf_files())
-    disk = [DiskModel(item.name, item.size) for item in inventory(store) if item.model is not None]
+    disk = [DiskModelFacts(name=item.name, size=item.size) for item in inventory(store) if item.model is not None]
     catalog = []
     for entry in load().entries:
         found, state = outlook_of_entry(entry, given), catalog_state(entry, store, others)
         catalog.append(
-            CatalogModel(
+            CatalogModelFacts(
                 name=entry.name,
                 size=entry.size,
                 purpose=entry.purpose,
@@ -33,4 +33,4 @@ def model_library(machine: MachineMemory) -> ModelLibrary:
                 percent=state.percent,
             )
         )
-    return ModelLibrary(tuple(disk), tuple(sorted(catalog, key=lambda model: (model.size, model.name))))
+    return LibraryAnswer(disk=disk, catalog=sorted(catalog, key=lambda model: (model.size, model.name)))

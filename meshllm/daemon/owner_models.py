@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from meshllm.core import events as e
 from meshllm.core.memory.devices import MachineMemory
@@ -13,7 +14,10 @@ from meshllm.daemon.start_wishes import check_same, find_model
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.errors import AmbiguousModel, MeshError, UnknownModel, UsageError
 from meshllm.util.threads import in_thread
-from meshllm.web.console.model_acts import LoadBegun, ModelLibrary
+from meshllm.web.console.model_acts import LoadBegun
+
+if TYPE_CHECKING:
+    from meshllm.web.console.endpoints import LibraryAnswer
 
 # Names that an error message lists.
 MAX_SHOWN = 10
@@ -84,7 +88,7 @@ class OwnerModels:
         self._post(e.DropWanted(name))
         return name
 
-    async def library(self) -> ModelLibrary:
+    async def library(self) -> LibraryAnswer:
         """The models on the disk, and those of the catalogue. Raises MeshError."""
         from meshllm.daemon.model_library import model_library  # what it reads is loaded when the owner asks
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import gguf
 
+TEMPLATE_KEY = "tokenizer.chat_template"
 
-def cut(source: Path, target: Path, layers: int) -> Path:
-    """Write the model of `source` with its first `layers` layers to `target`."""
+
+def cut(source: Path, target: Path, layers: int, *, template: str = "") -> Path:
+    """Write the model of `source` with its first `layers` layers to `target`; `template`: in place of its own."""
     reader = gguf.GGUFReader(source)
     architecture = str(reader.fields["general.architecture"].contents())
     writer = gguf.GGUFWriter(target, architecture)
@@ -22,6 +24,8 @@ def cut(source: Path, target: Path, layers: int) -> Path:
         value, kind = field.contents(), field.types[0]
         if name == f"{architecture}.block_count":
             value = layers
+        elif template and name == TEMPLATE_KEY:
+            value = template
         writer.add_key_value(name, value, kind, field.types[-1] if kind is gguf.GGUFValueType.ARRAY else None)
     for tensor in reader.tensors:
         block = tensor.name.split(".")[1] if tensor.name.startswith("blk.") else "0"

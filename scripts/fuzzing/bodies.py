@@ -33,7 +33,7 @@ from scripts.fuzzing.body_client import BodyClient
 from scripts.fuzzing.body_forecast import reaches_engine
 from scripts.fuzzing.body_judge import Wrong, kind_of_answer, label_of
 from scripts.fuzzing.body_model import NAME as CUT_NAME
-from scripts.fuzzing.body_model import cut
+from scripts.fuzzing.body_model import write_model
 from scripts.fuzzing.body_mutation import Bodies, Case
 from scripts.fuzzing.body_report import Memory, Report, lines, save, total
 from tests.daemons import MODEL, Daemon, daemon
@@ -302,7 +302,7 @@ def _node(folder: Path, layers: int) -> Iterator[Daemon]:
     model = MODEL
     if layers:
         (folder / "models").mkdir()
-        cut(paths.models() / MODEL_FILE, folder / "models", layers)
+        write_model(paths.models() / MODEL_FILE, folder / "models", layers)
         model, environment = CUT_NAME, {"MESH_LLM_MODELS": str(folder / "models")}
     flags = ("--model", model, "--ctx-size", CONTEXT, "--max-vram", MEMORY_GB, "--no-draft")
     with daemon(folder / "home", *flags, environment=environment) as node:

@@ -39,8 +39,9 @@ from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
 from meshllm.errors import MeshError
 from meshllm.util.progress import Progress
 from meshllm.web.console.downloads import DownloadEvent, DownloadExpected, DownloadRequest, DownloadStep
+from meshllm.web.console.endpoints import CatalogModelFacts, DiskModelFacts, LibraryAnswer
 from meshllm.web.console.invitation import Invitation, InviteWish
-from meshllm.web.console.model_acts import CatalogModel, DiskModel, LoadBegun, ModelLibrary
+from meshllm.web.console.model_acts import LoadBegun
 from meshllm.web.console.server import Console
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import (
@@ -140,15 +141,15 @@ class StagedModels:
         self._act("drop", text)
         return text
 
-    async def library(self) -> ModelLibrary:
+    async def library(self) -> LibraryAnswer:
         """A model on the disk, and a catalogue."""
-        disk = (DiskModel("bge-m3", 600 * MB),)
-        catalog = (
+        disk = [DiskModelFacts(name="bge-m3", size=600 * MB)]
+        catalog = [
             _listed("SmolLM2-135M-Instruct", 0.1, FitOutlook.FITS),
             _listed("Qwen3-32B", 19.8, FitOutlook.LESS_CONTEXT, context_length=8192),
             _listed("Llama-3.3-70B-Instruct", 42.5, FitOutlook.SPLIT, machines=3, percent=40),
-        )
-        return ModelLibrary(disk, catalog)
+        ]
+        return LibraryAnswer(disk=disk, catalog=catalog)
 
     async def download(self, request: DownloadRequest, emit: Callable[[DownloadEvent], None]) -> tuple[str, ...]:
         """Download half, and the rest on `go`."""
@@ -171,12 +172,12 @@ class StagedModels:
         self._show(act, model)
 
 
-def _listed(name: str, size: float, fit: FitOutlook, **more: int) -> CatalogModel:
+def _listed(name: str, size: float, fit: FitOutlook, **more: int) -> CatalogModelFacts:
     facts: dict[str, int] = {"context_length": 32768, "machines": 1, "percent": 0, **more}
-    return CatalogModel(
-        name,
-        int(size * GB),
-        Purpose.GENERATE,
+    return CatalogModelFacts(
+        name=name,
+        size=int(size * GB),
+        purpose=Purpose.GENERATE,
         vision=False,
         license="apache-2.0",
         fit=fit,

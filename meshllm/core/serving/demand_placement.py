@@ -74,8 +74,7 @@ class DemandPlacement:
         self.movable = ""  # the model that this node may leave for another
         self._needed: dict[str, float] = {}  # since when each need is known
         self._decided_at = 0.0
-        self._avoided: dict[str, float] = {}
-        self._causes: dict[str, str] = {}  # why the avoided models could not be served
+        self._avoided: dict[str, tuple[float, str]] = {}  # until when, and why the model could not be served
 
     @property
     def reserved(self) -> str:
@@ -98,8 +97,7 @@ class DemandPlacement:
 
     def avoid(self, model: str, now: float, cause: str) -> None:
         """This node could not serve `model`, for this `cause`."""
-        self._avoided[model] = now + AVOID_SECONDS
-        self._causes = {name: text for name, text in self._causes.items() if name in self._avoided} | {model: cause}
+        self._avoided[model] = now + AVOID_SECONDS, cause
 
     @property
     def avoided(self) -> Collection[str]:
@@ -108,8 +106,8 @@ class DemandPlacement:
 
     def expire(self, now: float) -> None:
         """Forget failures of long ago."""
-        if self._avoided and min(self._avoided.values()) <= now:
-            self._avoided = {model: until for model, until in self._avoided.items() if until > now}
+        if self._avoided and min(until for until, _ in self._avoided.values()) <= now:
+            self._avoided = {model: (until, cause) for model, (until, cause) in self._avoided.items() if until > now}
 
     def facts(self, now: float) -> PlacementFacts:
         """What this node knows beside the records, for those who ask what it will do."""
@@ -117,11 +115,7 @@ class DemandPlacement:
         reserved = self._reserved
         return PlacementFacts(
             {model: now - since for model, since in known.items()},
-            {
-                model: (self._causes.get(model, ""), until - now)
-                for model, until in self._avoided.items()
-                if until > now
-            },
+            {model: (cause, until - now) for model, (until, cause) in self._avoided.items() if until > now},
             "" if reserved is None else reserved.need.model,
             0.0 if reserved is None else max(0.0, reserved.since + NOTICE_SECONDS - now),
         )

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from aiohttp import web
     from pydantic import BaseModel
 
-    from meshllm.core.memory.fit_preview import FitOutlook
-    from meshllm.core.snapshot import Purpose
-    from meshllm.web.console.endpoints import ConsoleRoute
+    from meshllm.web.console.endpoints import ConsoleRoute, LibraryAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,39 +24,6 @@ class LoadBegun:
     serves: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DiskModel:
-    """A complete model on this disk; `size` of its files in bytes."""
-
-    name: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogModel:
-    """A model of the catalogue. `fit`: by a forecast for the memory that is free now, with `context_length`, on so many
-    `machines` like this one. `percent`: of its files, if they are here in part."""
-
-    name: str
-    size: int
-    purpose: Purpose
-    vision: bool
-    license: str
-    fit: FitOutlook
-    context_length: int
-    machines: int
-    on_disk: bool
-    percent: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLibrary:
-    """What the owner can load (`disk`) and download (`catalog`)."""
-
-    disk: tuple[DiskModel, ...] = ()
-    catalog: tuple[CatalogModel, ...] = ()
-
-
 class ModelActs(Protocol):
     """What a node does with its models for its owner. Everything raises MeshError with what to do next."""
 
@@ -68,7 +33,7 @@ class ModelActs(Protocol):
     async def drop(self, text: str) -> str:
         """Stop serving the model that `text` means, once its answers have ended; returns its name."""
 
-    async def library(self) -> ModelLibrary:
+    async def library(self) -> LibraryAnswer:
         """The models that can be loaded or downloaded."""
 
 
@@ -96,11 +61,10 @@ class ModelHandlers:
     async def _library(self, request: web.Request) -> web.Response:
         from aiohttp import web
 
-        from meshllm.web.console.endpoints import LibraryAnswer
         from meshllm.web.console.responses import error_response
 
         try:
-            found = LibraryAnswer.model_validate(asdict(await self._models().library()))
+            found = await self._models().library()
         except MeshError as error:
             return error_response(409, error.code, str(error))
         return web.Response(text=found.model_dump_json(), content_type="application/json")

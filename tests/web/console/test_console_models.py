@@ -13,7 +13,8 @@ from web_rig import OWNER, TOKEN
 from meshllm.core.memory.fit_preview import FitOutlook
 from meshllm.core.snapshot import ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.errors import UnknownModel
-from meshllm.web.console.model_acts import CatalogModel, DiskModel, LoadBegun, ModelLibrary
+from meshllm.web.console.endpoints import CatalogModelFacts, DiskModelFacts, LibraryAnswer
+from meshllm.web.console.model_acts import LoadBegun
 from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
@@ -37,11 +38,22 @@ class FakeModels:
             raise UnknownModel("This node does not serve none.", advice="Models here: a.")
         return "Model"
 
-    async def library(self) -> ModelLibrary:
+    async def library(self) -> LibraryAnswer:
         """One model of each kind."""
         self.asked.append("library")
-        large = CatalogModel("large", 9, Purpose.GENERATE, True, "mit", FitOutlook.SPLIT, 4096, 3, False, 12)
-        return ModelLibrary((DiskModel("a", 5),), (large,))
+        large = CatalogModelFacts(
+            name="large",
+            size=9,
+            purpose=Purpose.GENERATE,
+            vision=True,
+            license="mit",
+            fit=FitOutlook.SPLIT,
+            context_length=4096,
+            machines=3,
+            on_disk=False,
+            percent=12,
+        )
+        return LibraryAnswer(disk=[DiskModelFacts(name="a", size=5)], catalog=[large])
 
 
 @pytest.fixture
