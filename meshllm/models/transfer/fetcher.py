@@ -167,8 +167,12 @@ class Fetcher:
             await owner.close()
 
     async def _receive(self, partial: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:
-        """Wait until every byte has arrived. Raises DownloadFailed when every source has failed."""
+        """Wait until every byte has arrived; a chunk may have been rejected meanwhile, and be missing again.
+
+        Raises DownloadFailed when every source has failed.
+        """
         reasons: list[str] = []
+        completed = False  # whether a source has ended because the file was complete
         owner = Owner("sources", awaited=True)
         try:
             complete = owner.start(_until_complete(partial), "until complete")
@@ -184,13 +188,14 @@ class Fetcher:
                     sources.remove(task)
                     try:
                         task.result()
+                        completed = True
                     except NotEnoughSpace:
                         raise
                     except MeshError as failure:
                         reasons.append(str(failure))
         finally:
             await owner.close()
-        if not partial.complete:
+        if not partial.complete and not completed:
             raise DownloadFailed(" ".join(reasons) or "No peer serves more of it.")
 
     async def _from_hubs(self, partial: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:

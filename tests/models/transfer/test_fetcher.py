@@ -14,7 +14,7 @@ from fake_hub import FakeHub
 from meshllm.errors import DownloadFailed
 from meshllm.models.catalog.entry import CatalogEntry
 from meshllm.models.hub.hub import Hub, HubSettings
-from meshllm.models.hub.manifest import Manifest, ModelFile
+from meshllm.models.hub.manifest import HubSource, Manifest, ModelFile
 from meshllm.models.library.store import Store
 from meshllm.models.transfer import fetcher
 from meshllm.models.transfer import partial_file as assembly_module
@@ -236,6 +236,28 @@ async def test_peers_with_false_digests_are_rejected(
     model = await ensure(entry, store, ignore, hub=hub, peers=peers)
     assert model.path.read_bytes() == fake.content
     assert peers.disowned == 1
+
+
+async def test_chunk_rejected_before_its_source_has_ended_is_downloaded_again(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers claim a false digest of the last chunk: it is rejected once everything has arrived."""
+
+    async def never(partial: PartialFile) -> None:
+        await asyncio.Event().wait()
+
+    fetch = hub.fetch
+
+    async def ends_late(source: HubSource, file: ModelFile, partial: PartialFile) -> None:
+        await fetch(source, file, partial)
+        await partial.changed(0.5, complete=False)
+
+    monkeypatch.setattr(fetcher, "_until_complete", never)
+    monkeypatch.setattr(hub, "fetch", ends_late)
+    peers = Peers(fake.content, range(0), digests_of(fake.content)[:-32] + bytes(32))
+    async with asyncio.timeout(60):
+        model = await ensure(entry, store, ignore, hub=hub, peers=peers)
+    assert model.path.read_bytes() == fake.content
 
 
 # -- digests of chunks
