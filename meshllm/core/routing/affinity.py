@@ -6,27 +6,29 @@ Bounded in number and age; the least recently used conversation is forgotten fir
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
 
-from meshllm.core.routing.routes import Place
+T = TypeVar("T", bound=Hashable)
 
 MAX_CONVERSATIONS = 4096
 # Longer than users pause; by then the host has most likely reused its cache (seconds).
 MAX_AGE_SECONDS = 3600.0
 
 
-class SessionAffinity:
-    """The last host of each conversation (a key of any bytes)."""
+class SessionAffinity(Generic[T]):
+    """The last host (or, for `auto`, the model) of each conversation; a key is of any bytes."""
 
     def __init__(self, limit: int = MAX_CONVERSATIONS, age: float = MAX_AGE_SECONDS) -> None:
         self._limit = limit
         self._age = age
-        self._places: OrderedDict[bytes, tuple[Place, float]] = OrderedDict()
-        self._keys: dict[Place, set[bytes]] = {}
+        self._places: OrderedDict[bytes, tuple[T, float]] = OrderedDict()
+        self._keys: dict[T, set[bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def find(self, key: bytes, now: float) -> Place | None:
+    def find(self, key: bytes, now: float) -> T | None:
         """The host that answered last, unless that is too long ago."""
         found = self._places.get(key)
         if found is None:
@@ -37,7 +39,7 @@ class SessionAffinity:
             return None
         return place
 
-    def remember(self, key: bytes, place: Place, now: float) -> None:
+    def remember(self, key: bytes, place: T, now: float) -> None:
         """`place` began to answer."""
         self.forget(key)
         self._places[key] = (place, now)
@@ -54,7 +56,7 @@ class SessionAffinity:
             if not keys:
                 del self._keys[found[0]]
 
-    def forget_place(self, place: Place) -> None:
+    def forget_place(self, place: T) -> None:
         """Prefer `place` for no conversation: it failed."""
         for key in self._keys.pop(place, ()):
             del self._places[key]

@@ -14,6 +14,7 @@ from meshllm.core.routing.routes import BACKEND, TargetKind
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.api_request import ApiRequest
+from meshllm.web.gateway.auto_model import AutoModels
 from meshllm.web.gateway.crashed_requests import CrashedRequests
 from meshllm.web.gateway.metrics import Metrics
 from meshllm.web.gateway.relay import JSON
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Paths that monitoring polls: their access lines are at DEBUG.
-POLLED_PATHS = frozenset(("/health", "/v1/health", "/metrics"))
+POLLED_PATHS = frozenset(("/health", "/v1/health", "/api/hello", "/metrics"))
 UNKNOWN = "unknown"
 
 
@@ -134,6 +135,7 @@ class Proxy:
         self.counts = counts
         self.recorder = RequestRecorder(loop, metrics, table.is_known)
         self.crashed = CrashedRequests()
+        self.auto = AutoModels(table)
         self.waiting: dict[ProxiedRequest, None] = {}
         self._owner, self._steps = owners
         self._keys = dict(keys)

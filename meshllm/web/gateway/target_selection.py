@@ -60,7 +60,7 @@ class TargetSelection:
     _waits_since = 0.0
     _silent_since = float("inf")  # when the host of the last attempt was heard last
 
-    def __init__(self, request: ApiRequest, affinity: SessionAffinity, *, from_peer: bool = False) -> None:
+    def __init__(self, request: ApiRequest, affinity: SessionAffinity[Place], *, from_peer: bool = False) -> None:
         """`from_peer`: the request is a peer's, and only targets of this node may answer it."""
         self._request = request
         self._affinity = affinity
