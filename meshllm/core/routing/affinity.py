@@ -22,7 +22,7 @@ class SessionAffinity(Generic[T]):
     def __init__(self, limit: int = MAX_CONVERSATIONS, age: float = MAX_AGE_SECONDS) -> None:
         self._limit = limit
         self._age = age
-        self._places: OrderedDict[bytes, tuple[T, float]] = OrderedDict()
+        self._places: OrderedDict[bytes, tuple[T, float, bool]] = OrderedDict()
         self._keys: dict[T, set[bytes]] = {}
 
     def __len__(self) -> int:
@@ -33,16 +33,24 @@ class SessionAffinity(Generic[T]):
         found = self._places.get(key)
         if found is None:
             return None
-        place, at = found
+        place, at, _ = found
         if now - at > self._age:
             self.forget(key)
             return None
         return place
 
-    def remember(self, key: bytes, place: T, now: float) -> None:
-        """`place` began to answer."""
+    def remember(self, key: bytes, place: T, now: float, *, firm: bool = True) -> None:
+        """`place` began to answer.
+
+        A request that is not `firm` (an agent's request for a title or a summary, which has no tools) does not move a
+        conversation whose requests are: the next turn's prompt is in the cache of the host where it was.
+        """
+        found = self._places.get(key)
+        if not firm and found is not None and found[2] and found[0] != place and now - found[1] <= self._age:
+            return
+        firm = firm or (found is not None and found[2])
         self.forget(key)
-        self._places[key] = (place, now)
+        self._places[key] = (place, now, firm)
         self._keys.setdefault(place, set()).add(key)
         if len(self._places) > self._limit:
             self.forget(next(iter(self._places)))

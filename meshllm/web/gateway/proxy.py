@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from meshllm.core.routing.routes import BACKEND, TargetKind
+from meshllm.core.routing.routes import BACKEND, ENGINE, TargetKind
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.api_request import ApiRequest
@@ -82,6 +82,8 @@ class RequestRecorder:
             self._metrics.count_request(model, kind, trace)
         else:
             self._metrics.count_rejected(trace.api)
+        if kind is ENGINE and trace.prompt_tokens is not None:
+            self._metrics.count_engine_tokens(model, trace)
         self.log.add(trace)
         failed = outcome is FAILED or outcome is LOST
         if self._write_line(trace, LineKind.FAILED if failed else LINE) and failed:

@@ -286,8 +286,10 @@ class ProxiedRequest:
         """
         relay = self._open_attempt(queue, late)
         request, pool = self.request, queue.pool
-        if relay.kind is ENGINE and (refusal := request.prepare(queue.offer.template)) is not None:
-            raise RequestFailed.by(refusal)
+        if relay.kind is ENGINE:
+            offer = queue.offer
+            if (refusal := request.prepare(offer.template, offer.vectors)) is not None:
+                raise RequestFailed.by(refusal)
         data = request.wire(pool, self.proxy.key_for(queue))
         connection = pool.take()
         while True:

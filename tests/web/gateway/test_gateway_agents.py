@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_gateway_waiting import Gate
 from web_rig import Bench, Call, Town, ask, backend, bench, coming, host, never, node_id, served, town, well
 
 from meshllm.core.records import ServedModel
 from meshllm.core.serving.template_traits import TemplateTraits
 from meshllm.core.snapshot import ModelFacts, ModelState, Purpose
+from meshllm.web.gateway.api_request import conversation_key
 from meshllm.web.gateway.auto_model import MODEL_HEADER
 from meshllm.web.gateway.backends import parse_models
+from meshllm.wire.api.routes import Api
 
 ONE, TWO = node_id(1), node_id(2)
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
@@ -176,6 +179,65 @@ async def test_auto_asks_for_tools_where_the_template_has_them(table: Bench) -> 
     hello = [{"role": "user", "content": "hello"}]
     asked = await table.call(ask(model="auto", messages=hello, tools=tools))
     assert asked.headers[MODEL_HEADER] == "small"
+
+
+# -- sessions
+
+NAMED = [
+    ({"prompt_cache_key": "s-1"}, {}),
+    ({}, {"session_id": "s-1"}),
+    ({}, {"conversation_id": "s-1"}),
+    ({}, {"x-claude-code-session-id": "s-1"}),
+    ({}, {"x-session-affinity": "s-1"}),
+    ({}, {"x-opencode-session": "s-1"}),
+    ({}, {"agent-session-id": "s-1"}),
+    ({"metadata": {"user_id": "user_9_account_8_session_s-1"}}, {}),
+    ({"metadata": {"user_id": '{"device_id": "d", "account_uuid": "", "session_id": "s-1"}'}}, {}),
+    ({"user": "s-1"}, {}),
+]
+
+
+@pytest.mark.parametrize(("body", "headers"), NAMED)
+def test_every_agent_names_its_session(body: dict[str, Any], headers: dict[str, str]) -> None:
+    given = {name.encode(): value.encode() for name, value in headers.items()}
+    key = conversation_key(Api.CHAT, {"model": "m", **body}, given)
+    assert key == conversation_key(Api.CHAT, {"model": "m", "prompt_cache_key": "s-1"}, {})
+    assert key != conversation_key(Api.CHAT, {"model": "m", "prompt_cache_key": "s-2"}, {})
+
+
+@pytest.mark.parametrize(
+    "user", ["{", "[]", '{"session_id": 1}', "x_session_", "{" * 5000, '{"session_id": ""}', "\ud800"]
+)
+def test_a_user_without_a_session_counts_as_a_whole(user: str) -> None:
+    keys = {conversation_key(Api.MESSAGES, {"model": "m", "metadata": {"user_id": each}}, {}) for each in (user, "u")}
+    assert len(keys) == 2
+
+
+async def test_title_of_a_busy_session_does_not_move_it(place: Town) -> None:
+    gate = Gate()
+    await place.serve(1, gate, slots=1)
+    two = await place.serve(2)
+    place.here.meet(host(ONE, "m", slots=1))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    hello = [{"role": "user", "content": "hi"}]
+    turn = ask(messages=hello, tools=tools, session_id="s", number=1)
+    for both in (False, True):
+        caller = await place.here.caller()
+        caller.send(turn)
+        if both:  # while it is busy, the title goes elsewhere
+            await place.here.gateway.watch.until(lambda: place.here.gateway.active == 1)
+            place.here.meet(host(ONE, "m", slots=1), host(TWO, "m", rtt=5.0))
+            assert (await place.here.call(ask(messages=hello, session_id="s"))).status == 200
+            assert len(two.calls) == 1
+        gate.let(1)
+        await caller.response()
+        await caller.close()
+    caller = await place.here.caller()
+    caller.send(turn)
+    gate.let(1)
+    await caller.response()
+    assert len(two.calls) == 1
+    await caller.close()
 
 
 # -- a prompt above the context
