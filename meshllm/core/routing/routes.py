@@ -341,16 +341,9 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
     if here is not None and (facts := here.server_facts) is not None and here.wanted:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
-        sees = here.facts.vision if here.facts is not None else None
-        offer = TargetOffer(
-            target,
-            "this node",
-            facts.context_length,
-            split=shared,
-            vision=sees,
-            template=facts.template,
-            vectors=UNKNOWN_VECTORS if here.facts is None else here.facts.vectors,
-        )
+        offer = TargetOffer(target, "this node", facts.context_length, split=shared, template=facts.template)
+        if here.facts is not None:
+            offer = replace(offer, vision=here.facts.vision, vectors=here.facts.vectors)
         offers.insert(0, offer)
     return tuple(offers)
 

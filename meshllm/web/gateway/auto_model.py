@@ -8,7 +8,8 @@ from meshllm.core.routing import auto_choice
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.agent_choice import AgentModel
 from meshllm.core.routing.auto_choice import AUTO, Needs
-from meshllm.core.snapshot import Purpose
+from meshllm.core.routing.routes import NO_MESH, MeshIndex
+from meshllm.core.snapshot import Purpose, Snapshot
 from meshllm.web.gateway.api_request import ApiRequest, conversation_key, text_bytes
 from meshllm.web.gateway.target_table import TargetTable
 from meshllm.web.gateway.upstream_errors import RequestFailed, UpstreamError
@@ -29,6 +30,7 @@ class AutoModels:
     def __init__(self, table: TargetTable) -> None:
         self._table = table
         self._sessions: SessionAffinity[str] = SessionAffinity()
+        self._known: tuple[Snapshot, MeshIndex, list[AgentModel]] = (Snapshot(), NO_MESH, [])
 
     def pick(self, request: ApiRequest, now: float) -> str:
         """The model for `request`. Raises RequestFailed if none suits."""
@@ -51,7 +53,11 @@ class AutoModels:
         return chosen.name
 
     def _served(self) -> list[AgentModel]:
-        return auto_choice.served_models(self._table.snapshot, self._table.index)
+        """The models now: found once for each state of the core, because a mesh may have thousands."""
+        snapshot, index = self._table.snapshot, self._table.index
+        if self._known[0] is not snapshot or self._known[1] is not index:
+            self._known = (snapshot, index, auto_choice.served_models(snapshot, index))
+        return self._known[2]
 
     def with_larger_contexts(self, error: UpstreamError, request: ApiRequest) -> UpstreamError:
         """A `context_length_exceeded` error that also says which models hold the prompt."""
