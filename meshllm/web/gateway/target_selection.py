@@ -60,7 +60,7 @@ class TargetSelection:
     _waits_since = 0.0
     _silent_since = float("inf")  # when the host of the last attempt was heard last
 
-    def __init__(self, request: ApiRequest, affinity: SessionAffinity, *, from_peer: bool = False) -> None:
+    def __init__(self, request: ApiRequest, affinity: SessionAffinity[Place], *, from_peer: bool = False) -> None:
         """`from_peer`: the request is a peer's, and only targets of this node may answer it."""
         self._request = request
         self._affinity = affinity
@@ -156,7 +156,8 @@ class TargetSelection:
             return Waits(FOR_A_SLOT, queued)
         if len(usable) == 1 and usable[0].target.kind is ENGINE:
             # Now, because it does not depend on a slot: a busy engine must not delay it, nor a full queue hide it.
-            refusal = self._request.refusal(usable[0].offer.template)
+            offer = usable[0].offer
+            refusal = self._request.refusal(offer.template, offer.vectors)
             if refusal is not None:
                 raise RequestFailed.by(refusal)
         for queue in ordered:
@@ -287,7 +288,7 @@ class TargetSelection:
         """A response has begun: the next turn of this conversation prefers this host."""
         queue.answered(self._request.model)
         if (self._several or queue.target.kind is PEER) and (key := self._conversation_key()) is not None:
-            self._affinity.remember(key, queue.target.place, now)
+            self._affinity.remember(key, queue.target.place, now, firm=bool(self._request.request.get("tools")))
 
     def _preferred_place(self, now: float) -> Place | None:
         key = self._conversation_key()

@@ -16,7 +16,7 @@ from meshllm.core.records import ModelLoad, short
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.model_names import ModelNames
-from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Target, TargetKind, TargetOffer
+from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Place, Target, TargetKind, TargetOffer
 from meshllm.core.snapshot import Snapshot
 from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.model_list import unknown_model_message
@@ -61,7 +61,7 @@ class TargetTable:
         # Called with the queue of an engine process that has died.
         self.on_engine_died: Callable[[TargetQueue], None] = lambda queue: None
         self.snapshot = Snapshot()
-        self.affinity = SessionAffinity()
+        self.affinity: SessionAffinity[Place] = SessionAffinity()
         self.node = ""
         self._index: MeshIndex | None = routes.NO_MESH
         self._queues: dict[Target, TargetQueue] = {}
