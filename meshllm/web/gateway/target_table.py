@@ -16,6 +16,7 @@ from meshllm.core.records import ModelLoad, short
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.model_names import ModelNames
+from meshllm.core.routing.prefixes import PrefixHosts
 from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Target, TargetKind, TargetOffer
 from meshllm.core.snapshot import Snapshot
 from meshllm.util.isolate import Isolation
@@ -62,6 +63,7 @@ class TargetTable:
         self.on_engine_died: Callable[[TargetQueue], None] = lambda queue: None
         self.snapshot = Snapshot()
         self.affinity = SessionAffinity()
+        self.prefixes = PrefixHosts()
         self.node = ""
         self._index: MeshIndex | None = routes.NO_MESH
         self._queues: dict[Target, TargetQueue] = {}
