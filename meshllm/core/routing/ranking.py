@@ -19,8 +19,8 @@ RTT_STEP_SECONDS = 0.005
 UNKNOWN_RTT_SECONDS = 0.1
 # How much longer (requests per slot) the queue of a conversation's own host may be: its prompt cache saves time.
 STICKY_QUEUE_PER_SLOT = 1.0
-# How much busier (requests per slot) a host that has computed the prompt's prefix may be than the least busy one. Not
-# nothing: the load that a peer reported last may still count the request which it has just answered.
+# How much busier (requests per slot) a host that has computed the prompt's prefix may be than the least busy one: less
+# is regained by sharing the load than the prefix costs.
 PREFIX_BUSY_PER_SLOT = 0.25
 # Upper bound of bytes of text per token for nearly all texts: English has 4.5, Chinese 5 to 6; only long runs of the
 # same character have more. If it is wrong, a host with a larger context is asked first: no harm.

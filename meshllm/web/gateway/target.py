@@ -114,6 +114,8 @@ class TargetQueue:
         self._rest = _Rest()
         self._model_rests: dict[str, _Rest] = {}
         self._others = 0
+        # The most of our requests that were active at once since the last load report, as far as one has ended.
+        self._peak = 0
         self._on_change = on_change
         # A dict keeps the order of arrival, and a waiter leaves in constant time.
         self._waiting: dict[SlotWaiter, _Waiting] = {}
@@ -147,8 +149,10 @@ class TargetQueue:
     def update(self, offer: TargetOffer) -> None:
         """Take over newer facts about the target."""
         if offer.load is not None and offer.load is not self.offer.load:
-            # A load report includes our own requests. A report already seen does not include those sent since.
-            self._others = max(0, offer.load.active + offer.load.waiting - self.active)
+            # A load report includes our own requests, also those that have ended while it was on its way. A report
+            # already seen does not include those sent since.
+            self._others = max(0, offer.load.active + offer.load.waiting - max(self.active, self._peak))
+            self._peak = self.active
         if not offer.loaded:
             self.limit, self.queue_limit = LOADING_SLOTS, LOADING_QUEUE
         self.offer = offer
@@ -224,6 +228,8 @@ class TargetQueue:
 
     def release(self, seconds: float, cost: int = 1, rank: CallerRank = _LOCAL) -> None:
         """Return the slots of a request after `seconds` of use; the next in the queue gets them."""
+        if self.active > self._peak:
+            self._peak = self.active
         if cost == 1 and rank is not _GUEST:
             self.active -= 1  # the usual case
         else:
