@@ -121,6 +121,8 @@ class TargetQueue:
         self._waiting: dict[SlotWaiter, _Waiting] = {}
         # Active requests of several tasks, and the slots that guests hold.
         self._lists = self._guest_slots = 0
+        # Whether it has had a request of a guest.
+        self.had_guest = False
         # Whether a response has begun here.
         self.has_answered = False
         # Of an engine: who is to blame if its process dies.
@@ -197,6 +199,7 @@ class TargetQueue:
             self._lists += sign
         if rank is _GUEST:
             self._guest_slots += sign * slots
+            self.had_guest = True
 
     def join(self, waiter: SlotWaiter, cost: int = 1, rank: CallerRank = _LOCAL, *, bounded: bool = True) -> bool:
         """Join the queue; False if it is full, or the part of it that peers may fill. Not `bounded`: it never is."""
