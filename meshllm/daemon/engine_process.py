@@ -389,6 +389,9 @@ class EngineProcesses:
     ) -> None:
         """Tell that a process is ready, and what its chat template renders."""
         traits = await self._templates.traits(model, engine.server, facts.endpoint)
+        server = self._tasks.get((command.model, command.generation))
+        if server is not None and server.saved is not None:
+            await server.saved.ahead()
         self._post(e.ServerReady(command.model, command.generation, replace(facts, template=traits)))
 
     async def _plan_split(self, model: LocalModel, command: c.StartServer) -> _PlannedStart:

@@ -2,8 +2,8 @@
 restored into the next one.
 
 Invariants: nothing is saved once the process has answered a guest, because a file does not tell whose prompt it has. A
-slot is restored only while it is empty; a request never waits for more than one file. What fails costs the saved
-prompts, never the process or a request.
+slot is restored only while it is empty; a request waits for AHEAD_SECONDS and one file at most. What fails costs the
+saved prompts, never the process or a request.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ LEAST_TOKENS = 256
 # After so long without a request the prompts are written (seconds). A slot of an agent is some hundred megabytes to
 # gigabytes: they are not written after every answer.
 IDLE_SECONDS = 300.0
+# A request that waits until its model is loaded would mostly be the next turn of what was saved, and would take a slot
+# before that is restored: the process counts as ready so much later at most (seconds). A file takes some 0.1 s.
+AHEAD_SECONDS = 2.0
 # A stop waits so long for the files (seconds).
 STOP_SECONDS = 4.0
 # For one file; only for what is broken.
@@ -87,10 +90,20 @@ class SavedSlots:
         # The last task of each slot that has been saved.
         self._saved: dict[int, int] = {}
         self._saving = asyncio.Lock()
+        self._restored = asyncio.Event()
+
+    async def ahead(self, within: float = AHEAD_SECONDS) -> None:
+        """Return when `run` has restored what there was, or after `within` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._restored.wait()
 
     async def run(self) -> None:
         """Restore what there is; then save it whenever the process has been used and is idle. Does not return."""
-        await self.restore()
+        try:
+            await self.restore()
+        finally:
+            self._restored.set()
         while True:
             await self._uses.used_and_idle(self._model.name, self._model.generation, IDLE_SECONDS)
             await self.save(FILE_SECONDS)

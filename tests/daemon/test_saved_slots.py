@@ -19,6 +19,7 @@ from meshllm.daemon.drains import Drains
 from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.saved_slots import LEAST_TOKENS, SavedModel, SavedSlots, unsupported
 from meshllm.engine.processes.llama_server import Projector, ServerPlan
+from meshllm.tasks import Owner
 
 
 class Engine:
@@ -125,6 +126,19 @@ async def test_restored_into_empty_slots_only(kept: Kept, engine: Engine, tmp_pa
     engine.slots, engine.refuses = [(None, 0, False)] * 4, True
     assert await kept.slots.restore() == 0
     assert kept.store.find(kept.model.key) == [], "what the engine refuses is removed"
+
+
+async def test_process_is_ready_when_its_prompts_are_restored(kept: Kept, engine: Engine) -> None:
+    engine.slots[2] = (3, 500, False)
+    await kept.slots.save(20)
+    engine.slots = [(None, 0, False)] * 4
+    await kept.slots.ahead(0.01)
+    assert not engine.restored
+    owner = Owner("test")
+    owner.start(kept.slots.run(), "slots")
+    await kept.slots.ahead(20)
+    assert list(engine.restored) == [0]
+    await owner.close()
 
 
 async def test_engine_that_does_not_answer_costs_nothing_else(kept: Kept, engine: Engine) -> None:
