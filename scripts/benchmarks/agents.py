@@ -13,12 +13,12 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -28,7 +28,7 @@ from tests.gguf_edit import with_value
 
 from . import report
 from .agent_shapes import Session, Sizes
-from .beside import engine_of
+from .beside import cpu_seconds, engine_of, healthy
 from .children import Child, free_port, listening
 from .demand_nodes import environment, wait_until_loaded, weights
 from .mesh_nodes import Nodes
@@ -39,7 +39,7 @@ TIMEOUT_S = 3600.0
 CONTEXT = 32768
 # About 8,000 tokens at first, and 20,000 after ten turns.
 FULL = Sizes(system=14_000, tools=14_000, result=4_600)
-QUICK = Sizes(system=2_400, tools=2_400, result=600)
+QUICK = Sizes(system=1_600, tools=1_600, result=400)
 TIME_RATIO, AGENT_RATIO, AGAIN, FOUND, REMOTE = 0.8, 1.0, 0.05, 0.9, 0.05
 
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=10, help="turns of each agent (default 10)")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of each answer (default 48)")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each server, in turn (default 1)")
-    parser.add_argument("--quick", action="store_true", help="three turns, prompts of 1,500 tokens")
+    parser.add_argument("--quick", action="store_true", help="three turns, prompts of about 1,000 tokens")
     parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
@@ -92,10 +92,10 @@ def run(options: argparse.Namespace) -> int:
             for way in sorted(servers, reverse=bool(number % 2)):
                 report.progress(f"round {number + 1} of {options.rounds}: {way}")
                 port, worker = servers[way]
-                before = _cpu(worker)
+                before = cpu_seconds(worker)
                 first[way] = sessions(number, 0, sizes)
                 found[way].append(work(port, model, first[way], turns, options.tokens))
-                used[way].append(_cpu(worker) - before)
+                used[way].append(cpu_seconds(worker) - before)
         report.progress("a second session")
         last = options.rounds - 1
         shares = {
@@ -139,19 +139,8 @@ def _default(stack: ExitStack, scratch: Path, ours: psutil.Process) -> tuple[int
     command = [words[0], *kept, "--jinja", "--host", "127.0.0.1", "--port", str(port), "--offline"]
     child = stack.enter_context(Child("default", command, scratch, {"LLAMA_CACHE": str(scratch / "cache")}))
     child.wait_for("port", lambda: listening(port), TIMEOUT_S)
-    child.wait_for("model", lambda: _healthy(port), TIMEOUT_S)
+    child.wait_for("model", lambda: healthy(port), TIMEOUT_S)
     return port, child.process
-
-
-def _healthy(port: int) -> bool:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def sessions(seed: object, number: int, sizes: Sizes) -> list[Session]:
@@ -162,16 +151,27 @@ def sessions(seed: object, number: int, sizes: Sizes) -> list[Session]:
 def work(port: int, model: str, of: list[Session], turns: int, tokens: int) -> Run:
     """All agents at the same time. Raises BenchError."""
 
-    def one(session: Session) -> list[Turn]:
-        made = []
-        for _ in range(turns):
-            turn, said = ask(port, session, model, tokens)
-            session.answered(said)
-            made.append(turn)
-        return made
+    made: Run = {session.agent: [] for session in of}
+    failed: list[Exception] = []
 
-    with ThreadPoolExecutor(len(of)) as callers:
-        return dict(zip(AGENTS, callers.map(one, of), strict=True))
+    def one(session: Session) -> None:
+        try:
+            for _ in range(turns):
+                turn, said = ask(port, session, model, tokens)
+                session.answered(said)
+                made[session.agent].append(turn)
+        except (BenchError, OSError, ValueError, http.client.HTTPException) as error:
+            failed.append(error)
+
+    # Not a pool: that would wait for the answers when the run is ended by a signal.
+    callers = [Thread(target=one, args=(session,), daemon=True) for session in of]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    if failed:
+        raise BenchError(f"an agent failed: {failed[0]}")
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,12 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @dataclass(frozen=True, slots=True)
 class Beside:
     """What a stream got while a prompt was computed beside it. `passed`: its events, of a token or more each; `gap`:
-    the longest time without one, in seconds; `prompt`: seconds that the prompt took; `tokens`: of the prompt."""
+    the longest time without one, in seconds; `prompt`: seconds that the prompt took; `tokens`: of the prompt; `cpu`:
+    seconds of processor time that the engine took meanwhile, which other programs change less."""
 
     passed: int
     gap: float
     prompt: float
     tokens: int
+    cpu: float
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,11 +73,12 @@ def run(options: argparse.Namespace) -> int:
         scratch = Path(scratch_name)
         report.progress(f"starting {options.model} ...")
         child, port, _ = start_with_model(stack, scratch, options.model)
-        ways = {"ours": port, "default": start_again(stack, scratch, engine_of(child), list(DEFAULT_BATCH))}
+        ours = engine_of(child)
+        ways = {"ours": (port, ours), "default": start_again(stack, scratch, ours, list(DEFAULT_BATCH))}
         for number in range(rounds):
             for way in sorted(ways, reverse=bool(number % 2)):
                 report.progress(f"round {number + 1} of {rounds}: {way}")
-                found[way].append(beside(ways[way], options.model, options.prompt, number))
+                found[way].append(beside(*ways[way], options.model, options.prompt, number))
     report.progress("")
     bars = _bars(found)
     if options.json:
@@ -94,9 +97,10 @@ def engine_of(child: Child) -> psutil.Process:
     raise BenchError("the node has no llama-server process")
 
 
-def start_again(stack: ExitStack, scratch: Path, engine: psutil.Process, options: list[str]) -> int:
-    """Another engine with the command line of `engine`, on a port of its own; `options` replace its own. Returns the
-    port."""
+def start_again(
+    stack: ExitStack, scratch: Path, engine: psutil.Process, options: list[str]
+) -> tuple[int, psutil.Process]:
+    """Another engine with the command line of `engine`, on a port of its own; `options` replace its own."""
     port = free_port()
     words = engine.cmdline()
     for name, value in [("--host", "127.0.0.1"), *zip(options[::2], options[1::2], strict=True)]:
@@ -107,17 +111,24 @@ def start_again(stack: ExitStack, scratch: Path, engine: psutil.Process, options
     spin = {SPIN_VARIABLE: os.environ.get(SPIN_VARIABLE, SPIN_ROUNDS)}
     child = stack.enter_context(Child("engine", [*words, "--port", str(port)], scratch, spin))
     child.wait_for("port", lambda: listening(port), TIMEOUT_S)
-    child.wait_for("model", lambda: _healthy(port), TIMEOUT_S)
-    return port
+    child.wait_for("model", lambda: healthy(port), TIMEOUT_S)
+    return port, child.process
 
 
-def _healthy(port: int) -> bool:
+def cpu_seconds(process: psutil.Process) -> float:
+    """Processor time of a process since its start."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def healthy(port: int) -> bool:
+    """Whether the engine at a loopback port has loaded its model. Raises OSError while it does not answer."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
 
 
-def beside(port: int, model: str, tokens: int, number: int) -> Beside:
+def beside(port: int, engine: psutil.Process, model: str, tokens: int, number: int) -> Beside:
     """One stream, and a prompt of about `tokens` tokens of another caller beside it. Raises BenchError."""
     stream = _Stream(port, model)
     stream.thread.start()
@@ -126,9 +137,9 @@ def beside(port: int, model: str, tokens: int, number: int) -> Beside:
             raise BenchError(f"the stream did not begin: {stream.error}")
         text = f"Number {number}:{WORD * (tokens - 8)}"
         body = {"model": model, "prompt": text, "max_tokens": 1, "cache_prompt": False}
-        begun = time.monotonic()
+        used, begun = cpu_seconds(engine), time.monotonic()
         answer = _post(port, body)
-        ended = time.monotonic()
+        ended, used = time.monotonic(), cpu_seconds(engine) - used
     finally:
         stream.stop.set()
         stream.thread.join(TIMEOUT_S)
@@ -136,7 +147,7 @@ def beside(port: int, model: str, tokens: int, number: int) -> Beside:
         raise BenchError(f"the stream ended before the prompt was computed: {stream.error or 'it was too short'}")
     times = [begun, *(at for at in stream.times if begun < at < ended), ended]
     gap = max(later - earlier for earlier, later in pairwise(times))
-    return Beside(len(times) - 2, gap, ended - begun, int(answer["usage"]["prompt_tokens"]))
+    return Beside(len(times) - 2, gap, ended - begun, int(answer["usage"]["prompt_tokens"]), used)
 
 
 class _Stream:
@@ -204,4 +215,5 @@ def _rows(found: dict[str, list[Beside]]) -> list[list[str]]:
         row("events of the stream meanwhile", {way: f"{median(o.passed for o in a):.0f}" for way, a in found.items()}),
         row("longest gap, s", {way: f"{max(one.gap for one in all_):.2f}" for way, all_ in found.items()}),
         row("prompt, s", {way: f"{median(one.prompt for one in all_):.1f}" for way, all_ in found.items()}),
+        row("the same, CPU s of the engine", {way: f"{median(o.cpu for o in a):.1f}" for way, a in found.items()}),
     ]

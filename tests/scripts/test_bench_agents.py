@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event
 from typing import Any
 
+import psutil
 import pytest
 
 from scripts.benchmarks import agents, beside
@@ -140,7 +141,7 @@ def test_counts_need_no_details() -> None:
 
 
 def test_what_passes_beside_a_prompt_is_counted(port: int) -> None:
-    found = beside.beside(port, "m", 70, 3)
+    found = beside.beside(port, psutil.Process(), "m", 70, 3)
     assert found.passed >= Handler.passed  # some more while the answer is read
     assert found.tokens == 70
     assert 0 <= found.gap <= found.prompt
