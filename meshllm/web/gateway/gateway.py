@@ -158,6 +158,10 @@ class Gateway:
         """Whether the engine process of `model` with that generation has a request."""
         return self._table.is_busy(model, generation)
 
+    def had_guest(self, model: str, generation: int) -> bool:
+        """Whether the engine process of `model` with that generation has had a request of a guest."""
+        return self._table.had_guest(model, generation)
+
     async def close(self, grace: float = 0.0, on_wait: Callable[[int], None] = lambda answers: None) -> int:
         """Stop listening; give responses in progress `grace` seconds, then end them with errors.
 

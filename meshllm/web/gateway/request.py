@@ -221,7 +221,8 @@ class ProxiedRequest:
     async def _answer(self) -> _End:
         """Attempts at one target after the other, until one has answered. Raises RequestFailed if none can."""
         proxy, model = self.proxy, self.model
-        selection = self._selection = TargetSelection(self.request, proxy.table.affinity, from_peer=self.from_peer)
+        selection = TargetSelection(self.request, proxy.table.affinity, proxy.table.prefixes, from_peer=self.from_peer)
+        self._selection = selection
         failures = late = 0
         while True:
             queue = await self._select(selection)
