@@ -25,7 +25,7 @@ def quantization_at_end(name: str) -> str:
 
 
 def ollama_name(asked: str, names: ModelNames, quantization_of: Callable[[str], str]) -> str:
-    """The name of the model that `asked` means; `asked` itself if no model is known by it.
+    """The name of the model that `asked` means; `asked`, or its beginning, if no single model is known by it.
 
     `quantization_of`: the quantization of a known model; "" if it is not known.
     """
@@ -46,13 +46,14 @@ def ollama_name(asked: str, names: ModelNames, quantization_of: Callable[[str], 
 
 
 def _tagged(stem: str, tag: str, names: ModelNames, quantization_of: Callable[[str], str]) -> str | None:
-    """The known model that `stem` with `tag` means; None if there is none."""
+    """The model that `stem` with `tag` means; None if there is none."""
     for mark in "-._:":
         joined = f"{stem}{mark}{tag}"
         if names.is_known(joined):
             return names.find(joined)
     if not names.is_known(stem):
-        return None
+        # Several models: the error for the name without the tag names them.
+        return stem if tag.casefold() == "latest" and names.candidates(stem) else None
     found = names.find(stem)
     if tag.casefold() == "latest":
         return found

@@ -89,7 +89,9 @@ class OllamaEndpoint:
         try:
             call = translate_request(route.api, body, self._known_name(asked))
             request.body = orjson.dumps(call.body)
-        except (orjson.JSONEncodeError, RecursionError):
+        except RequestRefused:
+            raise
+        except (orjson.JSONEncodeError, ValueError, RecursionError):
             raise RequestFailed(400, "too_large", "The body is nested too deeply.") from None
         caller = OllamaCaller(connection, call.form, asked, streams=call.streams, now=self._proxy.now)
         return self._proxy.start(caller, request, call.api, call.path, trace, cors=cors)

@@ -52,7 +52,6 @@ def test_name_finds_the_model(asked: str, name: str) -> None:
         "Qwen3-8B:Q8_0",  # another quantization answers otherwise
         "Llama-3.2-3B-Instruct:Q8_0",
         "smollm2:8b",
-        "phi-4:latest",  # which of the two?
         "org/x:Q4_0",  # not known
         "hf.co/",
         "hf.co/a/b:Q4_0",
@@ -60,6 +59,11 @@ def test_name_finds_the_model(asked: str, name: str) -> None:
 )
 def test_other_names_find_none(asked: str) -> None:
     assert find(asked) == asked
+
+
+def test_a_name_of_several_models_finds_them() -> None:
+    names = ModelNames(NAMES, {})
+    assert names.candidates(find("phi-4:latest")) == ("phi-4-Q4_0", "phi-4-Q8_0")
 
 
 def test_quantization_at_the_end_of_a_name() -> None:
