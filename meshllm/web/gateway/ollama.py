@@ -122,6 +122,8 @@ class OllamaEndpoint:
 
     def _known_name(self, asked: str) -> str:
         """The name by which the mesh knows the model that a caller means; `asked` if there is none."""
+        if asked not in self._table.aliases and self._table.is_exact(asked):
+            return asked  # nearly always; all names are collected for the others only
         return ollama_name(asked, self._table.names, lambda name: self._facts().get(name, NO_FACTS).quantization)
 
     def _cards(self) -> list[dict[str, Any]]:

@@ -90,7 +90,7 @@ def _texts(value: object) -> list[str]:
 
 
 def unloads(keep_alive: object) -> bool:
-    """Whether a model is to be unloaded after the request. RequestRefused for what is no duration.
+    """Whether a request unloads the model once it is answered. RequestRefused for what is no duration.
 
     Otherwise the value has no effect: the owner of a host decides how long a model stays (`--idle-unload`).
     """

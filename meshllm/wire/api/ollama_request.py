@@ -1,7 +1,7 @@
 """Translates requests of Ollama's API that use a model into requests of OpenAI's. Pure.
 
 Only the node that a caller asks translates: hosts, older nodes and backends see OpenAI's API alone. What changes the
-answer is kept or refused by its name; what only says how a model is to be loaded is the host's to decide.
+answer is kept or refused by its name; how a model is loaded is its host's decision.
 """
 
 from __future__ import annotations
