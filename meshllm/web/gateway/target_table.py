@@ -159,7 +159,7 @@ class TargetTable:
 
     def name_of(self, asked: str) -> str:
         """The name of the model that a caller means by `asked`; `asked` itself if no model is known by it."""
-        if asked not in self.aliases and self._is_exact(asked):
+        if asked not in self.aliases and self.is_exact(asked):
             return asked  # nearly always; all names are collected for the others only
         return self.names.find(asked)
 
@@ -172,7 +172,8 @@ class TargetTable:
             self._names = ModelNames(chain(*known), self.aliases)
         return self._names
 
-    def _is_exact(self, name: str) -> bool:
+    def is_exact(self, name: str) -> bool:
+        """Whether a model has exactly that name: a cheap check, which may miss one that the mesh only wants."""
         snapshot = self.snapshot
         if name in self._routes or name in self.index.hosts or snapshot.model(name) is not None:
             return True
