@@ -22,6 +22,7 @@ from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
 from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
 from meshllm.wire.api.json_size import MAX_GUEST_VALUES, MAX_VALUES, has_too_many_values
+from meshllm.wire.api.ollama_routes import find_ollama_route
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
 from meshllm.wire.api.request_limits import problem_of_constraints, tasks_of, too_many_tasks, without_owner_fields
@@ -33,6 +34,7 @@ from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
 FORWARDED_HEADERS = frozenset((b"anthropic-version", b"anthropic-beta"))
 MAX_MODEL_NAME = 512
+OLLAMA = "ollama"  # the API in logs and metrics
 _REPAIRED = (Api.RESPONSES, Api.MESSAGES)  # whole responses of these; see `routes.ENGINE`
 # Names the trust domain of a request to the engine, which reuses cached prompts only within it (patch 14).
 SALT_HEADER = "x-prompt-cache-salt"
@@ -270,6 +272,8 @@ def api_label(path: str) -> str:
     route = find_route(path)
     if route is not None:
         return route.api._value_
+    if find_ollama_route(path) is not None:
+        return OLLAMA
     return Api.MODELS.value if model_in_path(path) is not None else "other"
 
 
@@ -288,12 +292,7 @@ def understand(
     their own. `known_models`: a sentence to append where the body names no model.
     """
     content = http.body
-    if has_too_many_values(content, MAX_GUEST_VALUES if guest else MAX_VALUES):
-        raise RequestFailed(400, "too_large", "The body has too many values: send fewer inputs in one request.")
-    try:
-        body = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        raise RequestFailed(400, "invalid_json", _not_json(content, error)) from None
+    body = parsed(content, MAX_GUEST_VALUES if guest else MAX_VALUES)
     if (problem := problem_of(body)) is not None:
         parameter, message = problem
         missing = parameter == "model" and body.get("model") in (None, "")
@@ -312,6 +311,16 @@ def understand(
         except orjson.JSONEncodeError:
             raise RequestFailed(400, "too_large", "The body is nested too deeply.") from None
     return ApiRequest(api, path, body, content, http.headers, request_id, tasks, guest)
+
+
+def parsed(content: bytes, limit: int = MAX_VALUES) -> Any:
+    """The JSON value in a body. Raises RequestFailed if it is none, or has more than `limit` values."""
+    if has_too_many_values(content, limit):
+        raise RequestFailed(400, "too_large", "The body has too many values: send fewer inputs in one request.")
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise RequestFailed(400, "invalid_json", _not_json(content, error)) from None
 
 
 def _not_json(content: bytes, error: ValueError) -> str:

@@ -39,7 +39,7 @@ from meshllm.web.gateway.request_log import (
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import TargetTable
 from meshllm.web.http.parser import Request
-from meshllm.web.http.server import Connection
+from meshllm.web.http.server import CallerConnection
 from meshllm.wire.api.errors import error_body
 from meshllm.wire.api.routes import Api
 
@@ -146,7 +146,7 @@ class Proxy:
 
     def start(
         self,
-        connection: Connection,
+        connection: CallerConnection,
         http: Request,
         api: Api,
         path: str,
@@ -171,7 +171,7 @@ class Proxy:
 
     def reject(
         self,
-        connection: Connection,
+        connection: CallerConnection,
         api: Api,
         trace: RequestTrace,
         status: int,

@@ -30,7 +30,7 @@ from meshllm.web.gateway.upstream_errors import (
 )
 from meshllm.web.gateway.usage import TokenUsage, UsageReader
 from meshllm.web.http.client import UpstreamConnection
-from meshllm.web.http.server import Connection
+from meshllm.web.http.server import CallerConnection
 from meshllm.wire.api.errors import error_event
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import PING, comment, keepalive
@@ -347,7 +347,7 @@ class ResponseWriter:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: CallerConnection,
         request: ApiRequest,
         cors: str,
         now: float,

@@ -48,7 +48,7 @@ from meshllm.web.gateway.upstream_errors import (
 )
 from meshllm.web.gateway.usage import TokenUsage, whole_usage
 from meshllm.web.http.parser import Request
-from meshllm.web.http.server import Connection
+from meshllm.web.http.server import CallerConnection
 from meshllm.wire.api.errors import error_body, translate_error
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
@@ -121,7 +121,7 @@ class ProxiedRequest:
     def __init__(
         self,
         proxy: Proxy,
-        connection: Connection,
+        connection: CallerConnection,
         http: Request,
         api: Api,
         path: str,
@@ -221,7 +221,8 @@ class ProxiedRequest:
     async def _answer(self) -> _End:
         """Attempts at one target after the other, until one has answered. Raises RequestFailed if none can."""
         proxy, model = self.proxy, self.model
-        selection = self._selection = TargetSelection(self.request, proxy.table.affinity, from_peer=self.from_peer)
+        selection = TargetSelection(self.request, proxy.table.affinity, proxy.table.prefixes, from_peer=self.from_peer)
+        self._selection = selection
         failures = late = 0
         while True:
             queue = await self._select(selection)

@@ -238,13 +238,6 @@ async def test_unknown_path_is_404(table: Bench, method: str) -> None:
     assert (await table.call(request(method, "*"), method)).status in (400, 404)
 
 
-async def test_ollamas_paths_are_404_with_advice(table: Bench) -> None:
-    for method, path in (("GET", "/api/tags"), ("GET", "/api/version"), ("POST", "/api/chat"), ("POST", "/api/show")):
-        response = await table.call(request(method, path, {}))
-        assert response.status == 404
-        assert "OpenAI" in shaped(path, response, "not_found")
-
-
 async def test_models_list_is_parsed_by_both_sdks(table: Bench) -> None:
     engine = await table.serve()
     table.publish(
