@@ -279,6 +279,17 @@ ConsolePort = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+OllamaPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="Also answer Ollama's and OpenAI's API on this port: programs for Ollama look at 11434. Default: only on "
+        "--port.",
+        rich_help_panel=NETWORK,
+    ),
+]
 ListenAll = Annotated[
     bool,
     typer.Option(

@@ -43,7 +43,8 @@ class StartCommand:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of a start. Ports: 0 is any free one. Sizes in bytes, rates in bytes per second, context in tokens.
+    """The options of a start. Ports: 0 is any free one; `ollama_port`: a further one of the API, for
+    clients of Ollama. Sizes in bytes, rates in bytes per second, context in tokens.
 
     `models`: names or paths as given; the first runs here, the others are requested from the mesh and run here if no
     other node takes them (`serve_all`: all run here at once). `idle_unload`: models that are idle for so many seconds
@@ -78,6 +79,7 @@ class Settings:
     backends: tuple[Backend, ...] = ()
     port: int = DEFAULT_PORT
     console: int = DEFAULT_CONSOLE
+    ollama_port: int | None = None
     listen_all: bool = False
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()

@@ -53,6 +53,7 @@ from meshllm.machine.packages import PipFetcher
 from meshllm.machine.usage import OtherPrograms
 from meshllm.models.catalog.entry import CatalogEntry, Wanted
 from meshllm.models.gguf.purpose import usage
+from meshllm.models.gguf.vectors import vector_traits
 from meshllm.models.hub.manifest import HubReference, Manifest
 from meshllm.models.library import scan
 from meshllm.models.library.local_model import LocalModel
@@ -371,6 +372,8 @@ class Supervisor:
                         digest=model.digest or "",
                         purpose=usage(header).purpose,
                         vision=model.projector is not None,
+                        template=model.has_template,
+                        vectors=vector_traits(header, name),
                     ),
                 )
             )

@@ -65,7 +65,7 @@ class TargetSelection:
     _silent_since = float("inf")  # when the host of the last attempt was heard last
 
     def __init__(
-        self, request: ApiRequest, affinity: SessionAffinity, prefixes: PrefixHosts, *, from_peer: bool = False
+        self, request: ApiRequest, affinity: SessionAffinity[Place], prefixes: PrefixHosts, *, from_peer: bool = False
     ) -> None:
         """`from_peer`: the request is a peer's, and only targets of this node may answer it."""
         self._request = request
@@ -163,7 +163,8 @@ class TargetSelection:
             return Waits(FOR_A_SLOT, queued)
         if len(usable) == 1 and usable[0].target.kind is ENGINE:
             # Now, because it does not depend on a slot: a busy engine must not delay it, nor a full queue hide it.
-            refusal = self._request.refusal(usable[0].offer.template)
+            offer = usable[0].offer
+            refusal = self._request.refusal(offer.template, offer.vectors)
             if refusal is not None:
                 raise RequestFailed.by(refusal)
         for queue in ordered:
@@ -299,7 +300,7 @@ class TargetSelection:
         queue.answered(self._request.model)
         if self._several or queue.target.kind is PEER:
             if (key := self._conversation_key()) is not None:
-                self._affinity.remember(key, queue.target.place, now)
+                self._affinity.remember(key, queue.target.place, now, firm=bool(self._request.request.get("tools")))
             if self.needs_slot and (key := self._prefix_key()) is not None:
                 self._prefixes.remember(key, queue.target.place, now)
 
