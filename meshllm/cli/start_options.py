@@ -179,6 +179,15 @@ NoSandbox = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+SavePrompts = Annotated[
+    bool,
+    typer.Option(
+        "--save-prompts/--no-save-prompts",
+        help="Keep computed prompts in files of this node's home when an engine stops, so that conversations go on "
+        "after a restart without computing them again.",
+        rich_help_panel=SERVE,
+    ),
+]
 Worker = Annotated[
     bool | None,
     typer.Option(

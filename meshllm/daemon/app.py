@@ -186,7 +186,8 @@ class App:
         guard = KeyGuard(lambda event, address: self._audit.write(event, address=address))
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
-        self._drains = Drains(lambda *process: self._gateway.is_busy(*process))  # noqa: PLW0108 - it is made later
+        # The gateway is made later.
+        self._drains = Drains(lambda *it: self._gateway.is_busy(*it), lambda *it: self._gateway.had_guest(*it))  # noqa: PLW0108
         supervisor = self._supervisor = Supervisor(
             wanted,
             keys,
@@ -199,6 +200,7 @@ class App:
             settings.chat_template,
             self._drains.drained,
             settings.download_limit,
+            self._drains if settings.save_prompts else None,
         )
         models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)

@@ -67,6 +67,7 @@ class Settings:
     `split`: spread the first model over several nodes even if it fits here.
     `chat_template`: a file that replaces the chat template of the first of `models`.
     `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
+    `save_prompts`: computed prompts are kept in files over restarts of the engines.
     `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
     `until_detached`: end once standard input is closed and no launcher of an agent is attached. `command`: how to
@@ -102,6 +103,7 @@ class Settings:
     split: bool = False
     threads: int | None = None
     sandbox: bool = True
+    save_prompts: bool = True
     worker: bool | None = None
     lease_cache: int | None = None
     serve_all: bool = False

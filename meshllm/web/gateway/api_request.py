@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from meshllm.core.routing.routes import ENGINE, TargetKind
+from meshllm.core.serving.vector_traits import UNKNOWN_VECTORS, VectorTraits
 from meshllm.web.gateway.crashed_requests import digest_of
 from meshllm.web.gateway.upstream_errors import RequestFailed
 from meshllm.web.http.client import UpstreamPool
@@ -38,7 +39,7 @@ _REPAIRED = (Api.RESPONSES, Api.MESSAGES)  # whole responses of these; see `rout
 # Names the trust domain of a request to the engine, which reuses cached prompts only within it (patch 14).
 SALT_HEADER = "x-prompt-cache-salt"
 
-# Session headers of agents: Codex, Claude Code, OpenCode, and common ones.
+# Session headers of agents (Codex, Claude Code, OpenCode, goose) and common ones.
 SESSION_HEADERS = (
     b"x-session-id",
     b"session-id",
@@ -46,10 +47,14 @@ SESSION_HEADERS = (
     b"conversation_id",
     b"x-claude-code-session-id",
     b"x-session-affinity",
+    b"x-opencode-session",
+    b"agent-session-id",
 )
-# Session fields in the body. OpenAI's `user` served this purpose before `prompt_cache_key`.
-SESSION_FIELDS = ("prompt_cache_key", "session_id", "user")
+SESSION_FIELDS = ("prompt_cache_key", "session_id")
+# Before the session's identifier in Claude Code's `metadata.user_id`; newer versions write JSON there.
+_SESSION_PART = "_session_"
 MAX_SESSION_BYTES = 512
+_MAX_USER = 4096
 # The hashed beginning of a conversation: two that agree in it share most of a host's prompt cache.
 PREFIX_BYTES = 16 << 10
 # A plain prompt has no turns: it grows at its end, and only its beginning stays the same.
@@ -101,23 +106,23 @@ class ApiRequest:
     _prepared_body: bytes = b""
     _prepared_for: TemplateTraits = ANY_TEMPLATE
 
-    def refusal(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
-        """Why an engine of this node, with such a chat template, cannot keep what the caller asks for.
+    def refusal(self, traits: TemplateTraits = ANY_TEMPLATE, vectors: VectorTraits = UNKNOWN_VECTORS) -> Refusal | None:
+        """Why an engine of this node, with such a chat template, or such vectors, cannot keep what the caller asks for.
 
         Nothing is encoded: a request that waits for a slot takes no more memory than its body.
         """
         if self._prepared is not None and self._prepared_for == traits:
             return None
         self._prepared, self._prepared_body = None, b""
-        prepared = prepare(self.api, self.request, traits)
+        prepared = prepare(self.api, self.request, traits, vectors)
         if isinstance(prepared, Refusal):
             return prepared
         self._prepared, self._prepared_for = prepared, traits
         return None
 
-    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
+    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE, vectors: VectorTraits = UNKNOWN_VECTORS) -> Refusal | None:
         """Prepare the request for an engine of this node; the reason if it cannot keep what the caller asks for."""
-        if (refusal := self.refusal(traits)) is not None:
+        if (refusal := self.refusal(traits, vectors)) is not None:
             return refusal
         if not self._prepared_body and self._prepared is not None and self._prepared.body is not None:
             try:
@@ -351,6 +356,7 @@ def problem_of(body: object) -> tuple[str | None, str] | None:
 def conversation_key(api: Api, request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bytes | None:
     """A hash that is the same for all requests of a conversation; None if the body does not identify one.
 
+    A session counts by its identifier alone, because an agent names the same one in a header and in the body.
     Computed from the session named by the caller, else from the messages before the first answer (system and user).
     """
     digest = hashlib.blake2b(str(request.get("model")).encode("utf-8", "replace"), digest_size=16)
@@ -374,14 +380,31 @@ def conversation_key(api: Api, request: Mapping[str, Any], headers: Mapping[byte
 def _session(request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bytes | None:
     for name in SESSION_FIELDS:
         if isinstance(value := request.get(name), str) and value:
-            return f"{name}={value[:MAX_SESSION_BYTES]}".encode("utf-8", "replace")
-    metadata = request.get("metadata")
-    if isinstance(metadata, dict) and isinstance(value := metadata.get("user_id"), str) and value:
-        return b"user_id=" + value[:MAX_SESSION_BYTES].encode("utf-8", "replace")
+            return value[:MAX_SESSION_BYTES].encode("utf-8", "replace")
     for header in SESSION_HEADERS:
         if found := headers.get(header):
-            return header + b"=" + found[:MAX_SESSION_BYTES]
-    return None
+            return found[:MAX_SESSION_BYTES]
+    metadata = request.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
+    # The user, if that is all that is named. OpenAI's field served this purpose before `prompt_cache_key`.
+    named = _session_of(user) if isinstance(user, str) and user else request.get("user")
+    return named[:MAX_SESSION_BYTES].encode("utf-8", "replace") if isinstance(named, str) and named else None
+
+
+def _session_of(user: str) -> str:
+    """The session in `metadata.user_id`, else the whole of it."""
+    _, found, session = user.rpartition(_SESSION_PART)
+    if found and session:
+        return session
+    if user.startswith("{") and len(user) <= _MAX_USER:
+        try:
+            written = orjson.loads(user)
+        except orjson.JSONDecodeError:
+            return user
+        named = written.get("session_id") if isinstance(written, dict) else None
+        if isinstance(named, str) and named:
+            return named
+    return user
 
 
 def _beginning(request: Mapping[str, Any]) -> Iterator[str]:

@@ -26,8 +26,9 @@ from meshllm.core.snapshot import Snapshot
 from meshllm.errors import port_taken
 from meshllm.tasks import Owner
 from meshllm.web.gateway.api_request import api_label, api_of
+from meshllm.web.gateway.auto_model import MODEL_HEADER, is_auto
 from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics, NodeCounters
-from meshllm.web.gateway.model_list import alias_card, model_card, model_list, unknown_model_message
+from meshllm.web.gateway.model_list import alias_card, auto_card, model_card, model_list, unknown_model_message
 from meshllm.web.gateway.ollama import OllamaEndpoint
 from meshllm.web.gateway.ollama_caller import OllamaErrors
 from meshllm.web.gateway.ollama_port import RUNNING, OllamaPort, is_answered
@@ -54,6 +55,8 @@ LISTEN_BACKLOG = 1024
 # At the end of a close, for callers to read the errors of requests that were not answered in time.
 ERROR_GRACE_SECONDS = 0.5
 JSON = "application/json"
+# The last one is asked by Claude Code when it starts.
+HEALTH_PATHS = ("/health", "/v1/health", "/api/hello")
 _LOCAL, _MODELS = CallerKind.LOCAL, Api.MODELS  # see `routes.ENGINE`
 # What a page that may call can read although it is refused: its key is missing or wrong, or was wrong too often.
 KEY_ERRORS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS})
@@ -172,6 +175,10 @@ class Gateway:
     def is_busy(self, model: str, generation: int) -> bool:
         """Whether the engine process of `model` with that generation has a request."""
         return self._table.is_busy(model, generation)
+
+    def had_guest(self, model: str, generation: int) -> bool:
+        """Whether the engine process of `model` with that generation has had a request of a guest."""
+        return self._table.had_guest(model, generation)
 
     async def close(self, grace: float = 0.0, on_wait: Callable[[int], None] = lambda answers: None) -> int:
         """Stop listening; give responses in progress `grace` seconds, then end them with errors.
@@ -314,6 +321,8 @@ class Gateway:
             body = model_card(table.snapshot, table.index, table.name_of(name))
             if body is not None and name in table.aliases:
                 body = alias_card(body, name)
+            if body is None and is_auto(name):
+                body = auto_card(table.snapshot, table.index)
             if body is None:
                 now = self._loop.time()
                 message = unknown_model_message(table.snapshot, name, table.index, now, table.names, table.aliases)
@@ -323,7 +332,7 @@ class Gateway:
             self._proxy.recorder.answered(trace, 200)
             connection.send(200, CONTENT_TYPE, self.metrics.text(), cors)
             return
-        elif request.path in ("/health", "/v1/health"):
+        elif request.path in HEALTH_PATHS:
             body = {"status": "ok"}
         elif request.path == "/":
             body = {"name": "mesh-llm", "version": __version__, "api": "/v1", "models": "/v1/models"}
@@ -370,7 +379,7 @@ class Gateway:
             return ""
         return (
             f"access-control-allow-origin: {origin}\r\n"
-            f"access-control-expose-headers: {HOST_HEADER}, x-request-id\r\nvary: origin\r\n"
+            f"access-control-expose-headers: {HOST_HEADER}, {MODEL_HEADER}, x-request-id\r\nvary: origin\r\n"
         )
 
 
