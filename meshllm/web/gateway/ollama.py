@@ -101,7 +101,7 @@ class OllamaEndpoint:
     def _pull(self, request: Request, route: OllamaRoute) -> dict[str, str]:
         """A model that the mesh has needs no download. RequestFailed for another one."""
         name = self._known_name(model_of(parsed(request.body)))
-        if not self._table.names.is_known(name) and not is_auto(name):
+        if not (self._table.names.is_known(name) or is_auto(name)):
             raise _not_here(request.path, route)
         return {"status": "success"}
 
@@ -128,9 +128,9 @@ class OllamaEndpoint:
         """The name by which the mesh knows the model that a caller means; `asked` if there is none."""
         if asked not in self._table.aliases and self._table.is_exact(asked):
             return asked  # nearly always; all names are collected for the others only
-        names = self._table.names
-        name = ollama_name(asked, names, lambda name: self._facts().get(name, NO_FACTS).quantization)
-        return AUTO if not names.is_known(name) and is_auto(asked.removesuffix(":latest")) else name
+        if is_auto(asked.removesuffix(":latest")) and not self._table.names.is_known(asked):
+            return AUTO
+        return ollama_name(asked, self._table.names, lambda name: self._facts().get(name, NO_FACTS).quantization)
 
     def _cards(self) -> list[dict[str, Any]]:
         table = self._table

@@ -273,6 +273,14 @@ async def test_tags_show_and_ps(table: Bench) -> None:
     )
     listed = (await table.get("/api/tags")).json["models"]
     assert [model["model"] for model in listed] == ["Qwen3-8B", "later", "far", "auto"]
+    for name in ("auto", "auto:latest"):
+        assert (await table.call(post("/api/show", model=name))).json["capabilities"] == [
+            "completion",
+            "tools",
+            "vision",
+        ]
+        chat = await table.call(post("/api/chat", model=name, messages=MESSAGES, stream=False))
+        assert (chat.json["model"], chat.json["message"]["content"]) == (name, "Hello")
     assert listed[0]["details"]["quantization_level"] == "Q4_K_M"
     assert (listed[0]["size"], listed[0]["digest"]) == (7, "ab" * 32)
     for name in ("Qwen3-8B", "qwen3:8b", "Qwen3-8B:latest", "qwen3-8b:Q4_K_M"):
@@ -365,6 +373,7 @@ async def test_the_port_of_ollama(table: Bench, port: int) -> None:
     for method, path in (
         ("GET", "/metrics"),
         ("GET", "/health"),
+        ("GET", "/api/hello"),
         ("POST", "/v1/messages"),
         ("POST", "/v1/rerank"),
         ("POST", "/"),
