@@ -24,19 +24,22 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ModelWanted(Event):
-    """This node must serve a model; `split`: as a split even if it fits on this node; `origin`: on whose word."""
+    """This node must serve a model; `split`: as a split even if it fits on this node; `origin`: on whose word;
+    `unknown`: neither the disk nor the catalogue has that name, only the mesh can know it."""
 
     model: str
     split: bool = False
     origin: ModelOrigin = ModelOrigin.STARTED
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MeshModelRequested(Event):
     """A model is requested that another node of the mesh may serve; if none does, this node serves it beside its first
-    model, if it fits."""
+    model, if it fits. `unknown`: see `ModelWanted`."""
 
     model: str
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

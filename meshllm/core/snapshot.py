@@ -147,7 +147,8 @@ class ModelState:
 
     `unloaded`: its memory was freed, and the next request loads it again; `last_run`: what its engine process said of
     itself before that, until it serves again or fails to. `dropped`: the owner dropped it: it is removed once its
-    process has ended. `idle_since`: when its last request ended (None: it processes one, or does not serve).
+    process has ended. `idle_since`: when its last request ended (None: it processes one, or does not serve). `unknown`:
+    only the mesh can know what its name means, and it is not known yet.
     """
 
     name: str
@@ -175,6 +176,7 @@ class ModelState:
     last_run: ServerFacts | None = None
     dropped: bool = False
     idle_since: float | None = None
+    unknown: bool = False
 
     @property
     def reloads(self) -> bool:

@@ -171,6 +171,9 @@ class Supervisor:
                 task.add_done_callback(lambda done: self._fetched(model, done))
             case c.AllowDownload(model, most):
                 self._demand.allow(model, most)
+            case c.TakeFromMesh(model, asked):
+                log.info("%s is taken as %s, which the mesh has.", asked, model)
+                self._wanted.setdefault(model, None)
             case c.MeasureModel(model, split, beside):
                 kept = partial(self._kept_for, beside)
                 self._servers.measure(self._models[model], model, self._ready(), split=split, beside=kept)
