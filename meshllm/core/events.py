@@ -256,9 +256,9 @@ class MachineObserved(Event):
     """The machine now; None where a fact could not be read, so that the last one stays.
 
     `memory`: bytes that this node offers for models; `devices`: the same for each accelerator, if there are several;
-    `disk_free`: bytes for model files. `models`, `aliases` and `model_sizes` (bytes): the models on the disk (see
-    `MachineFacts`). `machine_memory`: see `NodeRecord`. `used`: bytes that the engine process of each model takes, and
-    of the worker process under the name "". `download_room`: see `NodeRecord`.
+    `disk_free`: bytes for model files. `models`, `aliases`, `model_sizes` (bytes) and `damaged`: the models on the
+    disk (see `MachineFacts`). `machine_memory`: see `NodeRecord`. `used`: bytes that the engine process of each model
+    takes, and of the worker process under the name "". `download_room`: see `NodeRecord`.
     """
 
     memory: int | None = None
@@ -270,6 +270,7 @@ class MachineObserved(Event):
     used: tuple[tuple[str, int], ...] | None = None
     model_sizes: tuple[int, ...] = ()
     download_room: int | None = None
+    damaged: tuple[tuple[str, str, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

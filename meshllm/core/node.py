@@ -46,6 +46,7 @@ from meshllm.core.serving.local_models import LocalModels, is_unloaded
 from meshllm.core.serving.placement import CONTEXT_PART, MIB, PlacementView
 from meshllm.core.serving.pressure import PressureWatch
 from meshllm.core.serving.published_models import published_models
+from meshllm.core.serving.unserved import unserved_models
 from meshllm.core.serving.wishes import Wishes
 from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
@@ -209,7 +210,7 @@ class NodeCore:
             times.append(self._splitting.next_deadline())
         if not self._stopping:
             self._dropped = {name: until for name, until in self._dropped.items() if until > now}
-            times += self._dropped.values()
+            times += [*self._dropped.values(), self._placement.next_expiry()]
             if (dropped := tuple(self._dropped.items())) != self._saved_dropped:
                 self._saved_dropped = dropped
                 todo.append(c.SaveDropped(dropped))
@@ -248,6 +249,7 @@ class NodeCore:
             self._local.idle_unload,
             tuple(self._available()),
             self._catalog,
+            tuple([(name, reason) for name, reason, _ in self._machine.damaged]),
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
@@ -360,6 +362,13 @@ class NodeCore:
             loading=self._loading(),
             room=0 if self._leased else self._disk.room,
             download_room=self._machine.download_room,
+            unserved=unserved_models(
+                self._local.engine,
+                self._local.models.values(),
+                self._placement.avoided,
+                [name for name in self._dropped if name in self._machine.models],
+                {name: reason for name, reason, shared in self._machine.damaged if shared},
+            ),
         )
 
     def _planned_memory(self) -> int:
@@ -567,6 +576,7 @@ class NodeCore:
             machine = machine.with_download_room(event.download_room)
         if event.models is not None:
             machine = replace(machine, models=event.models, aliases=event.aliases, model_sizes=event.model_sizes)
+            machine = replace(machine, damaged=event.damaged)
         self._machine = machine
 
     def _stop(self) -> None:

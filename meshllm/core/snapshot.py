@@ -219,6 +219,8 @@ class Snapshot:
     available: tuple[str, ...] = ()
     # The models that the catalogue knows, with their bytes: always the same object.
     catalog: Mapping[str, int] = field(default_factory=dict)
+    # Why a file on the disk that has the name of a model is of no use, by that name.
+    damaged: tuple[tuple[str, str], ...] = ()
 
     def model(self, name: str) -> ModelState | None:
         """The model with exactly that name on this node."""

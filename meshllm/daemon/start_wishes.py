@@ -42,10 +42,15 @@ def find_models(settings: Settings) -> dict[str, Wanted | None]:
 
 
 def find_model(text: str) -> tuple[str, Wanted]:
-    """The name and the meaning of `text` on this node. Raises UnknownModel, AmbiguousModel, InvalidModelFile,
-    UsageError."""
+    """The name and the meaning of `text` on this node. Raises UnknownModel, AmbiguousModel, InvalidModelFile
+    (also where only a damaged file has that name), UsageError."""
     store = Store(paths.models())
-    found = resolve(text, folder=store.folder, disk=lambda: scan.scan(store))
+    try:
+        found = resolve(text, folder=store.folder, disk=lambda: scan.scan(store))
+    except UnknownModel as error:
+        if (damaged := scan.damaged_file(text, store)) is not None:
+            raise damaged from error
+        raise
     if found.note:
         log.warning("%s", found.note)
     source = found.wanted

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from meshllm.core.membership.views import AwayMember, MeshView
+from meshllm.core.records import UnservedCause, UnservedModel
 from meshllm.core.serving import demand_text, next_step
 from meshllm.core.snapshot import ModelState, Purpose, Snapshot
 from meshllm.util.format import rough_duration
 
 # Members that a message names.
 MAX_NAMES = 3
+DAMAGED_ADVICE = "Its owner deletes the file and downloads the model again ('mesh-llm models verify' checks files)."
 
 
 def went_away(member: AwayMember, now: float) -> str:
@@ -22,6 +26,37 @@ def dropped_text(snapshot: Snapshot, model: str, now: float) -> str:
         if name.casefold() == model.casefold() and until > now:
             return f"{name} is not served. {demand_text.dropped_text(name, until - now)}"
     return ""
+
+
+def damaged_text(snapshot: Snapshot, model: str) -> str:
+    """That the file of `model` on this node is of no use, and what to do, for callers; "" if it is not known to be."""
+    reason = dict(snapshot.damaged).get(model)
+    return "" if reason is None else f"{model} cannot be served by this node: {reason} {DAMAGED_ADVICE}"
+
+
+def unserved_text(model: str, said: Sequence[tuple[str, UnservedModel]]) -> str:
+    """Why other nodes do not serve `model`, for callers: what these nodes say of it; "" if none says anything."""
+    texts = [_unserved_at(node, each) for node, each in said[:MAX_NAMES]]
+    if not texts:
+        return ""
+    retry = " Retry later." if may_come_back(said) else " Ask its owner, or use another model."
+    return f"{model} is not served at the moment. {' '.join(texts)}{retry}"
+
+
+def may_come_back(said: Sequence[tuple[str, UnservedModel]]) -> bool:
+    """Whether a node may serve the model again without a word of its owner."""
+    return any(each.cause is UnservedCause.FAILED for _, each in said)
+
+
+def _unserved_at(node: str, said: UnservedModel) -> str:
+    reason = said.reason.rstrip(".")
+    match said.cause:
+        case UnservedCause.FAILED:
+            return f"{node} could not serve it{f': {reason}' if reason else ''}."
+        case UnservedCause.DAMAGED:
+            return f"{node} has a damaged file of it{f': {reason}' if reason else ''}."
+        case UnservedCause.DROPPED:
+            return f"The owner of {node} dropped it there."
 
 
 def away_text(mesh: MeshView | None, now: float) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from meshllm.core.membership.views import AwayMember, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
-from meshllm.core.records import ModelLoad, NodeId, short
+from meshllm.core.records import ModelLoad, NodeId, UnservedModel, short
 from meshllm.core.routing import on_demand
 from meshllm.core.routing import route_texts as texts
 from meshllm.core.routing.model_names import ModelNames
@@ -155,7 +155,7 @@ class MeshIndex:
     of peers that are not known to live or do not answer this node; `unmet`: those of peers that were never seen alive.
     `wanted`: models requested from the mesh. `last`: the member that is away and served the model last. `loaders`: the
     live peers that may load models for requests; `peers`: those by id. `same`: names of models by further names of the
-    same files.
+    same files. `unserved`: models that live peers do not serve although they were to, with what the peers say.
     """
 
     hosts: Mapping[str, tuple[TargetOffer, ...]]
@@ -167,6 +167,7 @@ class MeshIndex:
     loaders: Loaders = field(default_factory=Loaders)
     peers: Mapping[NodeId, PeerView] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)
+    unserved: Mapping[str, tuple[tuple[str, UnservedModel], ...]] = field(default_factory=dict)
 
 
 NO_MESH = MeshIndex({}, frozenset(), frozenset(), frozenset(), {})
@@ -183,6 +184,7 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
     peers: dict[NodeId, PeerView] = {}
     wanted: set[str] = set(mesh.record.wants) if mesh.record is not None else set()
     same: dict[str, str] = dict(mesh.record.aliases) if mesh.record is not None else {}
+    unserved: dict[str, list[tuple[str, UnservedModel]]] = {}
     # A peer that does not answer this node is of no use to its callers, even if other nodes reach it.
     silent = {(c.node, c.incarnation) for c in mesh.record.failure_reports} if mesh.record is not None else set()
     for peer in mesh.peers:
@@ -199,6 +201,8 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
         alive.add(peer.node.hex())
         peers[peer.node] = peer
         same.update(peer.record.aliases)
+        for each in peer.record.unserved:
+            unserved.setdefault(each.name, []).append((_name_of(peer), each))
         for offer in _offers(peer):
             hosts.setdefault(offer.target.model, []).append(offer)
     ordered = {model: tuple(sorted(_loaded(offers), key=_by_reported_load)) for model, offers in hosts.items()}
@@ -209,7 +213,8 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
                 last.setdefault(model, member)  # the last seen comes first
     loaders = Loaders([Loader(peer.record, peer.owned) for peer in peers.values()])
     known, lost = frozenset(rumoured), frozenset(unmet)
-    return MeshIndex(ordered, frozenset(alive), known, frozenset(wanted), last, lost, loaders, peers, same)
+    told = {model: tuple(said) for model, said in unserved.items()}
+    return MeshIndex(ordered, frozenset(alive), known, frozenset(wanted), last, lost, loaders, peers, same, told)
 
 
 def _offers(peer: PeerView) -> Iterable[TargetOffer]:
@@ -413,6 +418,7 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
     last = _served_lately(model, index, now)
     if model in snapshot.wants or model in index.wanted:
         message = f"No node serves {model} yet. Start one: mesh-llm --model {model} --join INVITE"
+        message = texts.unserved_text(model, index.unserved.get(model, ())) or message
         message = texts.dropped_text(snapshot, model, now) or message
         if last is not None:
             message = (
@@ -428,6 +434,9 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
         reason = snapshot.mesh.reason or "no bootstrap address answers"
         message = f"{model} is not on this node, and joining the mesh failed: {reason}"
         return ModelRoute((), Availability.FAILED, message)
+    if (text := texts.damaged_text(snapshot, model)) or texts.may_come_back(index.unserved.get(model, ())):
+        text = text or texts.unserved_text(model, index.unserved[model])
+        return ModelRoute((), Availability.FAILED, text)
     return ModelRoute((), Availability.UNKNOWN)
 
 
@@ -538,6 +547,7 @@ def names(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str]) -> M
     has.update(name for backend in snapshot.backends if backend.healthy for name in backend.models)
     has.update(index.hosts, snapshot.available, index.loaders, index.unverified)
     wished = {model.name for model in snapshot.models} | index.wanted | set(snapshot.wants)
+    wished.update(index.unserved, dict(snapshot.damaged))
     return ModelNames(has, aliases, wished, index.same)
 
 
@@ -545,4 +555,5 @@ def wanted(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...
     """The models that are requested from the mesh, which has none under their names, sorted."""
     if index is None:
         index = mesh_index(snapshot.mesh)
-    return tuple(name for name in names(snapshot, index, {}).wished if snapshot.model(name) is None)
+    asked = index.wanted | set(snapshot.wants)
+    return tuple(name for name in names(snapshot, index, {}).wished if name in asked and snapshot.model(name) is None)

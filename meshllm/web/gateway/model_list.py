@@ -168,8 +168,10 @@ def unknown_model_message(
     snapshot: Snapshot, name: str, index: MeshIndex, now: float, names: ModelNames, aliases: Mapping[str, str]
 ) -> str:
     """The message for an unknown model `name`: that the owner dropped it, or a similar name; the known ones, and the
-    members that are away."""
+    members that are away; or that owners of other nodes did."""
     if text := route_texts.dropped_text(snapshot, name, now):
+        return f"{text}{known_models_text(snapshot, index, now, aliases)}"
+    if text := route_texts.unserved_text(name, index.unserved.get(name, ())):
         return f"{text}{known_models_text(snapshot, index, now, aliases)}"
     if several := names.candidates(name):
         shown = ", ".join(several[:MAX_NAMES_SHOWN])
