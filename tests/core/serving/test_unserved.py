@@ -153,3 +153,27 @@ def test_list_is_bounded_and_each_model_is_in_it_once() -> None:
 )
 def test_reasons_name_no_folders_and_are_short(reason: str, said: str) -> None:
     assert short(reason) == said
+
+
+def test_node_whose_download_failed_is_not_waited_for_until_it_tries_again() -> None:
+    SmallMesh.catalog = {"big": 1000}
+    try:
+        mesh = two_nodes()
+    finally:
+        SmallMesh.catalog = {}
+    mesh.tell(1, e.MachineObserved(8 << 30, models=(), download_room=8 << 30))
+    mesh.run(5)
+
+    def route() -> ModelRoute:
+        return routes.route(mesh.cores[2].snapshot(), "big", now=mesh.now)
+
+    assert route().waits_for == "a download"
+    mesh.tell(2, e.ModelsAsked((("big", 1),)))
+    mesh.until(lambda: mesh.cores[1].snapshot().model("big") is not None)
+    mesh.tell(1, e.FileFailed("big", "The hub does not answer.", "", final=False))
+    mesh.until(lambda: mesh.cores[1].snapshot().model("big") is None, 15)
+    mesh.until(lambda: route().availability is Availability.FAILED, 5)  # once its record is there
+    failed = route()
+    assert "could not serve it: The hub does not answer" in failed.message
+    mesh.until(lambda: mesh.cores[1].snapshot().model("big") is not None, 700)
+    assert route().availability is Availability.COMING
