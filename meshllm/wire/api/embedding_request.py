@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from meshllm.wire.api.engine_bounds import refuse_large
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid
 
@@ -26,6 +27,7 @@ def prepare_embedding(body: Mapping[str, Any]) -> Prepared:
     wanted = body.get("dimensions")
     if wanted is None:
         return draft.prepared()
+    refuse_large("dimensions", wanted)
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 < wanted <= MAX_DIMENSIONS:
         raise invalid("dimensions", f"'dimensions' must be a whole number of 1 to {MAX_DIMENSIONS}.")
     return draft.prepared(partial(_shortened, wanted))
