@@ -67,7 +67,7 @@ models = st.builds(
 needs = st.builds(Needs, st.sampled_from(Purpose), st.booleans(), st.booleans(), st.sampled_from([0, 512, 8192, 40000]))
 
 
-@given(st.lists(models, max_size=6), needs)
+@given(st.lists(models, max_size=6, unique_by=lambda model: model.name), needs)
 def test_the_choice_suits_whenever_one_does(served: list[AgentModel], need: Needs) -> None:
     chosen = choose(served, need)
     suitable = [model for model in served if suits(model, need)]
