@@ -21,7 +21,8 @@ class AgentModel:
     `context`: tokens that one request may use (0: unknown). `size`: bytes of its file (0: unknown). `tools`: whether
     its chat template renders tools (None: unknown, as for models of other nodes). `free_slots`: requests that begin at
     once; None where no host reports it. `rtt_ms`: distance of its nearest host (0: this node, None: unknown).
-    `loaded`: some host has it in memory. `purpose` and `vision` (it accepts images): None if unknown.
+    `loaded`: some host has it in memory. `purpose` and `vision` (it accepts images): None if unknown. `owned`: some
+    host is this node, or another machine of its owner.
     """
 
     name: str
@@ -33,6 +34,7 @@ class AgentModel:
     loaded: bool = True
     purpose: Purpose | None = None
     vision: bool | None = None
+    owned: bool = True
 
     @property
     def output(self) -> int:
