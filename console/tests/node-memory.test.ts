@@ -15,6 +15,8 @@ describe('memory', () => {
     memory_parts: { 'prompt cache': 2_350_000_000 },
     placement_text: '',
     serving_seconds: 1,
+    calls_tools: null,
+    chat_template: true,
     tools: true,
     speculation: {
       kind: 'none' as const,

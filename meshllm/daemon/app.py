@@ -187,7 +187,7 @@ class App:
         guard = KeyGuard(lambda event, address: self._audit.write(event, address=address))
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
-        self._drains = Drains(lambda *process: self._gateway.is_busy(*process))  # noqa: PLW0108 - it is made later
+        self._drains = Drains(lambda *process: self._gateway.is_busy(*process), self._is_working)  # noqa: PLW0108
         supervisor = self._supervisor = Supervisor(
             wanted,
             keys,
@@ -198,8 +198,9 @@ class App:
             self._sandboxing,
             settings.lease_cache,
             settings.chat_template,
-            self._drains.drained,
+            self._drains,
             settings.download_limit,
+            dict(settings.declared_tools),
         )
         models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)
@@ -383,6 +384,7 @@ class App:
             corrections=session.corrections() if session is not None else (),
             on_demand=session.on_demand if session is not None else self._settings.loads_on_demand(founded=True),
             catalog=demand_downloads.CatalogSizes(),
+            declared_tools=dict(self._settings.declared_tools),
         )
 
         def execute(command: c.Command) -> None:

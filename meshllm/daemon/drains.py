@@ -1,4 +1,5 @@
-"""Waits until an engine process has no request, before it is stopped."""
+"""Waits for the requests of the engines here: until a process that must be stopped has none, until no engine works,
+and until one does."""
 
 from __future__ import annotations
 
@@ -12,12 +13,23 @@ DRAIN_SECONDS = 600.0
 CHECK_SECONDS = 1.0
 
 
-class Drains:
-    """Waits for engine processes that the gateway no longer sends requests to."""
+def _never(*_process: object) -> bool:
+    return False
 
-    def __init__(self, is_busy: Callable[[str, int], bool], within: float = DRAIN_SECONDS) -> None:
-        """`is_busy`: whether the engine process (model, generation) has a request. `within`: the longest wait (s)."""
+
+class Drains:
+    """Waits for engine processes that the gateway no longer sends requests to, and for all of them to be idle."""
+
+    def __init__(
+        self,
+        is_busy: Callable[[str, int], bool],
+        works: Callable[[], bool] = _never,
+        within: float = DRAIN_SECONDS,
+    ) -> None:
+        """`is_busy`: whether the engine process (model, generation) has a request; `works`: whether any of this node
+        has one. `within`: the longest wait for a process (s)."""
         self._is_busy = is_busy
+        self._works = works
         self._within = within
         self._changed = asyncio.Event()
 
@@ -31,7 +43,25 @@ class Drains:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._within):
                 while self._is_busy(model, generation):
-                    changed = self._changed
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(CHECK_SECONDS):
-                            await changed.wait()
+                    await self._change()
+
+    async def until_idle(self) -> None:
+        """Return when no engine of this node has a request."""
+        while self._works():
+            await self._change()
+
+    async def until_busy(self) -> None:
+        """Return when an engine of this node has a request."""
+        while not self._works():
+            await self._change()
+
+    async def _change(self) -> None:
+        """Wait for a notice of a change, or for the time of the next look."""
+        changed = self._changed
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_SECONDS):
+                await changed.wait()
+
+
+NO_REQUESTS = Drains(_never)
+"""For a daemon without callers."""

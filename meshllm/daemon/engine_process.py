@@ -18,7 +18,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.memory.context_size import candidates
 from meshllm.core.memory.speculation import DraftSource
-from meshllm.core.snapshot import ServerFacts
+from meshllm.core.snapshot import Purpose, ServerFacts
 from meshllm.core.split.host import MeasuredModel, SizeNeed
 from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
@@ -27,6 +27,7 @@ from meshllm.daemon.draft_selection import DraftSelector
 from meshllm.daemon.kept_memory import least_bytes
 from meshllm.daemon.log_file import engine_log
 from meshllm.daemon.start_planner import KeptMemory, StartPlan, StartPlanner
+from meshllm.daemon.tool_call_tests import ToolCallTests
 from meshllm.daemon.worker_process import ProcessContext, WorkerConnections, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
@@ -103,6 +104,7 @@ class EngineProcesses:
         drafts: DraftSelector,
         workers: WorkerProcesses,
         ensure_model: EnsureModel,
+        tool_calls: ToolCallTests,
     ) -> None:
         self._context = context
         self._post = context.post
@@ -117,6 +119,7 @@ class EngineProcesses:
         self._planned: dict[str, _PlannedStart] = {}
         self._tasks: dict[ServerKey, _ServerTask] = {}
         self._templates = ChatTemplates(context.home)
+        self._tool_calls = tool_calls
 
     def measure(
         self, model: LocalModel, name: str, engine: builder.Engine, *, split: bool, beside: Beside = tuple
@@ -171,6 +174,7 @@ class EngineProcesses:
     async def close(self) -> None:
         """End everything that still runs."""
         await self._owner.close()
+        await self._tool_calls.close()
 
     # -- memory
 
@@ -346,9 +350,19 @@ class EngineProcesses:
     async def _report_ready(
         self, model: LocalModel, command: c.StartServer, engine: builder.Engine, facts: ServerFacts
     ) -> None:
-        """Tell that a process is ready, and what its chat template renders."""
+        """Tell that a process is ready, and what its chat template renders; then whether the model calls tools, if that
+        is not known."""
+        name, generation = command.model, command.generation
         traits = await self._templates.traits(model, engine.server, facts.endpoint)
-        self._post(e.ServerReady(command.model, command.generation, replace(facts, template=traits)))
+        calls = await self._tool_calls.known(name, model, engine.server)
+        chats = model.has_chat_template or usage(model.header).purpose is not Purpose.GENERATE
+        facts = replace(facts, template=traits, calls_tools=calls, chat_template=chats)
+        self._post(e.ServerReady(name, generation, facts))
+        if (
+            calls is None
+            and (calls := await self._tool_calls.test(name, model, engine.server, facts.endpoint)) is not None
+        ):
+            self._post(e.ToolCallsTested(name, generation, calls))
 
     async def _plan_split(self, model: LocalModel, command: c.StartServer) -> _PlannedStart:
         """How to serve `model` with the workers of its lease."""

@@ -83,6 +83,23 @@ def test_model_with_less_context_than_the_agent_needs_is_reported(tmp_path: Path
     assert "Claude Code alone needs about 20,300. Serve it with more: --ctx-size 32768." in done.stderr
 
 
+def test_model_that_calls_tools_is_chosen_and_others_are_reported(tmp_path: Path, node: FakeNode) -> None:
+    env = install(tmp_path / "bin", "pi")
+    node.models = (("tiny", 65_536), ("large/model", 65_536), ("base", 65_536))
+    node.mesh = {
+        "tiny": {"calls_tools": True, "size": 10**8},
+        "large/model": {"calls_tools": False, "size": 10**10},
+        "base": {"calls_tools": False, "size": 10**11, "chat_template": False},
+    }
+    done = run(env, "pi", "--port", str(node.port))
+    assert "tiny: the best of 3 models (it calls tools, context 65,536, 0.1 GB)." in done.stderr
+    assert "Warning" not in done.stderr
+    done = run(env, "pi", "--port", str(node.port), "--model", "large/model")
+    assert "large/model made no tool call when it was tested" in done.stderr
+    done = run(env, "pi", "--port", str(node.port), "--model", "base")
+    assert "base has no chat template" in done.stderr
+
+
 def test_missing_agent_says_how_to_install_it(tmp_path: Path) -> None:
     done = run(install(tmp_path / "bin"), "opencode", "--port", "1")
     assert done.returncode == 1

@@ -88,6 +88,7 @@ class TargetOffer:
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
     when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
     machines. `template`: what the chat template of an engine here renders. `loaded`: the model is in memory there.
+    `calls_tools`, `chat_template`: see `ServedModel`.
     """
 
     target: Target
@@ -102,6 +103,8 @@ class TargetOffer:
     owned: bool = False
     template: TemplateTraits = ANY_TEMPLATE
     loaded: bool = True
+    calls_tools: bool | None = None
+    chat_template: bool = True
 
     @property
     def busy(self) -> float:
@@ -228,6 +231,8 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
             vision=served.vision,
             owned=peer.owned,
             loaded=served.loaded,
+            calls_tools=served.calls_tools,
+            chat_template=served.chat_template,
         )
 
 
@@ -329,8 +334,9 @@ def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, message: 
 
 def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
     """The targets on this node: its engine, then its backends."""
+    calls = snapshot.declared_tools.get(model)
     offers = [
-        TargetOffer(Target(TargetKind.BACKEND, backend.url), backend.url)
+        TargetOffer(Target(TargetKind.BACKEND, backend.url), backend.url, calls_tools=calls)
         for backend in snapshot.backends
         if backend.healthy and model in backend.models
     ]
@@ -340,8 +346,9 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
         shared = here.split is not None and here.split.lease is not None
         sees = here.facts.vision if here.facts is not None else None
         offer = TargetOffer(
-            target, "this node", facts.context_length, split=shared, vision=sees, template=facts.template
-        )
+            target, "this node", facts.context_length, split=shared, vision=sees, template=facts.template,
+            calls_tools=facts.calls_tools, chat_template=facts.chat_template,
+        )  # fmt: skip
         offers.insert(0, offer)
     return tuple(offers)
 

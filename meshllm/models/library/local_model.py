@@ -43,6 +43,12 @@ class LocalModel:
     files: tuple[Path, ...]
     projector: Path | None = None
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model was made for chats; one without a template was made to continue texts."""
+        header = self.header
+        return self.chat_template is not None or bool(header.chat_template or header.tool_template)
+
 
 def from_manifest(manifest: Manifest, store: Store) -> LocalModel:
     """The model whose files are all verified on this disk. Raises UnknownModel if one is missing, InvalidModelFile."""

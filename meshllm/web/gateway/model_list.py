@@ -73,6 +73,9 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         known |= _peer_facts(offers, known)
     if not offers and here is None:
         known |= _facts_on_disk(snapshot, name, index)
+    known["calls_tools"] = calls_tools(offers)
+    if offers and not any(offer.chat_template for offer in offers):
+        known["chat_template"] = False
     known["served_by"] = [offer.name for offer in offers[:MAX_HOSTS_LISTED]]
     known["hosts"] = [_host(offer) for offer in offers[:MAX_HOSTS_LISTED]]
     return {
@@ -129,6 +132,12 @@ def _peer_facts(offers: Sequence[TargetOffer], known: dict[str, Any]) -> dict[st
     if reported and "input_modalities" not in known:
         found["input_modalities"] = modalities(any(reported))
     return found
+
+
+def calls_tools(offers: Sequence[TargetOffer]) -> bool | None:
+    """Whether a model calls tools, as its hosts found out or were told; None if none of them knows. The host that
+    answers first counts: hosts may have other files by the same name."""
+    return next((offer.calls_tools for offer in offers if offer.calls_tools is not None), None)
 
 
 def modalities(vision: bool) -> list[str]:
