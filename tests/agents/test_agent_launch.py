@@ -142,12 +142,17 @@ def test_print_starts_nothing_and_writes_nothing(tmp_path: Path, node: FakeNode)
 def test_write_and_undo_say_what_they_did(tmp_path: Path, node: FakeNode) -> None:
     env = install(tmp_path / "bin")
     done = run(env, "codex", "--port", str(node.port), "--write")
-    file = tmp_path / "bin/home/.codex/mesh.config.toml"
+    folder = tmp_path / "bin/home/.codex"
+    provider, profile = folder / "config.toml", folder / "mesh.config.toml"
     assert done.stdout.splitlines() == [
-        f"Written: {file}", "Start it: codex --profile mesh", "Take it back: mesh-llm codex --undo",
-    ]  # fmt: skip
-    assert file.exists()
-    assert run(env, "codex", "--undo").stdout == f"{file} removed\n"
+        f"Written: {provider}",
+        f"Written: {profile}",
+        "Start it: codex --profile mesh",
+        "Take it back: mesh-llm codex --undo",
+    ]
+    assert provider.exists()
+    assert profile.exists()
+    assert run(env, "codex", "--undo").stdout == f"{profile} removed\n{provider} removed\n"
     assert run(env, "codex", "--undo").stdout == "Nothing was written for Codex CLI.\n"
     assert not list((tmp_path / "bin" / "home").iterdir())
     assert run(env, "codex", "--undo", "--write").returncode == 2

@@ -34,7 +34,7 @@ def start(here: Site, home: str, *arguments: str) -> Node:
     )
 
 
-def tested(status: dict[str, Any]) -> bool:
+def has_result(status: dict[str, Any]) -> bool:
     return any(model["engine"] and model["engine"]["calls_tools"] is not None for model in status["models"])
 
 
@@ -42,7 +42,7 @@ def test_result_is_shown_kept_and_known_to_the_mesh(tmp_path: Path) -> None:
     with site(tmp_path) as here:
         host = start(here, "host", "--chat-template", str(EXAMPLES))
         user = here.node("user", "--client", join=host)
-        host.until(tested, "the test of the model")
+        host.until(has_result, "the test of the model")
         assert fact(host) is True
         user.until(
             lambda status: any(
@@ -63,7 +63,7 @@ def test_result_is_shown_kept_and_known_to_the_mesh(tmp_path: Path) -> None:
 def test_model_that_talks_instead_does_not_call(tmp_path: Path) -> None:
     with site(tmp_path) as here:
         host = start(here, "host")
-        host.until(tested, "the test of the model")
+        host.until(has_result, "the test of the model")
         assert fact(host) is False
         host.stop()
         other = start(here, "other", "--tools", f"{MODEL}=yes")
