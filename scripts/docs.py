@@ -125,6 +125,8 @@ Arguments of the agent stand behind `--`.
 | `--print` | shows what would be set, written and run |
 | `--write` | writes the agent's own configuration, for starts without mesh-llm while a node runs |
 | `--undo` | takes back everything that was written; a file that was changed since keeps the changes |
+| `--auto` | where no node runs: a public mesh. This version knows none: it says so, and starts nothing |
+| `--no-board` | without the blackboard. This version has none: it says so, and starts the agent |
 
 `mesh-llm agents` lists what is installed, configured and when it was started last.
 

@@ -32,7 +32,7 @@ PLACEHOLDER = re.compile(r"\{(\w+)(!s)?\}")
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """`value` is added at the path `at` of a file. `volatile`: members of it that the agent writes anew."""
+    """`value` is added at the path `at` of a file. `volatile`: members of it that the agent writes itself."""
 
     at: tuple[str, ...]
     value: Any

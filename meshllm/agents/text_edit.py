@@ -30,7 +30,7 @@ class TextFormat:
 @dataclass(frozen=True, slots=True)
 class Addition:
     """A value that was added at `path`; the steps of the path from number `created` on were not there before.
-    `volatile`: members of it that the agent writes anew, such as the time of the last use."""
+    `volatile`: members of it that the agent writes itself, such as the time of the last use."""
 
     path: Path
     value: Any

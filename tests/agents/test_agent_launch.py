@@ -126,6 +126,21 @@ def test_node_without_a_mesh_is_not_waited_for(tmp_path: Path) -> None:
     assert "--join INVITE" in done.stderr
 
 
+def test_options_of_later_versions_say_what_they_do_now(tmp_path: Path, node: FakeNode) -> None:
+    env = install(tmp_path / "bin", "pi")
+    done = run(env, "pi", "--port", str(node.port), "--auto", "--no-board", stdin="3\n")
+    assert done.returncode == 3
+    assert "A node runs already: --auto is not used." in done.stderr
+    assert "--no-board: this version has no blackboard; nothing is left out." in done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = run(env, "pi", "--port", str(port), "--auto")
+    assert done.returncode == 2
+    assert "--auto: this version knows no public meshes" in done.stderr
+    assert not (tmp_path / "bin" / "mesh" / "daemon.json").exists()
+
+
 def test_print_starts_nothing_and_writes_nothing(tmp_path: Path, node: FakeNode) -> None:
     env = install(tmp_path / "bin", "codex")
     shown = run(env, "codex", "--port", str(node.port), "--print", "--", "exec", "it's")
