@@ -85,7 +85,7 @@ class Trial:
         """The command, with its placeholders filled."""
         known = {
             "bin": str(self.programs), "work": str(self.folder), "program": str(PROGRAMS),
-            "node": str(node_folder() / "node"), **values,
+            "node": str(node_folder() / "node"), "mesh_llm": str(mesh_llm), **values,
         }  # fmt: skip
         return [str(mesh_llm), *self.launch] if self.launch else [word.format(**known) for word in self.run]
 
