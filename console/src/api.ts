@@ -332,6 +332,7 @@ export interface ModelRequest {
 // A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
 // been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
 // processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not.
+// `warning`: what its users must know (it has no chat template), or empty.
 export interface ModelStatus {
   name: string
   purpose: Purpose | null
@@ -346,6 +347,7 @@ export interface ModelStatus {
   loaded: boolean
   idle_seconds: number | null
   unload_seconds: number | null
+  warning: string
 }
 
 export const NEXT_ACTS = ['takes', 'follows', 'loads', 'moves', 'last host', 'stays', 'serves', 'asks', 'works', 'free', 'idle', 'leaves'] as const
@@ -522,8 +524,7 @@ export interface ServedStatus {
 // caches full (planned), `memory_used` those that it takes now (null: unknown; RAM, and of GPUs what NVIDIA's driver
 // tells), `memory_parts` are those of the planned ones that are not weights, context or buffers. `placement_text`
 // describes which layers are in which memory. `tools`: whether the chat template renders definitions of tools;
-// `calls_tools`: whether the model called one when it was tested, or its owner says so (null: not tested yet);
-// `chat_template`: whether the model has one; without, it was made to continue texts.
+// `calls_tools`: whether the model called one when it was tested, or its owner says so (null: not tested yet).
 export interface ServerStatus {
   pid: number
   socket: string
@@ -537,7 +538,6 @@ export interface ServerStatus {
   speculation: SpeculationStatus
   tools: boolean
   calls_tools: boolean | null
-  chat_template: boolean
 }
 
 // Model files exchanged with the mesh. `upload_limit` in bytes/s, null if unlimited.

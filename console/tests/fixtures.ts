@@ -104,6 +104,7 @@ export function model(
     input_modalities: null,
     loaded: phase === 'serving',
     idle_seconds: null,
+    warning: '',
     unload_seconds: null,
     ...more,
   }

@@ -16,7 +16,6 @@ describe('memory', () => {
     placement_text: '',
     serving_seconds: 1,
     calls_tools: null,
-    chat_template: true,
     tools: true,
     speculation: {
       kind: 'none' as const,

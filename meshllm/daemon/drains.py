@@ -1,5 +1,5 @@
-"""Waits for the requests of the engines here: until a process that must be stopped has none, until no engine works,
-and until one does."""
+"""What the requests do with the engines here: waits until a process has none, before it is stopped or saved, until no
+engine works, and until one does."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ class Drains:
     def __init__(
         self,
         is_busy: Callable[[str, int], bool],
+        had_guest: Callable[[str, int], bool] = _never,
         works: Callable[[], bool] = _never,
         within: float = DRAIN_SECONDS,
     ) -> None:
-        """`is_busy`: whether the engine process (model, generation) has a request; `works`: whether any of this node
-        has one. `within`: the longest wait for a process (s)."""
+        """`is_busy`: whether the engine process (model, generation) has a request; `had_guest`: whether it has had one
+        of a guest; `works`: whether any process of this node has one. `within`: the longest wait for a process (s)."""
         self._is_busy = is_busy
+        self.had_guest = had_guest
         self._works = works
         self._within = within
         self._changed = asyncio.Event()
@@ -44,6 +46,18 @@ class Drains:
             async with asyncio.timeout(self._within):
                 while self._is_busy(model, generation):
                     await self._change()
+
+    async def used_and_idle(self, model: str, generation: int, seconds: float) -> None:
+        """Return when requests began or ended, and then none did for `seconds` and that process has none."""
+        await self._changed.wait()
+        while True:
+            changed = self._changed
+            try:
+                async with asyncio.timeout(seconds):
+                    await changed.wait()
+            except TimeoutError:
+                if not self._is_busy(model, generation):
+                    return
 
     async def until_idle(self) -> None:
         """Return when no engine of this node has a request."""

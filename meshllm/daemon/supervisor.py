@@ -29,6 +29,7 @@ from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progre
 from meshllm.daemon.engine_provider import EngineProvider
 from meshllm.daemon.kept_memory import kept_for
 from meshllm.daemon.machine_observer import FreeMemory, MachineObserver, ModelsOnDisk
+from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.start_planner import KeptMemory, StartPlanner
 from meshllm.daemon.state_writer import StateWriter
 from meshllm.daemon.tool_call_tests import ToolCallTests
@@ -53,6 +54,7 @@ from meshllm.machine.packages import PipFetcher
 from meshllm.machine.usage import OtherPrograms
 from meshllm.models.catalog.entry import CatalogEntry, Wanted
 from meshllm.models.gguf.purpose import usage
+from meshllm.models.gguf.vectors import vector_traits
 from meshllm.models.hub.manifest import HubReference, Manifest
 from meshllm.models.library import scan
 from meshllm.models.library.local_model import LocalModel
@@ -96,12 +98,13 @@ class Supervisor:
         chat_template: Path | None = None,
         drains: Drains = NO_REQUESTS,
         max_download: int = 0,
+        uses: Drains | None = None,
         declared_tools: Mapping[str, bool] | None = None,
     ) -> None:
         """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`. `chat_template`: replaces that
-        of the first of `wanted`. `drains`: waits until engine processes have no request.
-        `max_download`: bytes of files that the mesh's demand may bring. `declared_tools`: by the name of a model,
-        whether it calls tools, as the owner says."""
+        of the first of `wanted`. `drains`: the requests of the engine processes. `max_download`: bytes of files that
+        the mesh's demand may bring. `uses`: the same, for what is kept of their prompts (None: nothing is).
+        `declared_tools`: by the name of a model, whether it calls tools, as the owner says."""
         self._templates = {name: chat_template for name in list(wanted)[:1] if chat_template is not None}
         self._wanted = wanted
         self._drained = drains.drained
@@ -115,6 +118,8 @@ class Supervisor:
         self._store = Store(paths.models())
         self._lease_cache = LeaseCache(home / LEASE_CACHE, self._store, lease_cache)
         self._demand = demand_downloads.DemandDownloads(home, self._store, max_download)
+        self._prompts = PromptStore(home, system_time)
+        self._keeps_prompts = uses is not None
         self._named = tuple(source for source in wanted.values() if isinstance(source, Path))
         self._context = ProcessContext(
             home, llama_server.socket_directory(home), ChildRegistry(home / "children"), self._post, sandboxing
@@ -136,6 +141,8 @@ class Supervisor:
             self._workers,
             self._ensure_model,
             ToolCallTests(home, drains, declared_tools or {}),
+            self._prompts,
+            uses,
         )
 
     def join(self, sharing: FileSharing, tunnels: RpcTunnels, node: NodeId) -> None:
@@ -273,6 +280,10 @@ class Supervisor:
 
     def find_models(self) -> ModelsOnDisk:
         """The models on the disk, the requested ones first: a record has room for a limited number."""
+        if self._keeps_prompts:
+            self._prompts.sweep()  # of models that are gone
+        else:
+            self._prompts.clear()
         disk = scan.look(self._store, named=self._named)
         found = disk.models
         aliases = scan.aliases(found, self._store)
@@ -357,6 +368,8 @@ class Supervisor:
                         digest=model.digest or "",
                         purpose=usage(header).purpose,
                         vision=model.projector is not None,
+                        template=model.has_template,
+                        vectors=vector_traits(header, name),
                     ),
                 )
             )

@@ -82,7 +82,7 @@ class ToolCallTests:
             return False
         if (declared := self._declared.get(name)) is not None:
             return declared
-        if not model.has_chat_template:
+        if not model.has_template:
             return False
         if self._found is None:
             self._found = await in_thread(partial(_read, self._path), "tool calls")

@@ -62,7 +62,7 @@ class Node:
 
     def __init__(self) -> None:
         self.works = False
-        self.drains = Drains(lambda *process: self.works, lambda: self.works)
+        self.drains = Drains(lambda *process: self.works, works=lambda: self.works)
 
     def set(self, works: bool) -> None:
         self.works = works

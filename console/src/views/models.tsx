@@ -80,7 +80,6 @@ const Row = memo(function Row({ model, split, open }: RowProps): JSX.Element {
       : model.callsTools
         ? 'calls tools'
         : 'no tool calls',
-    model.here?.engine?.chat_template === false ? 'no chat template' : '',
     model.aliases.length > 0 ? `also ${model.aliases.join(', ')}` : '',
   ].filter(Boolean)
   const place = useRef<HTMLLIElement>(null)

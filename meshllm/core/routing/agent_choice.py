@@ -1,10 +1,12 @@
-"""Chooses the model of a coding agent that was started without `--model`, and says why in one line."""
+"""Orders models for callers that name none, and chooses that of a coding agent that was started without `--model`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from meshllm.core.snapshot import Purpose
 
 # Coding agents send 5,000 to 20,000 tokens of tools and instructions before the first word of the user.
 LEAST_CONTEXT = 5_000
@@ -17,14 +19,14 @@ SIZE_STEP = 1.25
 
 @dataclass(frozen=True, slots=True)
 class AgentModel:
-    """A model that an agent could use.
+    """A model that an agent, or a request for `auto` (`auto_choice`), could use.
 
     `context`: tokens that one request may use (0: unknown). `size`: bytes of its file (0: unknown). `calls_tools`: it
     does when it is asked to, by a test or its owner's word (None: unknown). `tools`: whether its chat template renders
     tools (None: unknown, as for models of other nodes); `chat_template`: whether it has one, as far as is known.
     `speed`: tokens per second of the last answer that this node got (None: none yet). `free_slots`: requests that begin
     at once; None where no host reports it. `rtt_ms`: distance of its nearest host (0: this node, None: unknown).
-    `loaded`: some host has it in memory.
+    `loaded`: some host has it in memory. `purpose` and `vision` (it accepts images): None if unknown.
     """
 
     name: str
@@ -37,16 +39,13 @@ class AgentModel:
     calls_tools: bool | None = None
     chat_template: bool = True
     speed: float | None = None
+    purpose: Purpose | None = None
+    vision: bool | None = None
 
     @property
     def output(self) -> int:
         """The longest answer that an agent should ask for, in tokens; 0 if the context is unknown."""
         return min(MAX_OUTPUT, self.context // 4)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the context, if it is known, holds what agents send at least."""
-        return not 0 < self.context < LEAST_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +66,18 @@ def choose_model(models: Sequence[AgentModel]) -> AgentChoice | None:
     """
     if not models:
         return None
-    best = min(models, key=_rank)
+    best = min(models, key=preference)
     return AgentChoice(best, _reason(best, len(models)))
 
 
-def _rank(model: AgentModel) -> tuple[int | float | str, ...]:
+def preference(
+    model: AgentModel, *, tools: bool = True, least: int = LEAST_CONTEXT, wanted: int = WANTED_CONTEXT
+) -> tuple[int | float | str, ...]:
+    """The order of `choose_model`: the smallest is the best. `tools`: whether they count; contexts in tokens."""
     return (
-        not model.fits,
-        _tool_rank(model),
-        -min(model.context, WANTED_CONTEXT),
+        0 < model.context < least,
+        tool_rank(model) if tools else 0,
+        -min(model.context, wanted),
         -round(math.log(model.size, SIZE_STEP)) if model.size else 1,
         not model.loaded,
         -(model.speed or 0.0),
@@ -86,7 +88,8 @@ def _rank(model: AgentModel) -> tuple[int | float | str, ...]:
     )
 
 
-def _tool_rank(model: AgentModel) -> int:
+def tool_rank(model: AgentModel) -> int:
+    """How sure it is that `model` calls tools; 0 is the best."""
     if model.calls_tools is not None:
         return 0 if model.calls_tools else 3
     return {True: 1, None: 2, False: 3}[model.tools]

@@ -18,6 +18,7 @@ from meshllm.core.routing import on_demand
 from meshllm.core.routing.on_demand import Loader, Loaders
 from meshllm.core.serving import demand_text, next_step
 from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
+from meshllm.core.serving.vector_traits import UNKNOWN_VECTORS, VectorTraits
 from meshllm.core.snapshot import FilePhase, ModelOrigin, ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.util.format import rough_duration
 
@@ -88,7 +89,7 @@ class TargetOffer:
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
     when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
     machines. `template`: what the chat template of an engine here renders. `loaded`: the model is in memory there.
-    `calls_tools`, `chat_template`: see `ServedModel`.
+    `vectors`: what the embeddings of an engine here bear. `calls_tools`, `chat_template`: see `ServedModel`.
     """
 
     target: Target
@@ -103,6 +104,7 @@ class TargetOffer:
     owned: bool = False
     template: TemplateTraits = ANY_TEMPLATE
     loaded: bool = True
+    vectors: VectorTraits = UNKNOWN_VECTORS
     calls_tools: bool | None = None
     chat_template: bool = True
 
@@ -344,11 +346,10 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
     if here is not None and (facts := here.server_facts) is not None and here.wanted:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
-        sees = here.facts.vision if here.facts is not None else None
-        offer = TargetOffer(
-            target, "this node", facts.context_length, split=shared, vision=sees, template=facts.template,
-            calls_tools=facts.calls_tools, chat_template=facts.chat_template,
-        )  # fmt: skip
+        offer = TargetOffer(target, "this node", facts.context_length, split=shared, calls_tools=facts.calls_tools)
+        offer = replace(offer, template=facts.template)
+        if (file := here.facts) is not None:
+            offer = replace(offer, vision=file.vision, vectors=file.vectors, chat_template=not file.warning)
         offers.insert(0, offer)
     return tuple(offers)
 

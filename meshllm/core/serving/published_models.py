@@ -29,7 +29,7 @@ def published_models(models: Iterable[ModelState], movable: str, pressed: Collec
                 movable=model.name == movable,
                 pressed=model.name in pressed,
                 calls_tools=run.calls_tools,
-                chat_template=run.chat_template,
+                chat_template=not model.facts.warning,
             )
         )
     return found[:MAX_SERVED]

@@ -44,10 +44,9 @@ class LocalModel:
     projector: Path | None = None
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether the model was made for chats; one without a template was made to continue texts."""
-        header = self.header
-        return self.chat_template is not None or bool(header.chat_template or header.tool_template)
+    def has_template(self) -> bool:
+        """Whether there is a chat template, in the file or beside it."""
+        return self.chat_template is not None or bool(self.header.chat_template or self.header.tool_template)
 
 
 def from_manifest(manifest: Manifest, store: Store) -> LocalModel:

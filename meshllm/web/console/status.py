@@ -70,8 +70,7 @@ class ServerStatus(StatusModel):
     caches full (planned), `memory_used` those that it takes now (null: unknown; RAM, and of GPUs what NVIDIA's driver
     tells), `memory_parts` are those of the planned ones that are not weights, context or buffers. `placement_text`
     describes which layers are in which memory. `tools`: whether the chat template renders definitions of tools;
-    `calls_tools`: whether the model called one when it was tested, or its owner says so (null: not tested yet);
-    `chat_template`: whether the model has one; without, it was made to continue texts."""
+    `calls_tools`: whether the model called one when it was tested, or its owner says so (null: not tested yet)."""
 
     pid: int
     socket: str
@@ -85,7 +84,6 @@ class ServerStatus(StatusModel):
     speculation: SpeculationStatus
     tools: bool = True
     calls_tools: bool | None = None
-    chat_template: bool = True
 
 
 class DeviceStatus(StatusModel):
@@ -136,7 +134,8 @@ class FileStatus(StatusModel):
 class ModelStatus(StatusModel):
     """A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
     been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
-    processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not."""
+    processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not.
+    `warning`: what its users must know (it has no chat template), or empty."""
 
     name: str
     purpose: Purpose | None
@@ -151,6 +150,7 @@ class ModelStatus(StatusModel):
     loaded: bool = False
     idle_seconds: float | None = None
     unload_seconds: float | None = None
+    warning: str = ""
 
 
 class BackendStatus(StatusModel):
@@ -397,6 +397,7 @@ def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: floa
         loaded=model.server is ServerPhase.SERVING and model.server_facts is not None,
         idle_seconds=None if model.idle_since is None else round(max(0.0, now - model.idle_since), 1),
         unload_seconds=None if unload_at is None else round(max(0.0, unload_at - now), 1),
+        warning="" if facts is None else facts.warning,
     )
 
 
@@ -425,7 +426,6 @@ def _server(server: ServerFacts, used: int, serving_seconds: float, drafts: Draf
         speculation=_speculation(server.speculation, drafts),
         tools=server.template.tools,
         calls_tools=server.calls_tools,
-        chat_template=server.chat_template,
     )
 
 
