@@ -63,6 +63,20 @@ def aliases(texts: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
+def declared_tools(texts: list[str]) -> tuple[tuple[str, bool], ...]:
+    """(model, whether it calls tools) of each `MODEL=yes|no`. Raises BadParameter."""
+    import typer
+
+    found: dict[str, bool] = {}
+    for text in texts:
+        name, _, word = (part.strip() for part in text.rpartition("="))
+        if not name or word not in ("yes", "no") or not text.isprintable() or len(text) > MAX_ALIAS:
+            raise typer.BadParameter(f"{text[:80]!r}: give it as MODEL=yes or MODEL=no, such as Qwen3-8B=yes.")
+        if found.setdefault(name, word == "yes") != (word == "yes"):
+            raise typer.BadParameter(f"--tools says both yes and no of {name}. Remove one of them.")
+    return tuple(found.items())
+
+
 def node_name(given: str) -> str:
     """The node's name: as given, or the host name without its domain. Raises UsageError."""
     import platform

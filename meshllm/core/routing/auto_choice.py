@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from meshllm.core.routing import routes
-from meshllm.core.routing.agent_choice import AgentModel, preference
+from meshllm.core.routing.agent_choice import AgentModel, preference, tool_rank
 from meshllm.core.routing.routes import BACKEND, ENGINE, MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, Snapshot
@@ -56,7 +56,14 @@ def _model(name: str, offers: Sequence[TargetOffer], here: ModelState | None) ->
         purpose=facts.purpose if facts is not None else _purpose(name, offers),
         vision=facts.vision if facts is not None else any(reported) if reported else None,
         owned=local or here is not None or any(offer.owned for offer in offers),
+        calls_tools=calls_tools(offers),
     )
+
+
+def calls_tools(offers: Iterable[TargetOffer]) -> bool | None:
+    """Whether a model calls tools, as its hosts found out or were told (None: none of them knows): as the first that
+    knows it says, since hosts may have other files by the same name."""
+    return next((offer.calls_tools for offer in offers if offer.calls_tools is not None), None)
 
 
 def _free(offer: TargetOffer) -> int:
@@ -100,7 +107,7 @@ def _rank(model: AgentModel, needs: Needs) -> tuple[int | float | str, ...]:
         not holding,
         0 if holding else -model.context,
         needs.vision and model.vision is not True,
-        {True: 0, None: 1, False: 2}[model.tools] if needs.tools else 0,
+        tool_rank(model) if needs.tools else 0,
         not model.owned,
         not model.loaded,
         *preference(model, tools=False, least=0, wanted=0),

@@ -7,12 +7,12 @@ from typing import Any
 
 from meshllm.core.records import short
 from meshllm.core.routing import route_texts, routes
-from meshllm.core.routing.auto_choice import AUTO, Needs, served_models, suits
+from meshllm.core.routing.auto_choice import AUTO, Needs, calls_tools, served_models, suits
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.serving.placement import size_on_disk
-from meshllm.core.snapshot import Snapshot
+from meshllm.core.snapshot import NO_TEMPLATE, Snapshot
 from meshllm.web.gateway.api_request import MAX_MODEL_NAME
 
 # Comparing a name with all models of a large backend takes 0.3 s on the event loop.
@@ -101,6 +101,9 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         known |= _peer_facts(offers, known)
     if not offers and here is None:
         known |= _facts_on_disk(snapshot, name, index)
+    known["calls_tools"] = calls_tools(offers)
+    if offers and not any(offer.chat_template for offer in offers):
+        known |= {"chat_template": False, "warning": f"{name} has {NO_TEMPLATE}"}
     known["served_by"] = [offer.name for offer in offers[:MAX_HOSTS_LISTED]]
     known["hosts"] = [_host(offer) for offer in offers[:MAX_HOSTS_LISTED]]
     context = max((offer.context_length for offer in offers), default=0) or known.get("context_length")
