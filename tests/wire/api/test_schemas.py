@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshllm.wire.api.refusal import Refusal
+from meshllm.wire.api.refusal import Refusal, ToolSchemaProblem
 from meshllm.wire.api.schemas import for_answer, for_strict_tool
-from meshllm.wire.api.tool_schemas import ToolSchemaProblem
 
 INT = {"type": "integer"}
 TEXT = {"type": "string"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from meshllm.wire.api.refusal import ToolSchemaProblem
 from meshllm.wire.api.schemas import for_tool
-from meshllm.wire.api.tool_schemas import ToolSchemaProblem
 from tests.wire.api.test_schemas import INT, TEXT, objects, values
 
 ANYTHING: dict[str, Any] = {}
