@@ -332,6 +332,7 @@ export interface ModelRequest {
 // A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
 // been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
 // processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not.
+// `warning`: what its users must know (it has no chat template), or empty.
 export interface ModelStatus {
   name: string
   purpose: Purpose | null
@@ -346,6 +347,7 @@ export interface ModelStatus {
   loaded: boolean
   idle_seconds: number | null
   unload_seconds: number | null
+  warning: string
 }
 
 export const NEXT_ACTS = ['takes', 'follows', 'loads', 'moves', 'last host', 'stays', 'serves', 'asks', 'works', 'free', 'idle', 'leaves'] as const

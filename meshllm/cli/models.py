@@ -119,6 +119,8 @@ def remove(
     as_json: JSON = False,
 ) -> None:
     """Remove a model and its partial download from the model folder."""
+    from meshllm.daemon.prompt_store import PromptStore
+    from meshllm.daemon.wall_clock import system_time
     from meshllm.errors import UsageError
     from meshllm.models.library import remove as removal
     from meshllm.models.library.inventory import inventory
@@ -142,6 +144,7 @@ def remove(
             typer.echo("Nothing was removed.")
             raise typer.Exit(1)
     removal.remove(wanted, store)
+    PromptStore(paths.home(), system_time).sweep()  # what its engine had computed
     if as_json:
         typer.echo(json.dumps(_removal_facts(wanted)))
     else:

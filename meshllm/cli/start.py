@@ -102,6 +102,12 @@ def check(settings: Settings) -> None:
             f"The API and the console cannot both listen on port {settings.port}.",
             advice="Choose another with --console.",
         )
+    if settings.ollama_port and settings.ollama_port in (settings.port, settings.console):
+        other = "--port" if settings.ollama_port == settings.port else "--console"
+        raise UsageError(
+            f"--ollama-port and {other} cannot both be {settings.ollama_port}.",
+            advice="Choose another with --ollama-port. The port of the API answers Ollama's clients, too.",
+        )
     if settings.draft is not None:
         for refused, option in ((not settings.drafts, "--no-draft"), (not settings.speculation, "--no-speculation")):
             if refused:

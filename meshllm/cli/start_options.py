@@ -179,6 +179,15 @@ NoSandbox = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+SavePrompts = Annotated[
+    bool,
+    typer.Option(
+        "--save-prompts/--no-save-prompts",
+        help="Keep computed prompts in files of this node's home when an engine stops, so that conversations go on "
+        "after a restart without computing them again.",
+        rich_help_panel=SERVE,
+    ),
+]
 Worker = Annotated[
     bool | None,
     typer.Option(
@@ -267,6 +276,17 @@ ConsolePort = Annotated[
         max=65535,
         metavar="PORT",
         help="Port of the console (0: any free one).",
+        rich_help_panel=NETWORK,
+    ),
+]
+OllamaPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="Also answer Ollama's and OpenAI's API on this port: programs for Ollama look at 11434. Default: only on "
+        "--port.",
         rich_help_panel=NETWORK,
     ),
 ]

@@ -164,6 +164,8 @@ def _print_model(console: Console, model: dict[str, Any]) -> None:
         reason = printable_message(f"{model['reason']} {model['advice']}".rstrip())
         style = MODEL_STYLES.get(model["phase"], "dim")
         console.print(f"{name}: {reason}", style=style, highlight=False, markup=False)
+    if model.get("warning"):
+        _print_plain(console, f"{name} has {printable_message(model['warning'])}")
     if engine and engine["placement_text"]:
         _print_plain(console, f"{name}: {printable(engine['placement_text'])}")
     if engine:

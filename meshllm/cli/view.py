@@ -128,6 +128,8 @@ class LineViewer(Viewer):
     def listening(self, listening: Listening) -> None:
         """Show the URLs."""
         self.console.print(f"API      {listening.api}", style="bold", highlight=False)
+        if listening.ollama:
+            self.console.print(f"Ollama   {listening.ollama}", highlight=False)
         # The page's URL holds a secret: in a log it would outlive the terminal. `mesh-llm console` prints it.
         page = listening.page if self._shows_secrets else listening.console
         self.console.print(f"Console  {page}", highlight=False, markup=False, soft_wrap=True)
@@ -309,7 +311,8 @@ class JsonViewer(Viewer):
     def listening(self, listening: Listening) -> None:
         """Write the URLs."""
         lan_urls = [console for _, console in listening.lan_urls]
-        self.write("listening", api=listening.api, console=listening.console, lan_urls=lan_urls)
+        more = {"ollama": listening.ollama} if listening.ollama else {}
+        self.write("listening", api=listening.api, console=listening.console, lan_urls=lan_urls, **more)
 
     def invite_hint(self) -> None:
         """Write the command that prints an invite: these lines end in log files, and an invite is a secret."""

@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING
 
 from meshllm.core.memory.speculation import PLAIN, Speculation
 from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
+from meshllm.core.serving.vector_traits import UNKNOWN_VECTORS, VectorTraits
 from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
     from meshllm.core.membership.views import MeshView
     from meshllm.core.split.host import MeasuredModel, SplitState
     from meshllm.core.split.worker import WorkerLeaseState
+
+# Of a base model: the engine writes chats in a format that it was not trained on.
+NO_TEMPLATE = (
+    "no chat template: it continues texts (/v1/completions), and its answers in chat are poor. For chat and agents use "
+    "a model whose name says Instruct, Chat or it."
+)
 
 
 class Purpose(Enum):
@@ -104,7 +111,10 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The facts in a model's file. `vision`: the model accepts images."""
+    """The facts in a model's file. `vision`: the model accepts images. `template`: it has a chat template.
+
+    `vectors`: what an embedding model's vectors bear.
+    """
 
     path: str
     size: int
@@ -114,6 +124,13 @@ class ModelFacts:
     digest: str = ""
     purpose: Purpose = Purpose.GENERATE
     vision: bool = False
+    template: bool = True
+    vectors: VectorTraits = UNKNOWN_VECTORS
+
+    @property
+    def warning(self) -> str:
+        """What its users must know; "" if there is nothing."""
+        return NO_TEMPLATE if self.purpose is Purpose.GENERATE and not self.template else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from meshllm.daemon.home_watch import HomeWatch
 from meshllm.daemon.loop_lag import LoopLag
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
+from meshllm.daemon.open_ports import OpenPorts, open_ports
 from meshllm.daemon.owner_models import OwnerModels
 from meshllm.daemon.pidfile import HomeLock, new_token, owner_page
 from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
@@ -81,8 +82,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "::1")
-EVERYWHERE = ("0.0.0.0", "::")
 JOIN_AGAIN = "Then start this node again with it: mesh-llm --join INVITE"
 
 
@@ -187,7 +186,8 @@ class App:
         guard = KeyGuard(lambda event, address: self._audit.write(event, address=address))
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
-        self._drains = Drains(lambda *process: self._gateway.is_busy(*process))  # noqa: PLW0108 - it is made later
+        # The gateway is made later.
+        self._drains = Drains(lambda *it: self._gateway.is_busy(*it), lambda *it: self._gateway.had_guest(*it))  # noqa: PLW0108
         supervisor = self._supervisor = Supervisor(
             wanted,
             keys,
@@ -200,6 +200,7 @@ class App:
             settings.chat_template,
             self._drains.drained,
             settings.download_limit,
+            self._drains if settings.save_prompts else None,
         )
         models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)
@@ -251,18 +252,10 @@ class App:
         settings = self._settings
         # A caller that comes before the core has run gets "loading", not "unknown model".
         self._gateway.publish(_first_snapshot(settings, wanted))
-        hosts = EVERYWHERE if settings.listen_all else LOOPBACK
-        wanted_ports = {port_holder.API: settings.port, port_holder.CONSOLE: settings.console}
-        try:
-            port = await self._gateway.start(hosts, settings.port)
-            del wanted_ports[port_holder.API]
-            console = await self._console.start(hosts, settings.console)
-        except PortTaken as error:
-            found, wanted_now = error, dict(wanted_ports)
-            raise await in_thread(lambda stop: port_holder.explained(found, wanted_now), "port") from error
-        self._gateway.page_at(console)
-        lock.announce(port, console, self._token)
-        self._listening = self._urls(port, console)
+        ports = await open_ports(settings, self._gateway, self._console)
+        self._gateway.page_at(ports.console)
+        lock.announce(ports.api, ports.console, self._token)
+        self._listening = self._urls(ports)
         log.info("listening", extra={"fields": {"api": self._listening.api, "console": self._listening.console}})
         self._show(lambda viewer: viewer.listening(self._listening))
 
@@ -274,14 +267,17 @@ class App:
         key, path = api_key(settings.home)
         return key, f"${KEY_VARIABLE}" if path is None else str(path)
 
-    def _urls(self, port: int, console: int) -> Listening:
+    def _urls(self, ports: OpenPorts) -> Listening:
         """The URLs of the API and the console."""
+        port, console = ports.api, ports.console
         lan_urls: tuple[tuple[str, str], ...] = ()
         if self._settings.listen_all:
             found = self._public_urls = PublicUrls(self._settings.allowed_hosts, asyncio.get_running_loop().time)
             lan_urls = tuple((f"http://{host}:{port}/v1", f"http://{host}:{console}") for host in found.hosts())
         page = f"http://localhost:{console}"
-        return Listening(f"http://localhost:{port}/v1", page, self._key_place, lan_urls, owner_page(page, self._token))
+        ollama = "" if ports.ollama is None else f"http://localhost:{ports.ollama}"
+        secret = owner_page(page, self._token)
+        return Listening(f"http://localhost:{port}/v1", page, self._key_place, lan_urls, secret, ollama)
 
     def _post(self, event: e.Event) -> None:
         self._mailbox.put_nowait(event)

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
-from meshllm.core.snapshot import Purpose
+from meshllm.core.snapshot import NO_TEMPLATE, Purpose
 from meshllm.engine.processes import chat_template
 from meshllm.models.gguf.purpose import usage
 from meshllm.models.library.local_model import LocalModel
@@ -49,13 +49,8 @@ class ChatTemplates:
         """What the template of `model` renders, as the process at `socket` of the `engine` says."""
         if usage(model.header).purpose is not Purpose.GENERATE:
             return ANY_TEMPLATE
-        if model.chat_template is None and not (model.header.chat_template or model.header.tool_template):
-            # A base model: the engine writes chats in a format that it was not trained on.
-            log.warning(
-                "%s has no chat template: it continues texts (/v1/completions), and its answers in chat are poor. For "
-                "chat and agents use a model whose name says Instruct, Chat or it.",
-                model.name,
-            )
+        if not model.has_template:
+            log.warning("%s has %s", model.name, NO_TEMPLATE)
         if self._lacks is None:
             self._lacks = await in_thread(partial(_read, self._path), "chat templates")
         key = await in_thread(partial(_key, model, engine), "chat template")

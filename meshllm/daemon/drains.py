@@ -1,4 +1,4 @@
-"""Waits until an engine process has no request, before it is stopped."""
+"""What the gateway's requests do with an engine process: waits until it has none, before it is stopped or saved."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ CHECK_SECONDS = 1.0
 class Drains:
     """Waits for engine processes that the gateway no longer sends requests to."""
 
-    def __init__(self, is_busy: Callable[[str, int], bool], within: float = DRAIN_SECONDS) -> None:
-        """`is_busy`: whether the engine process (model, generation) has a request. `within`: the longest wait (s)."""
+    def __init__(
+        self,
+        is_busy: Callable[[str, int], bool],
+        had_guest: Callable[[str, int], bool] = lambda model, generation: False,
+        within: float = DRAIN_SECONDS,
+    ) -> None:
+        """`is_busy`: whether the engine process (model, generation) has a request; `had_guest`: whether it has had one
+        of a guest. `within`: the longest wait (s)."""
         self._is_busy = is_busy
+        self.had_guest = had_guest
         self._within = within
         self._changed = asyncio.Event()
 
@@ -35,3 +42,15 @@ class Drains:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(CHECK_SECONDS):
                             await changed.wait()
+
+    async def used_and_idle(self, model: str, generation: int, seconds: float) -> None:
+        """Return when requests began or ended, and then none did for `seconds` and that process has none."""
+        await self._changed.wait()
+        while True:
+            changed = self._changed
+            try:
+                async with asyncio.timeout(seconds):
+                    await changed.wait()
+            except TimeoutError:
+                if not self._is_busy(model, generation):
+                    return

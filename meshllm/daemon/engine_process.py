@@ -24,8 +24,11 @@ from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
 from meshllm.daemon.chat_templates import ChatTemplates
 from meshllm.daemon.draft_selection import DraftSelector
+from meshllm.daemon.drains import Drains
 from meshllm.daemon.kept_memory import least_bytes
 from meshllm.daemon.log_file import engine_log
+from meshllm.daemon.prompt_store import PromptStore
+from meshllm.daemon.saved_slots import STOP_SECONDS, SavedModel, SavedSlots, token_bytes, unsupported
 from meshllm.daemon.start_planner import KeptMemory, StartPlan, StartPlanner
 from meshllm.daemon.worker_process import ProcessContext, WorkerConnections, WorkerProcesses
 from meshllm.engine.build import builder
@@ -60,6 +63,8 @@ TEMPLATE_ADVICE = "Start with another template (--chat-template FILE), or use an
 STOPPED = "it was stopped"
 # A plan takes about a second; a node has one lease at a time.
 PLAN_TRIES = 3
+# In the process's own directory.
+SLOT_FOLDER = "slots"
 
 ServerKey = tuple[str, int]
 """Model and generation of an engine process."""
@@ -90,6 +95,7 @@ class _ServerTask:
 
     task: asyncio.Task[e.ServerGone]
     child: Child | None = None
+    saved: SavedSlots | None = None
 
 
 class EngineProcesses:
@@ -103,7 +109,13 @@ class EngineProcesses:
         drafts: DraftSelector,
         workers: WorkerProcesses,
         ensure_model: EnsureModel,
+        prompts: PromptStore,
+        uses: Drains | None = None,
     ) -> None:
+        """`prompts`: where computed prompts are kept over restarts; `uses`: the requests of the processes (None: keep
+        nothing)."""
+        self._prompts = prompts
+        self._uses = uses
         self._context = context
         self._post = context.post
         self._store = store
@@ -152,14 +164,17 @@ class EngineProcesses:
             return
         if server.child is None:
             server.task.cancel()
-        elif drained is None:
+        elif at_once or (drained is None and server.saved is None):
             server.child.stop(at_once=at_once)
         else:
-            self._owner.start(self._drain(server.child, drained), f"drain {name} {generation}")
+            self._owner.start(self._drain(server.child, drained, server.saved), f"drain {name} {generation}")
 
-    async def _drain(self, child: Child, drained: Drained) -> None:
+    async def _drain(self, child: Child, drained: Drained | None, saved: SavedSlots | None) -> None:
         try:
-            await drained()
+            if drained is not None:
+                await drained()
+            if saved is not None:
+                await saved.save(STOP_SECONDS)
         finally:
             child.stop()
 
@@ -320,8 +335,12 @@ class EngineProcesses:
             )
             probing.append(self._owner.start(self._report_ready(model, command, engine, facts), f"template of {name}"))
 
+            if (saved := self._tasks[name, generation].saved) is not None:
+                probing.append(self._owner.start(saved.run(), f"saved prompts of {name}"))
+
         probing: list[asyncio.Task[None]] = []
         server = replace(_server_plan(model, name, start, threads), chat_template=template)
+        server = await self._save_slots(model, command, engine, server, socket)
         spec = llama_server.child_spec(engine.server, server, socket, log_file, loading, self._context.sandboxing)
         child = Child(spec, self._context.registry, ready)
         self._tasks[name, generation].child = child
@@ -343,11 +362,36 @@ class EngineProcesses:
             self._drafts.reject(start.draft, f"the engine did not start with it: {reason}")
         return e.ServerGone(name, generation, reason, advice, hopeless=problem is not None)
 
+    async def _save_slots(
+        self, model: LocalModel, command: c.StartServer, engine: builder.Engine, server: ServerPlan, socket: Path
+    ) -> ServerPlan:
+        """The plan of a process whose computed prompts are kept, where that is possible."""
+        if self._uses is None:
+            return server
+        shape, name = model.header.shape, command.model
+        if why := unsupported(shape, server):
+            log.debug("%s: computed prompts are lost when its engine ends: %s", name, why)
+            return server
+        folder = socket.parent / SLOT_FOLDER
+        try:
+            folder.mkdir(mode=0o700)
+            served = (engine.server, server.context_length, server.devices, server.layers)
+            key = await in_thread(lambda stop: PromptStore.key(model.files, *served), "saved prompts")
+        except OSError as error:
+            log.debug("%s: computed prompts are lost when its engine ends: %s", name, error)
+            return server
+        kept = SavedModel(name, command.generation, model.path, key, token_bytes(shape))
+        self._tasks[name, command.generation].saved = SavedSlots(self._prompts, self._uses, kept, socket, folder)
+        return replace(server, slot_folder=folder)
+
     async def _report_ready(
         self, model: LocalModel, command: c.StartServer, engine: builder.Engine, facts: ServerFacts
     ) -> None:
         """Tell that a process is ready, and what its chat template renders."""
         traits = await self._templates.traits(model, engine.server, facts.endpoint)
+        server = self._tasks.get((command.model, command.generation))
+        if server is not None and server.saved is not None:
+            await server.saved.ahead()
         self._post(e.ServerReady(command.model, command.generation, replace(facts, template=traits)))
 
     async def _plan_split(self, model: LocalModel, command: c.StartServer) -> _PlannedStart:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from meshllm.errors import PortTaken
 from meshllm.machine import ports
 
-API, CONSOLE, UDP = "--port", "--console", "--bind-port"
+API, CONSOLE, OLLAMA, UDP = "--port", "--console", "--ollama-port", "--bind-port"
 
 
 def explained(error: PortTaken, wanted: dict[str, int]) -> PortTaken:

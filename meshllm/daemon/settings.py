@@ -43,7 +43,8 @@ class StartCommand:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of a start. Ports: 0 is any free one. Sizes in bytes, rates in bytes per second, context in tokens.
+    """The options of a start. Ports: 0 is any free one; `ollama_port`: a further one of the API, for
+    clients of Ollama. Sizes in bytes, rates in bytes per second, context in tokens.
 
     `models`: names or paths as given; the first runs here, the others are requested from the mesh and run here if no
     other node takes them (`serve_all`: all run here at once). `idle_unload`: models that are idle for so many seconds
@@ -66,6 +67,7 @@ class Settings:
     `split`: spread the first model over several nodes even if it fits here.
     `chat_template`: a file that replaces the chat template of the first of `models`.
     `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
+    `save_prompts`: computed prompts are kept in files over restarts of the engines.
     `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
     `until_detached`: end once standard input is closed and no launcher of an agent is attached. `command`: how to
@@ -77,6 +79,7 @@ class Settings:
     backends: tuple[Backend, ...] = ()
     port: int = DEFAULT_PORT
     console: int = DEFAULT_CONSOLE
+    ollama_port: int | None = None
     listen_all: bool = False
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
@@ -100,6 +103,7 @@ class Settings:
     split: bool = False
     threads: int | None = None
     sandbox: bool = True
+    save_prompts: bool = True
     worker: bool | None = None
     lease_cache: int | None = None
     serve_all: bool = False

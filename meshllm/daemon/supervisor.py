@@ -24,10 +24,12 @@ from meshllm.core.snapshot import ModelFacts
 from meshllm.core.split.planner import token_bytes
 from meshllm.daemon import demand_downloads, dropped_models
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
+from meshllm.daemon.drains import Drains
 from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progress_of
 from meshllm.daemon.engine_provider import EngineProvider
 from meshllm.daemon.kept_memory import kept_for
 from meshllm.daemon.machine_observer import FreeMemory, MachineObserver, ModelsOnDisk
+from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.start_planner import KeptMemory, StartPlanner
 from meshllm.daemon.state_writer import StateWriter
 from meshllm.daemon.wall_clock import system_time
@@ -51,6 +53,7 @@ from meshllm.machine.packages import PipFetcher
 from meshllm.machine.usage import OtherPrograms
 from meshllm.models.catalog.entry import CatalogEntry, Wanted
 from meshllm.models.gguf.purpose import usage
+from meshllm.models.gguf.vectors import vector_traits
 from meshllm.models.hub.manifest import HubReference, Manifest
 from meshllm.models.library import scan
 from meshllm.models.library.local_model import LocalModel
@@ -105,10 +108,12 @@ class Supervisor:
         chat_template: Path | None = None,
         drained: DrainedProcess = _at_once,
         max_download: int = 0,
+        uses: Drains | None = None,
     ) -> None:
         """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`. `chat_template`: replaces that
         of the first of `wanted`. `drained`: waits until an engine process (model, generation) has no request.
-        `max_download`: bytes of files that the mesh's demand may bring."""
+        `max_download`: bytes of files that the mesh's demand may bring. `uses`: the requests of the engine processes,
+        for what is kept of their prompts (None: nothing is)."""
         self._templates = {name: chat_template for name in list(wanted)[:1] if chat_template is not None}
         self._wanted = wanted
         self._drained = drained
@@ -123,6 +128,8 @@ class Supervisor:
         self._store = Store(paths.models())
         self._lease_cache = LeaseCache(home / LEASE_CACHE, self._store, lease_cache)
         self._demand = demand_downloads.DemandDownloads(home, self._store, max_download)
+        self._prompts = PromptStore(home, system_time)
+        self._keeps_prompts = uses is not None
         self._named = tuple(source for source in wanted.values() if isinstance(source, Path))
         self._context = ProcessContext(
             home, llama_server.socket_directory(home), ChildRegistry(home / "children"), self._post, sandboxing
@@ -143,6 +150,8 @@ class Supervisor:
             DraftSelector(drafts, self._store, self._named),
             self._workers,
             self._ensure_model,
+            self._prompts,
+            uses,
         )
 
     def join(self, sharing: FileSharing, tunnels: RpcTunnels, node: NodeId) -> None:
@@ -283,6 +292,10 @@ class Supervisor:
 
     def find_models(self) -> ModelsOnDisk:
         """The models on the disk, the requested ones first: a record has room for a limited number."""
+        if self._keeps_prompts:
+            self._prompts.sweep()  # of models that are gone
+        else:
+            self._prompts.clear()
         disk = scan.look(self._store, named=self._named)
         found = disk.models
         aliases = scan.aliases(found, self._store)
@@ -378,6 +391,8 @@ class Supervisor:
                         digest=model.digest or "",
                         purpose=usage(header).purpose,
                         vision=model.projector is not None,
+                        template=model.has_template,
+                        vectors=vector_traits(header, name),
                     ),
                 )
             )

@@ -11,13 +11,14 @@ from meshllm.core.snapshot import Snapshot
 class Listening:
     """URLs of this node. `key_place`: file or variable with the key other machines need; empty if they may not call.
     `lan_urls`: pairs of API and console URL for other machines; empty where none is known. `page`: opens the console as
-    the owner; a secret, for a terminal only."""
+    the owner; a secret, for a terminal only. `ollama`: URL for clients of Ollama, empty without `--ollama-port`."""
 
     api: str
     console: str
     key_place: str = ""
     lan_urls: tuple[tuple[str, str], ...] = ()
     page: str = field(default="", repr=False)
+    ollama: str = ""
 
 
 class Viewer:

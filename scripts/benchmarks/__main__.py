@@ -8,6 +8,8 @@ import sys
 from types import FrameType
 
 from . import (
+    agents,
+    beside,
     console,
     demand,
     engine,
@@ -33,6 +35,8 @@ _COMMANDS = {
         "gateway in front of a fast fake server: added latency, requests/s, events/s, CPU; against nginx",
     ),
     "engine": (engine, "real model: tokens/s and time to first token, directly and through the gateway"),
+    "agents": (agents, "three coding agents at work: time against llama-server's defaults, tokens computed again"),
+    "beside": (beside, "stream beside a long prompt of another caller: tokens meanwhile, longest gap"),
     "memory": (memory, "predicted memory of models against allocated and used memory"),
     "mesh": (mesh, "model on another node: joining, added latency, tokens/s, idle nodes, loss of a host"),
     "expel": (expel, "expelled member of a mesh of real daemons: seconds until it is out of every table and link"),

@@ -13,7 +13,9 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 EMBEDDINGS, RERANK = "/v1/embeddings", "/v1/rerank"
 CHAT_COUNT, RESPONSES_COUNT = "/v1/chat/completions/input_tokens", "/v1/responses/input_tokens"
-PATHS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT, EMBEDDINGS, RERANK, CHAT_COUNT, RESPONSES_COUNT)
+OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED = "/api/chat", "/api/generate", "/api/embed"
+OLLAMA = (OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED)
+PATHS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT, EMBEDDINGS, RERANK, CHAT_COUNT, RESPONSES_COUNT, *OLLAMA)
 # Written into the finished JSON, because Python's encoder has a bound on nesting of its own.
 DEEP = "@deep@"
 
@@ -346,6 +348,21 @@ responses_item = one_of(
     },
     anything,
 )
+_images = one_of([], None, [_PIXEL], [f"data:image/png;base64,{_PIXEL}"], ["!"], [""], [1], "x")
+_ollama_call = lambda rng: {  # noqa: E731 - a table of shapes
+    "function": {"name": word(rng), "arguments": rng.choice(({}, {"a": 1}, "{}", "x", None, [], {"a": DEEP}))},
+    **rng.choice(({}, {"id": "c1"}, {"id": 3})),
+}  # fmt: skip
+ollama_message = one_of(
+    lambda rng: {"role": "user", "content": text(rng)},
+    lambda rng: {"role": "user", "content": text(rng), "images": _images(rng)},
+    lambda rng: {"role": "system", "content": text(rng)},
+    lambda rng: {"role": "assistant", "content": text(rng), "thinking": rng.choice((text(rng), None, 1))},
+    lambda rng: {"role": "assistant", "content": rng.choice((None, "")), "tool_calls": lists(_ollama_call, 2)(rng)},
+    lambda rng: {"role": "tool", "content": text(rng), rng.choice(("tool_name", "name", "tool_call_id")): word(rng)},
+    lambda rng: {"role": anything(rng), "content": anything(rng)},
+    anything,
+)
 
 # -- fields
 
@@ -445,6 +462,58 @@ FIELDS: dict[str, dict[str, Value]] = {
     "embd_normalize": small},
     RERANK: {"top_n": small, "return_documents": boolean, "documents": lists(text), "texts": lists(text)},
 }  # fmt: skip
+_ollama_options = one_of(
+    {},
+    None,
+    {"num_predict": 1},
+    {"num_predict": -1},
+    {"temperature": 0, "top_k": 1, "seed": 1},
+    {"stop": ["x", ""]},
+    {"stop": "x"},
+    {"num_ctx": 99999},
+    {"num_ctx": "x"},
+    {"repeat_last_n": -1, "repeat_penalty": 1.1},
+    lambda rng: {name: rng.choice((small, fraction, number, anything))(rng) for name in rng.sample(_OLLAMA_OPTIONS, 3)},
+    anything,
+)
+_OLLAMA_OPTIONS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "seed",
+    "stop",
+    "num_ctx",
+    "num_keep",
+    "num_gpu",
+    "repeat_penalty",
+    "repeat_last_n",
+    "presence_penalty",
+    "frequency_penalty",
+    "mirostat",
+    "mirostat_tau",
+    "tfs_z",
+    "x",
+)
+_OLLAMA_FIELDS: dict[str, Value] = {
+    "options": _ollama_options,
+    "keep_alive": one_of("5m", 0, -1, "0", "-1", "x", "1h30m", 1.5, "5" * 50, anything),
+    "format": one_of("json", "", "x", schema, anything),
+    "think": one_of(True, False, "low", "high", "x", 1, anything),
+    "logprobs": boolean,
+    "top_logprobs": one_of(0, 1, 3, 20, 21),
+    "truncate": boolean,
+    "shift": boolean,
+}
+FIELDS |= {
+    OLLAMA_CHAT: {**_OLLAMA_FIELDS, "tools": lists(chat_tool), "name": text},
+    OLLAMA_GENERATE: {
+        **_OLLAMA_FIELDS, "system": text, "raw": boolean, "suffix": one_of("", "x"), "template": one_of("", "x"),
+        "context": one_of([], [1], "x"), "images": _images,
+    },
+    OLLAMA_EMBED: {**_OLLAMA_FIELDS, "dimensions": number},
+}  # fmt: skip
 FIELDS[COUNT], FIELDS[CHAT_COUNT], FIELDS[RESPONSES_COUNT] = FIELDS[MESSAGES], FIELDS[CHAT], FIELDS[RESPONSES]
 _prompts = one_of(
     text,
@@ -466,5 +535,8 @@ CONTENT: dict[str, tuple[str, Value, Value]] = {
     MESSAGES: ("messages", lambda rng: [{"role": "user", "content": _plain(rng)}], lists(messages_message, 4)),
     EMBEDDINGS: ("input", _plain, _prompts),
     RERANK: ("query", _plain, text),
+    OLLAMA_CHAT: ("messages", lambda rng: [{"role": "user", "content": _plain(rng)}], lists(ollama_message, 4)),
+    OLLAMA_GENERATE: ("prompt", _plain, one_of(text, anything)),
+    OLLAMA_EMBED: ("input", _plain, _prompts),
 }
 CONTENT[COUNT], CONTENT[CHAT_COUNT], CONTENT[RESPONSES_COUNT] = CONTENT[MESSAGES], CONTENT[CHAT], CONTENT[RESPONSES]

@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from meshllm.wire.api.engine_faults import INVALID_OUTPUT
 from scripts.fuzzing import body_grammar as paths
@@ -42,6 +44,8 @@ def kind_of_answer(path: str, answer: Answer, *, streams: bool) -> tuple[str, ..
     if answer.status != 200:
         return _error(path, answer)
     kind = answer.headers.get("content-type", "").partition(";")[0]
+    if kind == "application/x-ndjson" and path in paths.OLLAMA:
+        return (path, "200", "stream", *_lines(answer.body))
     if streams and path in _STREAMS:
         if kind != "text/event-stream":
             raise Wrong(f"a stream was asked for, but the content type is {kind}")
@@ -72,6 +76,8 @@ def _error(path: str, answer: Answer) -> tuple[str, ...]:
     if answer.status in _BUSY and not answer.headers.get("retry-after"):
         raise Wrong(f"status {answer.status} without Retry-After")
     value = _json(answer.body)
+    if path in paths.OLLAMA:
+        return (path, str(answer.status), *_ollama_error(answer.status, value))
     error = _error_object(path, value)
     # A model that writes calls which cannot be read is no fault of the node.
     known = answer.status in _BUSY or (answer.status, error.get("code")) == (502, INVALID_OUTPUT)
@@ -114,7 +120,45 @@ def _check_error(error: Mapping[str, Any]) -> None:
         raise Wrong(f"the error shows an exception: {error['message'][:300]}")
 
 
+def _ollama_error(status: int, value: Any) -> tuple[str, ...]:
+    """The words of an error in the shape of Ollama's API, which has no codes."""
+    if (
+        not isinstance(value, dict)
+        or set(value) != {"error"}
+        or not isinstance(value["error"], str)
+        or not value["error"]
+    ):
+        raise Wrong(f"no error of Ollama's shape: {value!r:.200}")
+    if _RAW.search(value["error"]):
+        raise Wrong(f"the error shows an exception: {value['error'][:300]}")
+    unreadable = status in (500, 502) and "tool call" in value["error"]
+    if not 400 <= status < 500 and status not in _BUSY and not unreadable:
+        raise Wrong(f"status {status}: {value['error']}")
+    return ("error", "", _VARIABLE.sub("?", value["error"])[:_MAX_WORDS])
+
+
 # -- streams
+
+
+def _lines(body: bytes) -> tuple[str, ...]:
+    """A stream of Ollama's API: lines of JSON, of which the last one alone ends it."""
+    if not body.endswith(b"\n"):
+        raise Wrong("the stream ends within a line")
+    found: set[str] = set()
+    lines = [_json(line) for line in body.splitlines()]
+    for line in lines[:-1]:
+        _valid(_ollama_line(), line)
+        if line["done"]:
+            raise Wrong("a line follows the last one")
+    last = lines[-1]
+    if isinstance(last, dict) and "error" in last:
+        return ("error", *_ollama_error(400, last)[1:])
+    _valid(_ollama_line(), last)
+    if not last["done"] or last.get("done_reason") not in ("stop", "length", "load"):
+        raise Wrong(f"the last line is no end: {last!r:.200}")
+    for line in lines:
+        found |= {key for key, item in {**line, **line.get("message", {})}.items() if item}
+    return last["done_reason"], *sorted(found & {"content", "response", "thinking", "tool_calls", "logprobs"})
 
 
 def _events(path: str, body: bytes) -> tuple[str, ...]:
@@ -247,6 +291,8 @@ def _telling(errors: Sequence[Any]) -> Any:
 @cache
 def _whole(path: str) -> TypeAdapter[Any]:
     """The model of a whole answer."""
+    if path in (paths.OLLAMA_CHAT, paths.OLLAMA_GENERATE):
+        return _ollama_line()
     from anthropic.types import Message, MessageTokensCount
     from openai.types import Completion, CreateEmbeddingResponse
     from openai.types.chat import ChatCompletion
@@ -263,8 +309,57 @@ def _whole(path: str) -> TypeAdapter[Any]:
         paths.CHAT_COUNT: InputTokenCountResponse,
         paths.RESPONSES_COUNT: InputTokenCountResponse,
         paths.RERANK: dict,
+        paths.OLLAMA_EMBED: _Embeddings,
     }
     return TypeAdapter(models[path])
+
+
+class _Function(TypedDict):
+    name: str
+    arguments: dict[str, Any]
+
+
+class _Call(TypedDict):
+    function: _Function
+
+
+class _Message(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    thinking: NotRequired[str]
+    tool_calls: NotRequired[list[_Call]]
+
+
+class _Line(TypedDict):
+    """An answer, or a line of one, of Ollama's `/api/chat` and `/api/generate`."""
+
+    model: str
+    created_at: datetime
+    done: bool
+    done_reason: NotRequired[str]
+    message: NotRequired[_Message]
+    response: NotRequired[str]
+    thinking: NotRequired[str]
+    total_duration: NotRequired[int]
+    prompt_eval_count: NotRequired[int]
+    eval_count: NotRequired[int]
+
+
+class _Embeddings(TypedDict):
+    model: str
+    embeddings: list[list[float]]
+
+
+@cache
+def _ollama_line() -> TypeAdapter[Any]:
+    """The model of a line, which has a message or a text."""
+
+    def one(line: Any) -> Any:
+        if ("message" in line) == ("response" in line):
+            raise ValueError("neither a message nor a response, or both")
+        return line
+
+    return TypeAdapter(Annotated[_Line, AfterValidator(one)])
 
 
 @cache
@@ -292,6 +387,8 @@ def _features(path: str, value: dict[str, Any]) -> tuple[str, ...]:
     if path == paths.MESSAGES:
         return (str(value["stop_reason"]), *sorted({block["type"] for block in value["content"]}))
     found: set[str] = set()
+    if path in paths.OLLAMA:
+        return (str(value.get("done_reason")),)
     for choice in value.get("choices", ()):
         found.add(str(choice["finish_reason"]))
         found |= {key for key, item in {**choice, **choice.get("message", {})}.items() if item}

@@ -20,6 +20,7 @@ from scripts.fuzzing.body_grammar import (
     GRAMMARS,
     KEYS,
     MESSAGES,
+    OLLAMA,
     PATHS,
     RERANK,
     RESPONSES,
@@ -33,7 +34,7 @@ from scripts.fuzzing.body_grammar import (
 from tests.fuzz.mutate import mutate as mutate_bytes
 
 # How often the grammar chooses each.
-WEIGHTS = (26, 12, 18, 18, 8, 4, 4, 5, 5)
+WEIGHTS = (26, 12, 18, 18, 8, 4, 4, 5, 5, 12, 8, 2)
 LIMITS = {CHAT: "max_tokens", COMPLETIONS: "max_tokens", RESPONSES: "max_output_tokens", MESSAGES: "max_tokens"}
 ALL_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 TOKENS = (1, 1, 1, 2, 4)
@@ -155,6 +156,9 @@ def keep_short(path: str, body: dict[str, Any], rng: Random) -> None:
     if (limit := LIMITS.get(path)) is not None:
         # Without one the engine would write until its context is full.
         body.setdefault(limit, rng.choice(TOKENS))
+    options = body.setdefault("options", {}) if path in OLLAMA else None
+    if isinstance(options, dict):
+        options["num_predict"] = rng.choice(TOKENS)
     if isinstance(body.get("n"), int) and body["n"] > 4 and rng.random() < 0.9:
         body["n"] = 2
 

@@ -66,6 +66,16 @@ def test_viewers_show_the_urls_for_other_machines() -> None:
     assert json.loads(services.getvalue())["lan_urls"] == ["http://192.0.2.1:2"]
 
 
+def test_viewers_show_the_url_for_clients_of_ollama() -> None:
+    listening = Listening(LISTENING.api, LISTENING.console, ollama="http://localhost:11434")
+    for url, shown in ((listening.ollama, listening), ("", LISTENING)):
+        out, services = io.StringIO(), io.StringIO()
+        view.LineViewer(view.PlainConsole(out)).listening(shown)
+        assert ("Ollama   http://localhost:11434\n" in out.getvalue()) == bool(url)
+        view.JsonViewer(services).listening(shown)
+        assert json.loads(services.getvalue()).get("ollama", "") == url
+
+
 @pytest.mark.parametrize("kind", ["plain", "lines", "terminal"])
 def test_line_viewer_shows_each_change_once(kind: str) -> None:
     out = io.StringIO()

@@ -22,6 +22,7 @@ from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftSelector
 from meshllm.daemon.engine_process import EngineProcesses
 from meshllm.daemon.memory_ledger import PlannedMemory
+from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
 from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build.builder import Engine
@@ -49,7 +50,8 @@ class Hands:
         context = ProcessContext(folder, folder, ChildRegistry(folder / "children"), self.said.put_nowait)
         self.fitter = StartPlanner(context=64, cap=10**9)
         workers = cast(WorkerProcesses, self)
-        self.servers = EngineProcesses(context, self.store, self.fitter, drafter, workers, self._bring)
+        prompts = PromptStore(folder, lambda: 0.0)
+        self.servers = EngineProcesses(context, self.store, self.fitter, drafter, workers, self._bring, prompts)
 
     async def _bring(self, *_: Any) -> LocalModel:
         raise AssertionError("no draft was asked for")

@@ -22,7 +22,8 @@ from tests.netlab.nodes import Node
 
 pytestmark = pytest.mark.engine
 
-EMBEDDER, CAUSAL_EMBEDDER = "tiny-embedder", "tiny-causal-embedder"
+# The name says that its vectors may be cut.
+EMBEDDER, CAUSAL_EMBEDDER = "tiny-mxbai-embedder", "tiny-causal-embedder"
 RERANKER, OLD_RERANKER = "tiny-reranker", "tiny-old-reranker"
 CHAT = [{"role": "user", "content": "hello"}]
 
@@ -168,7 +169,7 @@ def test_models_of_three_purposes_run_side_by_side(client: openai.OpenAI, node: 
     assert client.embeddings.create(model=EMBEDDER, input="hello world").data
     with urllib.request.urlopen(node.owner_request("/api/status"), timeout=60) as answer:
         assert [(model["name"], model["purpose"]) for model in json.load(answer)["models"]] == [(MODEL, "generate")]
-    told = {model.id: model.mesh for model in client.models.list()}  # type: ignore[attr-defined]
+    told = {model.id: model.mesh for model in client.models.list() if model.id != "auto"}  # type: ignore[attr-defined]
     assert {name: told[name]["purpose"] for name in told} == {
         MODEL: "generate",
         EMBEDDER: "embed",
@@ -228,3 +229,19 @@ def test_dimensions_are_kept_or_refused_by_a_peer(client: openai.OpenAI, coded: 
         client.embeddings.create(model=EMBEDDER, input="hello", dimensions=WIDTH + 1)
     assert (refused.value.param, refused.value.status_code) == ("dimensions", 400)
     assert str(WIDTH) in refused.value.message
+
+
+def test_dimensions_of_a_model_that_is_not_trained_for_it_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=CAUSAL_EMBEDDER, input="hello", dimensions=8)
+    assert (refused.value.param, refused.value.code) == ("dimensions", "unsupported_parameter")
+    assert f"{WIDTH} numbers" in refused.value.message
+    kept = client.embeddings.create(model=CAUSAL_EMBEDDER, input="hello", dimensions=WIDTH).data[0].embedding
+    assert len(kept) == WIDTH
+
+
+def test_auto_picks_an_embedding_model_of_a_peer(client: openai.OpenAI) -> None:
+    answer = client.embeddings.with_raw_response.create(model="auto", input="hello")
+    assert answer.headers["x-mesh-llm-model"] in (EMBEDDER, CAUSAL_EMBEDDER)
+    chat = client.chat.completions.with_raw_response.create(model="auto", messages=CHAT, max_tokens=2)  # type: ignore[arg-type]
+    assert chat.headers["x-mesh-llm-model"] == MODEL

@@ -43,6 +43,9 @@ from meshllm.web.http.parser import MAX_BODY_BYTES, MAX_HEAD_BYTES, BodyBudget, 
 from meshllm.wire.api import strict_json
 from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits, shape_body
 from meshllm.wire.api.engine_request import prepare
+from meshllm.wire.api.ollama_answer import Moment, OllamaAnswer
+from meshllm.wire.api.ollama_request import AnswerForm, model_of, translate_request
+from meshllm.wire.api.ollama_routes import OllamaApi
 from meshllm.wire.api.refusal import RequestRefused
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import EventBuffer, parse_event, split_events
@@ -321,6 +324,17 @@ def _streams(data: bytes) -> None:
             outputs.append(output + repair.finish())
             assert repair.complete
         assert outputs[0] == outputs[1], api
+        if api in (Api.CHAT, Api.COMPLETIONS):
+            for form in AnswerForm:
+                _ollama_lines(form, outputs[0])
+
+
+def _ollama_lines(form: AnswerForm, stream: bytes) -> None:
+    """The lines of any repaired stream are JSON, and the last one alone ends it."""
+    answer, at = OllamaAnswer(form, "m"), Moment("now", 1.0)
+    lines = [json.loads(line) for line in (answer.feed(stream, at) + answer.finish(at)).splitlines()]
+    ends = [line.get("done") is True or set(line) == {"error"} for line in lines]
+    assert ends == [False] * (len(lines) - 1) + [True], form
 
 
 def _event_streams() -> Iterator[bytes]:
@@ -342,6 +356,13 @@ def _json(data: bytes) -> None:
         prepare(api, found, traits)
         with contextlib.suppress(RequestRefused):
             shape_body(api, found, traits)
+    for ollama in (OllamaApi.CHAT, OllamaApi.GENERATE, OllamaApi.EMBED, OllamaApi.EMBEDDINGS):
+        with contextlib.suppress(RequestRefused):
+            call = translate_request(ollama, found, model_of({**found, "model": "m"}))
+            prepare(call.api, call.body)
+    for form in AnswerForm:
+        status, answer = OllamaAnswer(form, "m").whole(data, Moment("now", 1.0))
+        assert (status == 200) != ("error" in json.loads(answer)), form
     for api in (Api.CHAT, Api.MESSAGES, Api.RESPONSES):
         repair_response(api, found, model="m", ident="abc", created=1, request=found)
 
@@ -353,6 +374,13 @@ def _jsons() -> Iterator[bytes]:
     yield b'{"messages":[{"role":"system","content":"a"},{"role":"tool","content":[{"type":"text"}]}]}'
     yield b'{"system":[{"type":"text","text":"a"}],"messages":[{"role":"user","content":[{"type":"tool_result"}]}]}'
     yield b'{"instructions":"a","input":[{"role":"developer","content":"b"},{"type":"function_call","name":"c"}]}'
+    yield (
+        b'{"model":"m","messages":[{"role":"user","content":"a","images":["aa"]},{"role":"assistant","tool_calls":'
+        b'[{"function":{"name":"f","arguments":{"a":1}}}]},{"role":"tool","tool_name":"f","content":"b"}],'
+        b'"tools":[{"function":{"name":"f"}}],"options":{"num_predict":1,"stop":["x"]},"think":true,"keep_alive":"5m"}'
+    )
+    yield b'{"model":"m","prompt":"a","system":"b","raw":true,"format":{"type":"object"},"input":["a"],"dimensions":8}'
+    yield b'{"choices":[{"message":{"content":"a","tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}}]}'
     yield b'{"model":"m","input":[{"role":"assistant","content":"a"},{"type":"reasoning","summary":[]}]}'
     yield b'{"id":"r","object":"response","output":[{"type":"message","content":[{"type":"output_text","text":"a"}]}]}'
     yield b'{"type":"message","content":[{"type":"text","text":"a"}],"usage":{"input_tokens":1}}'

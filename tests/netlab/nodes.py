@@ -224,8 +224,8 @@ class Node(Daemon):
         raise AssertionError(f"{self.host.name} waited in vain for {what}; its mesh: {last.get('mesh')}")
 
     def models(self) -> set[str]:
-        """The models of /v1/models."""
-        return {model["id"] for model in self.get("/v1/models")["data"]}
+        """The models of /v1/models, without the choice among them."""
+        return {model["id"] for model in self.get("/v1/models")["data"]} - {"auto"}
 
     def invite(self) -> str:
         """A fresh invite to this node's mesh."""

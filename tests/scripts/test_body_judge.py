@@ -21,6 +21,10 @@ ERROR = {"message": "No.", "type": "invalid_request_error", "param": "n", "code"
 ANTHROPIC = {"type": "error", "error": {"type": "invalid_request_error", "message": "No."}}
 
 
+LINE = {"model": "m", "created_at": "2026-01-01T00:00:00Z", "message": {"role": "assistant", "content": "a"}}
+LAST = {**LINE, "done": True, "done_reason": "stop"}
+
+
 def whole(value: Any, status: int = 200, **headers: str) -> Answer:
     return Answer(status, {"content-type": "application/json", **headers}, json.dumps(value).encode())
 
@@ -28,6 +32,11 @@ def whole(value: Any, status: int = 200, **headers: str) -> Answer:
 def stream(*events: Any, end: str = "data: [DONE]\n\n") -> Answer:
     text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + end
     return Answer(200, {"content-type": "text/event-stream"}, text.encode())
+
+
+def ndjson(*lines: Any, end: str = "\n") -> Answer:
+    text = "\n".join(json.dumps(line) for line in lines) + end
+    return Answer(200, {"content-type": "application/x-ndjson"}, text.encode())
 
 
 def test_valid_answers_have_a_kind() -> None:
@@ -39,6 +48,12 @@ def test_valid_answers_have_a_kind() -> None:
     assert kind_of_answer(paths.MESSAGES, whole(ANTHROPIC, 400), streams=False)[1] == "400"
     busy = whole({"error": ERROR}, 503, **{"retry-after": "1"})
     assert kind_of_answer(paths.CHAT, busy, streams=False)[1] == "503"
+    ollama = kind_of_answer(paths.OLLAMA_CHAT, ndjson({**LINE, "done": False}, LAST), streams=True)
+    assert ollama == (paths.OLLAMA_CHAT, "200", "stream", "stop", "content")
+    failed = kind_of_answer(paths.OLLAMA_CHAT, ndjson({**LINE, "done": False}, {"error": "no"}), streams=True)
+    assert failed[3:5] == ("error", "")
+    assert kind_of_answer(paths.OLLAMA_CHAT, whole({"error": "no"}, 400), streams=True)[1] == "400"
+    assert kind_of_answer(paths.OLLAMA_EMBED, whole({"model": "m", "embeddings": []}), streams=False)[1] == "200"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +75,14 @@ def test_valid_answers_have_a_kind() -> None:
         (paths.CHAT, stream({"error": "x"}), True),
         (paths.RESPONSES, stream({"type": "response.created"}), True),
         (paths.MESSAGES, stream({"type": "message_stop"}, end=""), True),
+        (paths.OLLAMA_CHAT, ndjson({**LINE, "done": False}), True),
+        (paths.OLLAMA_CHAT, ndjson(LAST, LAST), True),
+        (paths.OLLAMA_CHAT, ndjson(LAST, end=""), True),
+        (paths.OLLAMA_CHAT, ndjson({"error": "no"}, LAST), True),
+        (paths.OLLAMA_CHAT, ndjson({**LAST, "response": "a"}), True),
+        (paths.OLLAMA_CHAT, whole({"error": ERROR}, 400), True),
+        (paths.OLLAMA_CHAT, whole({"error": "no"}, 500), True),
+        (paths.OLLAMA_EMBED, whole({"model": "m", "embeddings": [1]}), False),
     ],
 )
 def test_faults_are_seen(path: str, answer: Answer, streams: bool) -> None:

@@ -61,8 +61,8 @@ def _node() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_js() -> Callable[..., dict[str, Any]]:
-    """Runs `run.mjs` with an API and a kind against a node of ours; returns its findings."""
+def run_script() -> Callable[..., str]:
+    """Runs one of the scripts in `js` with arguments and an environment; returns the last line that it writes."""
     node = _node()
     digest = hashlib.sha256((SOURCES / "package-lock.json").read_bytes()).hexdigest()[:16]
     place = paths.cache() / "sdk-tests" / digest
@@ -83,17 +83,30 @@ def run_js() -> Callable[..., dict[str, Any]]:
             assert install.returncode == 0, install.stderr[-2000:]
             (place / "installed").touch()
 
-    def run(base_url: str, model: str, api: str, kind: str, count: int) -> dict[str, Any]:
+    def run(script: str, *arguments: str, environment: dict[str, str]) -> str:
         done = subprocess.run(
-            [node, "run.mjs", api, kind, str(count), str(AT_ONCE)],
+            [node, script, *arguments],
             cwd=place,
-            env={**os.environ, "BASE_URL": base_url, "MODEL": model},
+            env={**os.environ, **environment},
             capture_output=True,
             text=True,
             timeout=RUN_SECONDS,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return done.stdout.splitlines()[-1]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_js(run_script: Callable[..., str]) -> Callable[..., dict[str, Any]]:
+    """Runs `run.mjs` with an API and a kind against a node of ours; returns its findings."""
+
+    def run(base_url: str, model: str, api: str, kind: str, count: int) -> dict[str, Any]:
+        environment = {"BASE_URL": base_url, "MODEL": model}
+        found: dict[str, Any] = json.loads(
+            run_script("run.mjs", api, kind, str(count), str(AT_ONCE), environment=environment)
+        )
         return found
 
     return run

@@ -1,9 +1,11 @@
-"""Chooses the model of a coding agent that was started without `--model`, and says why in one line."""
+"""Orders models for callers that name none, and chooses that of a coding agent that was started without `--model`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from meshllm.core.snapshot import Purpose
 
 # Coding agents send 5,000 to 20,000 tokens of tools and instructions before the first word of the user.
 LEAST_CONTEXT = 5_000
@@ -14,12 +16,12 @@ MAX_OUTPUT = 8192
 
 @dataclass(frozen=True, slots=True)
 class AgentModel:
-    """A model that an agent could use.
+    """A model that an agent, or a request for `auto` (`auto_choice`), could use.
 
     `context`: tokens that one request may use (0: unknown). `size`: bytes of its file (0: unknown). `tools`: whether
     its chat template renders tools (None: unknown, as for models of other nodes). `free_slots`: requests that begin at
     once; None where no host reports it. `rtt_ms`: distance of its nearest host (0: this node, None: unknown).
-    `loaded`: some host has it in memory.
+    `loaded`: some host has it in memory. `purpose` and `vision` (it accepts images): None if unknown.
     """
 
     name: str
@@ -29,6 +31,8 @@ class AgentModel:
     free_slots: int | None = None
     rtt_ms: float | None = None
     loaded: bool = True
+    purpose: Purpose | None = None
+    vision: bool | None = None
 
     @property
     def output(self) -> int:
@@ -53,15 +57,18 @@ def choose_model(models: Sequence[AgentModel]) -> AgentChoice | None:
     """
     if not models:
         return None
-    best = min(models, key=_rank)
+    best = min(models, key=preference)
     return AgentChoice(best, _reason(best, len(models)))
 
 
-def _rank(model: AgentModel) -> tuple[int | float | str, ...]:
+def preference(
+    model: AgentModel, *, tools: bool = True, least: int = LEAST_CONTEXT, wanted: int = WANTED_CONTEXT
+) -> tuple[int | float | str, ...]:
+    """The order of `choose_model`: the smallest is the best. `tools`: whether they count; contexts in tokens."""
     return (
-        0 < model.context < LEAST_CONTEXT,
-        {True: 0, None: 1, False: 2}[model.tools],
-        -min(model.context, WANTED_CONTEXT),
+        0 < model.context < least,
+        {True: 0, None: 1, False: 2}[model.tools] if tools else 0,
+        -min(model.context, wanted),
         -model.size,
         not model.loaded,
         model.free_slots == 0,

@@ -20,6 +20,7 @@ from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.on_demand import Loader, Loaders
 from meshllm.core.serving import next_step
 from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
+from meshllm.core.serving.vector_traits import UNKNOWN_VECTORS, VectorTraits
 from meshllm.core.snapshot import FilePhase, ModelOrigin, ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 
 # After this many failed probes in a row, callers of a backend's models get an error instead of waiting.
@@ -87,6 +88,7 @@ class TargetOffer:
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
     when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
     machines. `template`: what the chat template of an engine here renders. `loaded`: the model is in memory there.
+    `vectors`: what the embeddings of an engine here bear.
     """
 
     target: Target
@@ -101,6 +103,7 @@ class TargetOffer:
     owned: bool = False
     template: TemplateTraits = ANY_TEMPLATE
     loaded: bool = True
+    vectors: VectorTraits = UNKNOWN_VECTORS
 
     @property
     def busy(self) -> float:
@@ -345,10 +348,9 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
     if here is not None and (facts := here.server_facts) is not None and here.wanted:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
-        sees = here.facts.vision if here.facts is not None else None
-        offer = TargetOffer(
-            target, "this node", facts.context_length, split=shared, vision=sees, template=facts.template
-        )
+        offer = TargetOffer(target, "this node", facts.context_length, split=shared, template=facts.template)
+        if here.facts is not None:
+            offer = replace(offer, vision=here.facts.vision, vectors=here.facts.vectors)
         offers.insert(0, offer)
     return tuple(offers)
 

@@ -91,6 +91,8 @@ class ServerPlan:
 
     `projector`: the vision projector, if the model has one. `files`: further files that the process reads, such as the
     other parts of the model. `memory`: the most private memory that it may take, in bytes (None: not known).
+
+    `slot_folder`: where it writes and reads what its slots hold, on request (None: nowhere).
     """
 
     model_name: str
@@ -115,6 +117,7 @@ class ServerPlan:
     projector: Projector | None = None
     files: tuple[Path, ...] = ()
     memory: int | None = None
+    slot_folder: Path | None = None
 
 
 def socket_directory(home: Path) -> Path:
@@ -179,6 +182,8 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
         argv += ["--reranking"]  # implies --embeddings --pooling rank
     if plan.pooling is not None and plan.purpose is Purpose.EMBED:
         argv += ["--pooling", plan.pooling]
+    if plan.slot_folder is not None:
+        argv += ["--slot-save-path", str(plan.slot_folder)]
     if plan.threads is not None:
         argv += ["--threads", str(plan.threads)]
     if plan.micro_batch is not None:
@@ -293,6 +298,7 @@ def _policy(program: Path, plan: ServerPlan, socket: Path, sandboxing: Sandboxin
         accelerators=accelerators,
         memory=plan.memory,
         kind="llama-server",
+        saves=plan.slot_folder,
     )
 
 

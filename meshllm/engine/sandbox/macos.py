@@ -61,8 +61,9 @@ def profile(policy: SandboxPolicy) -> str:
     if policy.connects:
         allowed = " ".join(f"(remote unix-socket (path-literal {_text(_real(path))}))" for path in policy.connects)
         lines.append(f"(allow network-outbound {allowed})")
-    if policy.scratch is not None:
-        lines.append("(allow file-read* file-write* " + _subpaths([_real(policy.scratch)]) + ")")
+    for folder in (policy.scratch, policy.saves):
+        if folder is not None:
+            lines.append("(allow file-read* file-write* " + _subpaths([_real(folder)]) + ")")
     if policy.accelerators:
         services = " ".join(f'(global-name "{name}")' for name in _GPU_SERVICES)
         clients = " ".join(f'(iokit-user-client-class "{name}")' for name in _GPU_CLIENTS)

@@ -89,8 +89,8 @@ class SandboxPolicy:
 
     `program`: its folder is readable and executable. `reads`: files and folders to read. `sockets`: its private folder,
     where it may make Unix sockets. `connects`: Unix sockets that it may connect to. `scratch`: a folder for files of
-    GPU drivers (None: it writes no file). `accelerators`: it may use the GPUs. `memory`: bytes of private memory (None:
-    no limit; mapped files do not count).
+    GPU drivers, `saves`: one for files of its own (None: it has none). `accelerators`: it may use the GPUs. `memory`:
+    bytes of private memory (None: no limit; mapped files do not count).
     """
 
     program: Path
@@ -100,6 +100,7 @@ class SandboxPolicy:
     scratch: Path | None = None
     accelerators: bool = False
     memory: int | None = None
+    saves: Path | None = None
 
     @property
     def variables(self) -> dict[str, str]:
@@ -124,7 +125,7 @@ class Sandbox:
         usable = self.available if self.on else SandboxLayers()
         linux, policy = sys.platform.startswith("linux"), self.policy
         limits = {"RLIMIT_CORE": CORE_BYTES, "RLIMIT_NOFILE": FILE_DESCRIPTORS}
-        if policy.scratch is not None:
+        if policy.scratch is not None or policy.saves is not None:
             limits["RLIMIT_FSIZE"] = SCRATCH_FILE_BYTES
         if policy.memory is not None and linux:
             limits["RLIMIT_DATA"] = policy.memory
@@ -200,6 +201,7 @@ class Sandboxing:
         accelerators: bool,
         memory: int | None,
         kind: str,
+        saves: Path | None = None,
     ) -> SandboxPolicy:
         """The policy of an engine process. `accelerators`: it may use them, if there are any; then it has no limit of
         memory, because drivers map far more private memory than they use, and gets a folder for the driver's files."""
@@ -212,6 +214,7 @@ class Sandboxing:
             scratch=self._scratch(kind) if gpu else None,
             accelerators=gpu,
             memory=None if gpu else memory,
+            saves=saves,
         )
 
     def _scratch(self, kind: str) -> Path | None:
@@ -266,8 +269,9 @@ def rules(policy: SandboxPolicy) -> list[tuple[str, int]]:
             allow(node, landlock.DEVICE)
     if policy.sockets is not None:
         allow(policy.sockets, landlock.SOCKETS)
-    if policy.scratch is not None:
-        allow(policy.scratch, landlock.FILES)
+    for place in (policy.scratch, policy.saves):
+        if place is not None:
+            allow(place, landlock.FILES)
     return [(path, wanted) for path, wanted in rights.items() if os.path.lexists(path)]
 
 

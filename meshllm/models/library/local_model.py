@@ -43,6 +43,11 @@ class LocalModel:
     files: tuple[Path, ...]
     projector: Path | None = None
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template, in the file or beside it."""
+        return self.chat_template is not None or bool(self.header.chat_template or self.header.tool_template)
+
 
 def from_manifest(manifest: Manifest, store: Store) -> LocalModel:
     """The model whose files are all verified on this disk. Raises UnknownModel if one is missing, InvalidModelFile."""

@@ -132,7 +132,8 @@ class FileStatus(StatusModel):
 class ModelStatus(StatusModel):
     """A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
     been read. `loaded`: it is in memory and answers; `idle_seconds`: since its last request ended, null while it
-    processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not."""
+    processes one; `unload_seconds`: until it is unloaded if no request comes (--idle-unload), null: it is not.
+    `warning`: what its users must know (it has no chat template), or empty."""
 
     name: str
     purpose: Purpose | None
@@ -147,6 +148,7 @@ class ModelStatus(StatusModel):
     loaded: bool = False
     idle_seconds: float | None = None
     unload_seconds: float | None = None
+    warning: str = ""
 
 
 class BackendStatus(StatusModel):
@@ -393,6 +395,7 @@ def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: floa
         loaded=model.server is ServerPhase.SERVING and model.server_facts is not None,
         idle_seconds=None if model.idle_since is None else round(max(0.0, now - model.idle_since), 1),
         unload_seconds=None if unload_at is None else round(max(0.0, unload_at - now), 1),
+        warning="" if facts is None else facts.warning,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from meshllm.core.routing.routes import ENGINE, TargetKind
+from meshllm.core.serving.vector_traits import UNKNOWN_VECTORS, VectorTraits
 from meshllm.web.gateway.crashed_requests import digest_of
 from meshllm.web.gateway.upstream_errors import RequestFailed
 from meshllm.web.http.client import UpstreamPool
@@ -21,6 +22,7 @@ from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
 from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
 from meshllm.wire.api.json_size import MAX_GUEST_VALUES, MAX_VALUES, has_too_many_values
+from meshllm.wire.api.ollama_routes import find_ollama_route
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
 from meshllm.wire.api.request_limits import problem_of_constraints, tasks_of, too_many_tasks, without_owner_fields
@@ -32,11 +34,12 @@ from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
 FORWARDED_HEADERS = frozenset((b"anthropic-version", b"anthropic-beta"))
 MAX_MODEL_NAME = 512
+OLLAMA = "ollama"  # the API in logs and metrics
 _REPAIRED = (Api.RESPONSES, Api.MESSAGES)  # whole responses of these; see `routes.ENGINE`
 # Names the trust domain of a request to the engine, which reuses cached prompts only within it (patch 14).
 SALT_HEADER = "x-prompt-cache-salt"
 
-# Session headers of agents: Codex, Claude Code, OpenCode, and common ones.
+# Session headers of agents (Codex, Claude Code, OpenCode, goose) and common ones.
 SESSION_HEADERS = (
     b"x-session-id",
     b"session-id",
@@ -44,10 +47,14 @@ SESSION_HEADERS = (
     b"conversation_id",
     b"x-claude-code-session-id",
     b"x-session-affinity",
+    b"x-opencode-session",
+    b"agent-session-id",
 )
-# Session fields in the body. OpenAI's `user` served this purpose before `prompt_cache_key`.
-SESSION_FIELDS = ("prompt_cache_key", "session_id", "user")
+SESSION_FIELDS = ("prompt_cache_key", "session_id")
+# Before the session's identifier in Claude Code's `metadata.user_id`; newer versions write JSON there.
+_SESSION_PART = "_session_"
 MAX_SESSION_BYTES = 512
+_MAX_USER = 4096
 # The hashed beginning of a conversation: two that agree in it share most of a host's prompt cache.
 PREFIX_BYTES = 16 << 10
 # A plain prompt has no turns: it grows at its end, and only its beginning stays the same.
@@ -99,23 +106,23 @@ class ApiRequest:
     _prepared_body: bytes = b""
     _prepared_for: TemplateTraits = ANY_TEMPLATE
 
-    def refusal(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
-        """Why an engine of this node, with such a chat template, cannot keep what the caller asks for.
+    def refusal(self, traits: TemplateTraits = ANY_TEMPLATE, vectors: VectorTraits = UNKNOWN_VECTORS) -> Refusal | None:
+        """Why an engine of this node, with such a chat template, or such vectors, cannot keep what the caller asks for.
 
         Nothing is encoded: a request that waits for a slot takes no more memory than its body.
         """
         if self._prepared is not None and self._prepared_for == traits:
             return None
         self._prepared, self._prepared_body = None, b""
-        prepared = prepare(self.api, self.request, traits)
+        prepared = prepare(self.api, self.request, traits, vectors)
         if isinstance(prepared, Refusal):
             return prepared
         self._prepared, self._prepared_for = prepared, traits
         return None
 
-    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
+    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE, vectors: VectorTraits = UNKNOWN_VECTORS) -> Refusal | None:
         """Prepare the request for an engine of this node; the reason if it cannot keep what the caller asks for."""
-        if (refusal := self.refusal(traits)) is not None:
+        if (refusal := self.refusal(traits, vectors)) is not None:
             return refusal
         if not self._prepared_body and self._prepared is not None and self._prepared.body is not None:
             try:
@@ -265,6 +272,8 @@ def api_label(path: str) -> str:
     route = find_route(path)
     if route is not None:
         return route.api._value_
+    if find_ollama_route(path) is not None:
+        return OLLAMA
     return Api.MODELS.value if model_in_path(path) is not None else "other"
 
 
@@ -283,12 +292,7 @@ def understand(
     their own. `known_models`: a sentence to append where the body names no model.
     """
     content = http.body
-    if has_too_many_values(content, MAX_GUEST_VALUES if guest else MAX_VALUES):
-        raise RequestFailed(400, "too_large", "The body has too many values: send fewer inputs in one request.")
-    try:
-        body = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        raise RequestFailed(400, "invalid_json", _not_json(content, error)) from None
+    body = parsed(content, MAX_GUEST_VALUES if guest else MAX_VALUES)
     if (problem := problem_of(body)) is not None:
         parameter, message = problem
         missing = parameter == "model" and body.get("model") in (None, "")
@@ -307,6 +311,16 @@ def understand(
         except orjson.JSONEncodeError:
             raise RequestFailed(400, "too_large", "The body is nested too deeply.") from None
     return ApiRequest(api, path, body, content, http.headers, request_id, tasks, guest)
+
+
+def parsed(content: bytes, limit: int = MAX_VALUES) -> Any:
+    """The JSON value in a body. Raises RequestFailed if it is none, or has more than `limit` values."""
+    if has_too_many_values(content, limit):
+        raise RequestFailed(400, "too_large", "The body has too many values: send fewer inputs in one request.")
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise RequestFailed(400, "invalid_json", _not_json(content, error)) from None
 
 
 def _not_json(content: bytes, error: ValueError) -> str:
@@ -342,6 +356,7 @@ def problem_of(body: object) -> tuple[str | None, str] | None:
 def conversation_key(api: Api, request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bytes | None:
     """A hash that is the same for all requests of a conversation; None if the body does not identify one.
 
+    A session counts by its identifier alone, because an agent names the same one in a header and in the body.
     Computed from the session named by the caller, else from the messages before the first answer (system and user).
     """
     digest = hashlib.blake2b(str(request.get("model")).encode("utf-8", "replace"), digest_size=16)
@@ -365,14 +380,31 @@ def conversation_key(api: Api, request: Mapping[str, Any], headers: Mapping[byte
 def _session(request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bytes | None:
     for name in SESSION_FIELDS:
         if isinstance(value := request.get(name), str) and value:
-            return f"{name}={value[:MAX_SESSION_BYTES]}".encode("utf-8", "replace")
-    metadata = request.get("metadata")
-    if isinstance(metadata, dict) and isinstance(value := metadata.get("user_id"), str) and value:
-        return b"user_id=" + value[:MAX_SESSION_BYTES].encode("utf-8", "replace")
+            return value[:MAX_SESSION_BYTES].encode("utf-8", "replace")
     for header in SESSION_HEADERS:
         if found := headers.get(header):
-            return header + b"=" + found[:MAX_SESSION_BYTES]
-    return None
+            return found[:MAX_SESSION_BYTES]
+    metadata = request.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
+    # The user, if that is all that is named. OpenAI's field served this purpose before `prompt_cache_key`.
+    named = _session_of(user) if isinstance(user, str) and user else request.get("user")
+    return named[:MAX_SESSION_BYTES].encode("utf-8", "replace") if isinstance(named, str) and named else None
+
+
+def _session_of(user: str) -> str:
+    """The session in `metadata.user_id`, else the whole of it."""
+    _, found, session = user.rpartition(_SESSION_PART)
+    if found and session:
+        return session
+    if user.startswith("{") and len(user) <= _MAX_USER:
+        try:
+            written = orjson.loads(user)
+        except orjson.JSONDecodeError:
+            return user
+        named = written.get("session_id") if isinstance(written, dict) else None
+        if isinstance(named, str) and named:
+            return named
+    return user
 
 
 def _beginning(request: Mapping[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from meshllm.core.routing.auto_choice import AUTO
 from meshllm.errors import BadBackend
 from meshllm.util.threads import in_thread
 
@@ -102,8 +103,9 @@ def parse_models(body: bytes) -> tuple[str, ...]:
     """The names in a `GET /v1/models` response. Raises BadBackend if it is not one."""
     try:
         data = orjson.loads(body)["data"]
-        names = [card["id"] for card in data[:MAX_MODELS]]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        # Another node's choice among its models is no model.
+        names = [card["id"] for card in data[:MAX_MODELS] if (card["id"], card.get("owned_by")) != (AUTO, "mesh-llm")]
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise BadBackend("GET /v1/models did not return a list of models") from error
     valid = [name for name in names if isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable()]
     return tuple(dict.fromkeys(valid))

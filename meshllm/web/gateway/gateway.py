@@ -1,4 +1,4 @@
-"""The gateway: the OpenAI- and Anthropic-compatible API on :9337.
+"""The gateway: the OpenAI-, Anthropic- and Ollama-compatible API on :9337.
 
 A request is received whole and parsed before anything else; `model` selects the target, and an unknown model is a 404.
 Every error is in the shape of the caller's API.
@@ -26,8 +26,12 @@ from meshllm.core.snapshot import Snapshot
 from meshllm.errors import port_taken
 from meshllm.tasks import Owner
 from meshllm.web.gateway.api_request import api_label, api_of
+from meshllm.web.gateway.auto_model import MODEL_HEADER, is_auto
 from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics, NodeCounters
-from meshllm.web.gateway.model_list import alias_card, model_card, model_list, unknown_model_message
+from meshllm.web.gateway.model_list import alias_card, auto_card, model_card, model_list, unknown_model_message
+from meshllm.web.gateway.ollama import OllamaEndpoint
+from meshllm.web.gateway.ollama_caller import OllamaErrors
+from meshllm.web.gateway.ollama_port import RUNNING, OllamaPort, is_answered
 from meshllm.web.gateway.peer_endpoint import PeerEndpoints
 from meshllm.web.gateway.proxy import Proxy
 from meshllm.web.gateway.relay import HOST_HEADER
@@ -40,7 +44,10 @@ from meshllm.web.http.access_control import AccessPolicy, CallerKind, Verdict
 from meshllm.web.http.client import PeerConnector
 from meshllm.web.http.connections import ConnectionSet, SharedConnections
 from meshllm.web.http.parser import Request, RequestRejected
-from meshllm.web.http.server import Connection
+from meshllm.web.http.server import Application, CallerConnection, Connection
+from meshllm.wire.api.ollama_routes import PREFIX as OLLAMA_PREFIX
+from meshllm.wire.api.ollama_routes import ROUTES as OLLAMA_ROUTES
+from meshllm.wire.api.ollama_routes import find_ollama_route
 from meshllm.wire.api.routes import Api, find_route, model_in_path
 
 SWEEP_SECONDS = 1.0
@@ -48,6 +55,8 @@ LISTEN_BACKLOG = 1024
 # At the end of a close, for callers to read the errors of requests that were not answered in time.
 ERROR_GRACE_SECONDS = 0.5
 JSON = "application/json"
+# The last one is asked by Claude Code when it starts.
+HEALTH_PATHS = ("/health", "/v1/health", "/api/hello")
 _LOCAL, _MODELS = CallerKind.LOCAL, Api.MODELS  # see `routes.ENGINE`
 # What a page that may call can read although it is refused: its key is missing or wrong, or was wrong too often.
 KEY_ERRORS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS})
@@ -102,6 +111,7 @@ class Gateway:
         self._counts = RequestCounts(self._loop, on_requests)
         owners = self._owner, self._steps
         self._proxy = Proxy(self._loop, owners, self._table, self.metrics, backend_keys or {}, self._counts)
+        self._ollama = OllamaEndpoint(self._proxy, self._table)
         self._peer_endpoints = PeerEndpoints(self._proxy, self.date, self._wake, self._loop, is_guest, may_use)
 
     # -- the daemon's side
@@ -113,14 +123,25 @@ class Gateway:
 
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
         """Listen on each of `hosts`; returns the port (useful when `port` is 0). Raises PortTaken."""
+        return await self._listen(self, hosts, port, "--port")
+
+    async def start_ollama_port(self, hosts: tuple[str, ...], port: int) -> int:
+        """The same for a port with the APIs of Ollama and OpenAI alone, where Ollama's clients look by default."""
+        return await self._listen(OllamaPort(self), hosts, port, "--ollama-port")
+
+    async def _listen(self, application: Application, hosts: tuple[str, ...], port: int, option: str) -> int:
+        opened = False
         for host in hosts:
             try:
-                server = await self._loop.create_server(self._connection, host, port, backlog=LISTEN_BACKLOG)
+                server = await self._loop.create_server(
+                    lambda: Connection(application, self._connections, self._loop), host, port, backlog=LISTEN_BACKLOG
+                )
             except OSError as error:
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and opened:
                     continue  # this machine has no IPv6
                 await self.close()
-                raise port_taken(error, host, port, "--port") from error
+                raise port_taken(error, host, port, option) from error
+            opened = True
             self._servers.append(server)
             port = server.sockets[0].getsockname()[1]
         return port
@@ -154,6 +175,10 @@ class Gateway:
     def is_busy(self, model: str, generation: int) -> bool:
         """Whether the engine process of `model` with that generation has a request."""
         return self._table.is_busy(model, generation)
+
+    def had_guest(self, model: str, generation: int) -> bool:
+        """Whether the engine process of `model` with that generation has had a request of a guest."""
+        return self._table.had_guest(model, generation)
 
     async def close(self, grace: float = 0.0, on_wait: Callable[[int], None] = lambda answers: None) -> int:
         """Stop listening; give responses in progress `grace` seconds, then end them with errors.
@@ -194,9 +219,6 @@ class Gateway:
 
     # -- connections and time
 
-    def _connection(self) -> Connection:
-        return Connection(self, self._connections, self._loop)
-
     def _wake(self) -> None:
         # Not when a connection is created, some time before it counts as live: a sweep in between would be the last.
         if self._sweeper is None:
@@ -231,7 +253,7 @@ class Gateway:
         caller = LOCAL_CALLER if local else f"remote {connection.peer}"
         trace = RequestTrace(connection.request_id, api_label(path), path[:MAX_TEXT], caller, self.now())
         self._proxy.reject(
-            connection,
+            connection if find_ollama_route(path) is None else OllamaErrors(connection),
             api_of(path),
             trace,
             rejected.status,
@@ -242,8 +264,10 @@ class Gateway:
             admitted=local and not rejected.refused,
         )
 
-    def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
-        """Answer `request`, or begin to."""
+    def on_request(
+        self, connection: Connection, request: Request, *, ollama_port: bool = False
+    ) -> ProxiedRequest | None:
+        """Answer `request`, or begin to. `ollama_port`: it came to the port of `--ollama-port`."""
         route = find_route(request.path)
         api = route.api if route is not None else api_of(request.path)
         label = api._value_ if route is not None else api_label(request.path)
@@ -256,7 +280,7 @@ class Gateway:
             # A page that may call, but with a wrong key or none, must be able to read the error.
             readable = self._cors(request.headers) if refusal.status in KEY_ERRORS else ""
             self._proxy.reject(
-                connection,
+                connection if find_ollama_route(request.path) is None else OllamaErrors(connection),
                 api,
                 trace,
                 refusal.status,
@@ -272,9 +296,14 @@ class Gateway:
             self._proxy.recorder.answered(trace, 204)
             connection.send(204, "text/plain", b"", cors + _preflight(request))
             return None
+        if ollama_port and self._answers_at_ollama_port(connection, request, api, trace, cors):
+            return None
         if route is not None and route.api is not _MODELS and request.method == route.method:
             request.body = request.body.removeprefix(codecs.BOM_UTF8)  # PowerShell and .NET write one
             return self._proxy.start(connection, request, api, route.path, trace, cors=cors)
+        if route is None and (ollama := find_ollama_route(request.path)) is not None:
+            request.body = request.body.removeprefix(codecs.BOM_UTF8)
+            return self._ollama.on_request(connection, request, ollama, trace, cors)
         if request.method in ("GET", "HEAD"):
             self._get(connection, request, api, trace, cors)
         elif route is None:
@@ -292,6 +321,8 @@ class Gateway:
             body = model_card(table.snapshot, table.index, table.name_of(name))
             if body is not None and name in table.aliases:
                 body = alias_card(body, name)
+            if body is None and is_auto(name):
+                body = auto_card(table.snapshot, table.index)
             if body is None:
                 now = self._loop.time()
                 message = unknown_model_message(table.snapshot, name, table.index, now, table.names, table.aliases)
@@ -301,7 +332,7 @@ class Gateway:
             self._proxy.recorder.answered(trace, 200)
             connection.send(200, CONTENT_TYPE, self.metrics.text(), cors)
             return
-        elif request.path in ("/health", "/v1/health"):
+        elif request.path in HEALTH_PATHS:
             body = {"status": "ok"}
         elif request.path == "/":
             body = {"name": "mesh-llm", "version": __version__, "api": "/v1", "models": "/v1/models"}
@@ -314,11 +345,26 @@ class Gateway:
         self._proxy.recorder.answered(trace, 200)
         connection.send(200, JSON, orjson.dumps(body), cors)
 
+    def _answers_at_ollama_port(
+        self, connection: Connection, request: Request, api: Api, trace: RequestTrace, cors: str
+    ) -> bool:
+        """Answer what that port answers otherwise than the API's: its root, and paths that are not there."""
+        if request.path == "/" and request.method in ("GET", "HEAD"):
+            self._proxy.recorder.answered(trace, 200)
+            connection.send(200, "text/plain; charset=utf-8", RUNNING, cors)
+        elif not is_answered(request.path):
+            self._not_found(connection, request, api, trace, cors)
+        else:
+            return False
+        return True
+
     def _not_found(self, connection: Connection, request: Request, api: Api, trace: RequestTrace, cors: str) -> None:
         message = f"Unknown path {request.path[:200]}. The API is at /v1 (see GET /v1/models)."
-        if request.path.startswith("/api/"):
-            message += " Ollama's API is not served: set the client to OpenAI's API."
-        self._proxy.reject(connection, api, trace, 404, "not_found", message, cors, unrouted=True)
+        caller: CallerConnection = connection
+        if request.path.startswith(OLLAMA_PREFIX):
+            message = f"Unknown path {request.path[:200]}. Of Ollama's API there are {', '.join(OLLAMA_ROUTES)}."
+            caller = OllamaErrors(connection)
+        self._proxy.reject(caller, api, trace, 404, "not_found", message, cors, unrouted=True)
 
     def _wrong_method(
         self, connection: Connection, request: Request, api: Api, trace: RequestTrace, allowed: str, cors: str
@@ -333,7 +379,7 @@ class Gateway:
             return ""
         return (
             f"access-control-allow-origin: {origin}\r\n"
-            f"access-control-expose-headers: {HOST_HEADER}, x-request-id\r\nvary: origin\r\n"
+            f"access-control-expose-headers: {HOST_HEADER}, {MODEL_HEADER}, x-request-id\r\nvary: origin\r\n"
         )
 
 

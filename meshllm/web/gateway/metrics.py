@@ -69,6 +69,12 @@ DESCRIPTIONS: dict[str, MetricDescription] = {
     "mesh_llm_tokens": MetricDescription(
         "counter", ("model", "kind"), "Tokens that responses reported: prompt, cached (part of prompt), completion."
     ),
+    "mesh_llm_engine_tokens": MetricDescription(
+        "counter",
+        ("model", "kind"),
+        "Tokens of the engines here, for callers and peers: computed (of prompts), cached (of prompts, taken from the "
+        "prompt cache), written. Of requests that were answered.",
+    ),
     "mesh_llm_requests_active": MetricDescription("gauge", ("target",), "Requests that a target is processing."),
     "mesh_llm_requests_waiting": MetricDescription("gauge", ("target",), "Requests in a target's queue."),
     "mesh_llm_model_phase": MetricDescription("gauge", ("model", "phase"), "1 for the phase a model is in, else 0."),
@@ -182,6 +188,8 @@ class Metrics:
         self._tallies: dict[_TallyKey, _Tally] = {}
         self._attempts: dict[tuple[str, str], int] = {}
         self._peers: dict[tuple[str, str], int] = {}
+        # By model: tokens computed, cached, written.
+        self._engine: dict[str, list[int]] = {}
         ProcessCollector(registry=self.registry)
         self.registry.register(_NodeCollector(snapshot, queues, draft_counts, counters or NodeCounters))
         self.registry.register(_RequestCollector(self))
@@ -235,6 +243,16 @@ class Metrics:
         if key not in self._peers and len(self._peers) >= MAX_TALLIES:
             key = ("other", outcome._value_)
         self._peers[key] = self._peers.get(key, 0) + 1
+
+    def count_engine_tokens(self, model: str, trace: RequestTrace) -> None:
+        """An engine here has ended a request, of a caller or a peer."""
+        if model not in self._engine and len(self._engine) >= MAX_TALLIES:
+            model = "other"
+        counts = self._engine.setdefault(model, [0, 0, 0])
+        cached = trace.cached_tokens or 0
+        counts[0] += max(0, (trace.prompt_tokens or 0) - cached)
+        counts[1] += cached
+        counts[2] += trace.completion_tokens or 0
 
     def text(self) -> bytes:
         """All metrics, in Prometheus's text format."""
@@ -298,6 +316,11 @@ class _RequestCollector(Collector):
         yield _counter("mesh_llm_target_requests", _by_kind(targets))
         yield _counter("mesh_llm_peer_requests", m._peers.items())
         yield _counter("mesh_llm_tokens", tokens.items())
+        kinds = ("computed", "cached", "written")
+        engine = [
+            ((model, kind), n) for model, counts in m._engine.items() for kind, n in zip(kinds, counts, strict=True)
+        ]
+        yield _counter("mesh_llm_engine_tokens", engine)
 
 
 class _NodeCollector(Collector):

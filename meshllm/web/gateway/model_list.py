@@ -7,6 +7,7 @@ from typing import Any
 
 from meshllm.core.records import short
 from meshllm.core.routing import route_texts, routes
+from meshllm.core.routing.auto_choice import AUTO, Needs, served_models, suits
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
@@ -32,7 +33,32 @@ def model_list(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str],
     for alias in aliases:
         if (card := cards.get(names.find(alias))) is not None:
             cards[alias] = alias_card(card, alias)
+    if AUTO not in cards and (card := auto_card(snapshot, index)) is not None:
+        cards[AUTO] = card
     return _listed(list(cards.values()))
+
+
+def auto_card(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any] | None:
+    """The card of `auto`, with the largest context that it can pick; None if there is nothing to pick."""
+    choices = served_models(snapshot, index)
+    if not choices:
+        return None
+    context = max((model.context for model in choices if suits(model, Needs())), default=0)
+    sees = any(model.vision for model in choices)
+    return {
+        "id": AUTO,
+        "object": "model",
+        "created": 0,
+        "owned_by": "mesh-llm",
+        "type": "model",
+        "display_name": "auto (picked for each session)",
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "status": {"value": "loaded" if any(model.loaded for model in choices) else "unloaded"},
+        "max_input_tokens": context or None,
+        "meta": {"n_ctx": context} if context else {},
+        "mesh": {"phase": "serving", "input_modalities": modalities(sees), "choices": len(choices)},
+    }
 
 
 def alias_card(card: dict[str, Any], alias: str) -> dict[str, Any]:
@@ -65,6 +91,8 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
             known |= {"size": here.facts.size, "architecture": here.facts.architecture}
             known["purpose"] = here.facts.purpose.value
             known["input_modalities"] = modalities(here.facts.vision)
+            if here.facts.warning:
+                known["warning"] = f"{name} has {here.facts.warning}"
         if (run := here.server_facts or here.last_run) is not None:
             known |= {"context_length": run.context_length, "slots": run.slots}
     # A model that is unloaded is loaded by the first request.
@@ -75,6 +103,11 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         known |= _facts_on_disk(snapshot, name, index)
     known["served_by"] = [offer.name for offer in offers[:MAX_HOSTS_LISTED]]
     known["hosts"] = [_host(offer) for offer in offers[:MAX_HOSTS_LISTED]]
+    context = max((offer.context_length for offer in offers), default=0) or known.get("context_length")
+    # As llama.cpp spells it: agents read how much one request may use, and do not guess.
+    meta = {"n_ctx": context} if context else {}
+    if here is not None and here.facts is not None and here.facts.context_length:
+        meta["n_ctx_train"] = here.facts.context_length
     return {
         "id": name,
         "object": "model",
@@ -86,7 +119,8 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         "lifecycle": "active",
         # As llama.cpp's router says it.
         "status": {"value": _STATUS.get(known["phase"], "unloaded")},
-        "max_input_tokens": max((offer.context_length for offer in offers), default=0) or known.get("context_length"),
+        "max_input_tokens": context,
+        "meta": meta,
         "mesh": known,
     }
 

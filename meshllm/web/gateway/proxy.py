@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import orjson
 
-from meshllm.core.routing.routes import BACKEND, TargetKind
+from meshllm.core.routing.routes import BACKEND, ENGINE, TargetKind
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.api_request import ApiRequest
+from meshllm.web.gateway.auto_model import AutoModels
 from meshllm.web.gateway.crashed_requests import CrashedRequests
 from meshllm.web.gateway.metrics import Metrics
 from meshllm.web.gateway.relay import JSON
@@ -38,7 +39,7 @@ from meshllm.web.gateway.request_log import (
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import TargetTable
 from meshllm.web.http.parser import Request
-from meshllm.web.http.server import Connection
+from meshllm.web.http.server import CallerConnection
 from meshllm.wire.api.errors import error_body
 from meshllm.wire.api.routes import Api
 
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Paths that monitoring polls: their access lines are at DEBUG.
-POLLED_PATHS = frozenset(("/health", "/v1/health", "/metrics"))
+POLLED_PATHS = frozenset(("/health", "/v1/health", "/api/hello", "/metrics"))
 UNKNOWN = "unknown"
 
 
@@ -81,6 +82,8 @@ class RequestRecorder:
             self._metrics.count_request(model, kind, trace)
         else:
             self._metrics.count_rejected(trace.api)
+        if kind is ENGINE and trace.prompt_tokens is not None:
+            self._metrics.count_engine_tokens(model, trace)
         self.log.add(trace)
         failed = outcome is FAILED or outcome is LOST
         if self._write_line(trace, LineKind.FAILED if failed else LINE) and failed:
@@ -134,6 +137,7 @@ class Proxy:
         self.counts = counts
         self.recorder = RequestRecorder(loop, metrics, table.is_known)
         self.crashed = CrashedRequests()
+        self.auto = AutoModels(table)
         self.waiting: dict[ProxiedRequest, None] = {}
         self._owner, self._steps = owners
         self._keys = dict(keys)
@@ -142,7 +146,7 @@ class Proxy:
 
     def start(
         self,
-        connection: Connection,
+        connection: CallerConnection,
         http: Request,
         api: Api,
         path: str,
@@ -167,7 +171,7 @@ class Proxy:
 
     def reject(
         self,
-        connection: Connection,
+        connection: CallerConnection,
         api: Api,
         trace: RequestTrace,
         status: int,

@@ -30,10 +30,10 @@ from meshllm.web.gateway.upstream_errors import (
 )
 from meshllm.web.gateway.usage import TokenUsage, UsageReader
 from meshllm.web.http.client import UpstreamConnection
-from meshllm.web.http.server import Connection
+from meshllm.web.http.server import CallerConnection
 from meshllm.wire.api.errors import error_event
 from meshllm.wire.api.routes import Api
-from meshllm.wire.api.sse import PING, comment
+from meshllm.wire.api.sse import PING, comment, keepalive
 from meshllm.wire.api.stream_repair import StreamRepair
 from meshllm.wire.api.worker_loss import UPSTREAM_LOST
 
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 # A streaming caller gets data or a comment at least this often, plus up to a second: within 6 s, also on a busy node.
 SILENCE_SECONDS = 4.5
+# A stream of `/v1/responses` gets an event after so long without one: Codex gives up after 300 s, whatever comments it
+# gets. Not sooner, because some SDKs stop at events that they do not know.
+EVENT_SILENCE_SECONDS = 60.0
 # The supervisor detects an engine process that hangs. A backend times out after this long without a byte. A peer's
 # gateway sends something so often (its `SILENCE_SECONDS`), and counts as lost after missing three in a row; two if it
 # answers no pings either.
@@ -340,12 +343,12 @@ class ResponseWriter:
     which target answered: it called this node.
     """
 
-    __slots__ = ("_connection", "_cors", "_from_peer", "_local", "_named", "_queue", "_request", "_usage", "last",
-                 "streaming")  # fmt: skip
+    __slots__ = ("_connection", "_cors", "_event_at", "_from_peer", "_local", "_named", "_queue", "_request", "_usage",
+                 "last", "streaming")  # fmt: skip
 
     def __init__(
         self,
-        connection: Connection,
+        connection: CallerConnection,
         request: ApiRequest,
         cors: str,
         now: float,
@@ -362,7 +365,7 @@ class ResponseWriter:
         self._local = local
         self._usage: UsageReader | None = None
         self.streaming = False
-        self.last = now
+        self.last = self._event_at = now
 
     def use(self, queue: TargetQueue) -> None:
         """The target whose response is written from now on."""
@@ -372,7 +375,7 @@ class ResponseWriter:
         """Write more of a stream: whole events."""
         if data:
             data = self._with_host(data)
-            self.last = now
+            self.last = self._event_at = now
             self._connection.send_data(data)
 
     def usage(self, data: bytes) -> TokenUsage:
@@ -391,9 +394,11 @@ class ResponseWriter:
             self._note_speed(body)
         self._connection.send(status, JSON, body, self._host() + self._cors)
 
-    def refuse(self, error: UpstreamError, headers: str, repair: StreamRepair | None) -> None:
-        """Write an error, with these `headers` or its own. In a stream it is the last event."""
-        if not self.streaming:
+    def refuse(
+        self, error: UpstreamError, headers: str, repair: StreamRepair | None, *, in_stream: bool = False
+    ) -> None:
+        """Write an error, with these `headers` or its own. In a stream, or `in_stream`, it is the last event."""
+        if not (self.streaming or in_stream):
             body = orjson.dumps(error.body)
             self._connection.send(error.status, JSON, body, (headers or error.headers) + self._cors)
             return
@@ -416,7 +421,17 @@ class ResponseWriter:
         if not self.streaming:
             self._send_head()
         # A comment may only stand between two events: the repair forwards whole events only.
-        self._connection.send_data(comment(message) + (PING if self._request.api is Api.MESSAGES else b""))
+        self._connection.send_data(comment(message) + self._keep_alive_event(now))
+
+    def _keep_alive_event(self, now: float) -> bytes:
+        """An event for clients whose idle timers see events alone; empty if it is not due, or the API has none."""
+        api = self._request.api
+        if api is Api.MESSAGES:
+            return PING
+        if api is not Api.RESPONSES or self._from_peer or now - self._event_at < EVENT_SILENCE_SECONDS:
+            return b""
+        self._event_at = now
+        return keepalive(self._usage.last_number() if self._usage is not None else 0)
 
     def _with_host(self, data: bytes) -> bytes:
         """`data` of a response, preceded by the comment that names the target, if that is due."""

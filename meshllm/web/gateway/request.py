@@ -18,6 +18,7 @@ import orjson
 from meshllm.core.routing.routes import ENGINE, PEER, ModelRoute, TargetKind
 from meshllm.tasks import EagerTask, Signal
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse, understand
+from meshllm.web.gateway.auto_model import is_auto, model_header
 from meshllm.web.gateway.crashed_requests import REFUSED_MESSAGE, REQUEST_CRASHED
 from meshllm.web.gateway.model_list import known_models_text
 from meshllm.web.gateway.relay import JSON, MAX_LATE, Relay, ResponseWriter
@@ -36,6 +37,7 @@ from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_selection import TargetSelection
 from meshllm.web.gateway.target_table import RoutedTargets
 from meshllm.web.gateway.upstream_errors import (
+    CONTEXT,
     AttemptFailed,
     ConnectionLost,
     RequestFailed,
@@ -46,7 +48,7 @@ from meshllm.web.gateway.upstream_errors import (
 )
 from meshllm.web.gateway.usage import TokenUsage, whole_usage
 from meshllm.web.http.parser import Request
-from meshllm.web.http.server import Connection
+from meshllm.web.http.server import CallerConnection
 from meshllm.wire.api.errors import error_body, translate_error
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
@@ -119,7 +121,7 @@ class ProxiedRequest:
     def __init__(
         self,
         proxy: Proxy,
-        connection: Connection,
+        connection: CallerConnection,
         http: Request,
         api: Api,
         path: str,
@@ -194,9 +196,14 @@ class ProxiedRequest:
         known = None if from_peer else self._known_models
         request = understand(self.api, self._path, self._http, trace.request_id, guest=self._guest, known_models=known)
         model = request.model
-        if not from_peer and (name := proxy.table.name_of(model)) != model:
-            request.rename(name)
-            model = name
+        if not from_peer:
+            name = proxy.table.name_of(model)
+            if is_auto(name) and not proxy.table.is_known(name):
+                name = proxy.auto.pick(request, proxy.now())
+                self._cors += model_header(name)
+            if name != model:
+                request.rename(name)
+                model = name
         if proxy.crashed.found and proxy.crashed.refuses(request.digest, proxy.now()):
             raise RequestFailed(400, REQUEST_CRASHED, REFUSED_MESSAGE)
         self.request = request
@@ -214,7 +221,8 @@ class ProxiedRequest:
     async def _answer(self) -> _End:
         """Attempts at one target after the other, until one has answered. Raises RequestFailed if none can."""
         proxy, model = self.proxy, self.model
-        selection = self._selection = TargetSelection(self.request, proxy.table.affinity, from_peer=self.from_peer)
+        selection = TargetSelection(self.request, proxy.table.affinity, proxy.table.prefixes, from_peer=self.from_peer)
+        self._selection = selection
         failures = late = 0
         while True:
             queue = await self._select(selection)
@@ -279,8 +287,10 @@ class ProxiedRequest:
         """
         relay = self._open_attempt(queue, late)
         request, pool = self.request, queue.pool
-        if relay.kind is ENGINE and (refusal := request.prepare(queue.offer.template)) is not None:
-            raise RequestFailed.by(refusal)
+        if relay.kind is ENGINE:
+            offer = queue.offer
+            if (refusal := request.prepare(offer.template, offer.vectors)) is not None:
+                raise RequestFailed.by(refusal)
         data = request.wire(pool, self.proxy.key_for(queue))
         connection = pool.take()
         while True:
@@ -392,16 +402,26 @@ class ProxiedRequest:
     def _error(self, failed: RequestFailed) -> _End:
         """The end of a request with an error: ours, or a target's."""
         error = failed.error(self.api, self.trace.request_id)
+        if error.code == CONTEXT and self.model and not self.from_peer:
+            error = self.proxy.auto.with_larger_contexts(error, self.request)
         if not self.model:
             headers = failed.headers + self._cors
             send = partial(self.connection.send, error.status, JSON, orjson.dumps(error.body), headers)
             return _End(REFUSED, error.status, error.message, send)
-        relay, begun = self._relay, self.writer.streaming
+        relay, begun = self._relay, self.writer.streaming or self._fails_in_stream(error)
         outcome = FAILED if begun or error.status >= 500 else REFUSED
         if relay is not None and relay.begun:
             outcome = LOST
-        write = partial(self.writer.refuse, error, failed.headers, relay.repair if relay is not None else None)
+        repair = relay.repair if relay is not None else None
+        if repair is None and begun and self.api is Api.RESPONSES:
+            repair = self.request.stream_repair(self.proxy.wall(), None, split=False)
+        write = partial(self.writer.refuse, error, failed.headers, repair, in_stream=begun)
         return _End(outcome, 200 if begun else error.status, error.message, write)
+
+    def _fails_in_stream(self, error: UpstreamError) -> bool:
+        """Whether an error that could be a 400 is the end of a stream: OpenAI says so that a prompt is too long, and
+        Codex compacts its conversation on this event alone."""
+        return error.code == CONTEXT and self.api is Api.RESPONSES and self.streams and not self.from_peer
 
     def _abandon(self) -> None:
         """The caller went away: nothing can be written any more."""

@@ -114,11 +114,15 @@ class TargetQueue:
         self._rest = _Rest()
         self._model_rests: dict[str, _Rest] = {}
         self._others = 0
+        # The most of our requests that were active at once since the last load report, as far as one has ended.
+        self._peak = 0
         self._on_change = on_change
         # A dict keeps the order of arrival, and a waiter leaves in constant time.
         self._waiting: dict[SlotWaiter, _Waiting] = {}
         # Active requests of several tasks, and the slots that guests hold.
         self._lists = self._guest_slots = 0
+        # Whether it has had a request of a guest.
+        self.had_guest = False
         # Whether a response has begun here.
         self.has_answered = False
         # Of an engine: who is to blame if its process dies.
@@ -147,8 +151,10 @@ class TargetQueue:
     def update(self, offer: TargetOffer) -> None:
         """Take over newer facts about the target."""
         if offer.load is not None and offer.load is not self.offer.load:
-            # A load report includes our own requests. A report already seen does not include those sent since.
-            self._others = max(0, offer.load.active + offer.load.waiting - self.active)
+            # A load report includes our own requests, also those that have ended while it was on its way. A report
+            # already seen does not include those sent since.
+            self._others = max(0, offer.load.active + offer.load.waiting - max(self.active, self._peak))
+            self._peak = self.active
         if not offer.loaded:
             self.limit, self.queue_limit = LOADING_SLOTS, LOADING_QUEUE
         self.offer = offer
@@ -193,6 +199,7 @@ class TargetQueue:
             self._lists += sign
         if rank is _GUEST:
             self._guest_slots += sign * slots
+            self.had_guest = True
 
     def join(self, waiter: SlotWaiter, cost: int = 1, rank: CallerRank = _LOCAL, *, bounded: bool = True) -> bool:
         """Join the queue; False if it is full, or the part of it that peers may fill. Not `bounded`: it never is."""
@@ -224,6 +231,8 @@ class TargetQueue:
 
     def release(self, seconds: float, cost: int = 1, rank: CallerRank = _LOCAL) -> None:
         """Return the slots of a request after `seconds` of use; the next in the queue gets them."""
+        if self.active > self._peak:
+            self._peak = self.active
         if cost == 1 and rank is not _GUEST:
             self.active -= 1  # the usual case
         else:

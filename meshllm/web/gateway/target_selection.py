@@ -13,9 +13,11 @@ from types import MappingProxyType
 
 from meshllm.core.routing import route_texts
 from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.prefixes import PrefixHosts
 from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
 from meshllm.core.routing.routes import ENGINE, PEER, Availability, ModelRoute, Place, Target
 from meshllm.web.gateway.api_request import ApiRequest, conversation_key, text_bytes
+from meshllm.web.gateway.prefix_key import prefix_key
 from meshllm.web.gateway.target import BUSY_SECONDS, CallerRank, SlotWaiter, TargetQueue
 from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, OVERLOADED, RequestFailed, UpstreamError
 from meshllm.wire.api.routes import Api
@@ -54,16 +56,21 @@ class TargetSelection:
     _has_images_cached: bool | None = None
     _key: bytes | None = None
     _keyed = False
+    _prefix: bytes | None = None
+    _prefixed = False
     _several = False
     _waited = False  # whether the model was not loaded when the request came, or its host was lost
     _waits_for = ""
     _waits_since = 0.0
     _silent_since = float("inf")  # when the host of the last attempt was heard last
 
-    def __init__(self, request: ApiRequest, affinity: SessionAffinity, *, from_peer: bool = False) -> None:
+    def __init__(
+        self, request: ApiRequest, affinity: SessionAffinity[Place], prefixes: PrefixHosts, *, from_peer: bool = False
+    ) -> None:
         """`from_peer`: the request is a peer's, and only targets of this node may answer it."""
         self._request = request
         self._affinity = affinity
+        self._prefixes = prefixes
         self._from_peer = from_peer
         self.rank = CallerRank.GUEST if request.salt else CallerRank.PEER if from_peer else _LOCAL
         # Counting tokens takes no slot.
@@ -156,7 +163,8 @@ class TargetSelection:
             return Waits(FOR_A_SLOT, queued)
         if len(usable) == 1 and usable[0].target.kind is ENGINE:
             # Now, because it does not depend on a slot: a busy engine must not delay it, nor a full queue hide it.
-            refusal = self._request.refusal(usable[0].offer.template)
+            offer = usable[0].offer
+            refusal = self._request.refusal(offer.template, offer.vectors)
             if refusal is not None:
                 raise RequestFailed.by(refusal)
         for queue in ordered:
@@ -176,6 +184,8 @@ class TargetSelection:
     def _ordered(self, usable: list[TargetQueue], now: float) -> list[TargetQueue]:
         self._several = True
         place = self._preferred_place(now)
+        prefix = self._prefix_key() if place is None else None
+        computed = self._prefixes.find(prefix, now) if prefix is not None else ()
         candidates = [
             RankedHost(
                 order,
@@ -187,6 +197,7 @@ class TargetSelection:
                 place is not None and queue.target.place == place,
                 known=queue.has_answered,
                 owned=queue.offer.owned,
+                prefix=queue.target.place in computed,
             )
             for order, queue in enumerate(usable)
         ]
@@ -252,6 +263,7 @@ class TargetSelection:
         self._avoid = {**self._avoid, queue.target: until}
         if whole:
             self._affinity.forget_place(queue.target.place)
+            self._prefixes.forget_place(queue.target.place)
         else:
             self._forget(queue.target.place)
 
@@ -272,7 +284,7 @@ class TargetSelection:
             self._context_needed = max(self._context_needed, limit + 1, error.number("n_prompt_tokens"))
         else:
             queue.overloaded(now)
-            self._forget(queue.target.place)
+            self._forget(queue.target.place, cached=True)
         return True
 
     def _asks_again(self, queue: TargetQueue, error: UpstreamError) -> bool:
@@ -286,20 +298,32 @@ class TargetSelection:
     def answered(self, queue: TargetQueue, now: float) -> None:
         """A response has begun: the next turn of this conversation prefers this host."""
         queue.answered(self._request.model)
-        if (self._several or queue.target.kind is PEER) and (key := self._conversation_key()) is not None:
-            self._affinity.remember(key, queue.target.place, now)
+        if self._several or queue.target.kind is PEER:
+            if (key := self._conversation_key()) is not None:
+                self._affinity.remember(key, queue.target.place, now, firm=bool(self._request.request.get("tools")))
+            if self.needs_slot and (key := self._prefix_key()) is not None:
+                self._prefixes.remember(key, queue.target.place, now)
 
     def _preferred_place(self, now: float) -> Place | None:
         key = self._conversation_key()
         return self._affinity.find(key, now) if key is not None else None
 
-    def _forget(self, place: Place) -> None:
+    def _forget(self, place: Place, *, cached: bool = False) -> None:
+        """Prefer `place` no more for this conversation; nor for its prefix, unless that is still `cached` there."""
         key = self._conversation_key()
         if key is not None and self._affinity.find(key, 0.0) == place:
             self._affinity.forget(key)
+        if not cached and (prefix := self._prefix_key()) is not None:
+            self._prefixes.forget(prefix, place)
 
     def _conversation_key(self) -> bytes | None:
         if not self._keyed:
             self._keyed = True
             self._key = conversation_key(self._request.api, self._request.request, self._request.headers)
         return self._key
+
+    def _prefix_key(self) -> bytes | None:
+        if not self._prefixed:
+            self._prefixed = True
+            self._prefix = prefix_key(self._request.api, self._request.request, self._request.salt)
+        return self._prefix

@@ -15,7 +15,8 @@ from meshllm.core.records import ModelLoad, short
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.model_names import ModelNames
-from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Target, TargetKind, TargetOffer
+from meshllm.core.routing.prefixes import PrefixHosts
+from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Place, Target, TargetKind, TargetOffer
 from meshllm.core.snapshot import FilePhase, Snapshot
 from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.model_list import unknown_model_message
@@ -60,8 +61,11 @@ class TargetTable:
         # Called with the queue of an engine process that has died.
         self.on_engine_died: Callable[[TargetQueue], None] = lambda queue: None
         self.snapshot = Snapshot()
-        self.affinity = SessionAffinity()
+        self.affinity: SessionAffinity[Place] = SessionAffinity()
+        self.prefixes = PrefixHosts()
         self.node = ""
+        # Engine processes (model, generation) that are targets no more and have answered guests: one for each start.
+        self._had_guests: set[tuple[str, int]] = set()
         self._index: MeshIndex | None = routes.NO_MESH
         self._queues: dict[Target, TargetQueue] = {}
         self._peer_pools: dict[str, UpstreamPool] = {}
@@ -112,6 +116,8 @@ class TargetTable:
                 self.on_engine_died(queue)
             if not queue.active:
                 del self._queues[target]
+                if queue.had_guest and target.kind is TargetKind.ENGINE:
+                    self._had_guests.add((queue.model, target.generation))
                 if target.kind is not TargetKind.PEER:
                     queue.pool.close()
         if self._peer_pools:
@@ -152,7 +158,7 @@ class TargetTable:
 
     def name_of(self, asked: str) -> str:
         """The name of the model that a caller means by `asked`; `asked` itself if no model is known by it."""
-        if asked not in self.aliases and self._is_exact(asked):
+        if asked not in self.aliases and self.is_exact(asked):
             return asked  # nearly always; all names are collected for the others only
         return self.names.find(asked)
 
@@ -163,7 +169,8 @@ class TargetTable:
             self._names = routes.names(self.snapshot, self.index, self.aliases)
         return self._names
 
-    def _is_exact(self, name: str) -> bool:
+    def is_exact(self, name: str) -> bool:
+        """Whether a model has exactly that name: a cheap check, which may miss one that the mesh only wants."""
         snapshot = self.snapshot
         if name in self._routes or name in self.index.hosts:
             return True
@@ -229,6 +236,14 @@ class TargetTable:
         """Whether the engine process of `model` with that generation has a request."""
         return any(
             queue.model == model and target.generation == generation and (queue.active or queue.users)
+            for target, queue in self._queues.items()
+            if target.kind is TargetKind.ENGINE
+        )
+
+    def had_guest(self, model: str, generation: int) -> bool:
+        """Whether the engine process of `model` with that generation has had a request of a guest."""
+        return (model, generation) in self._had_guests or any(
+            queue.had_guest and queue.model == model and target.generation == generation
             for target, queue in self._queues.items()
             if target.kind is TargetKind.ENGINE
         )

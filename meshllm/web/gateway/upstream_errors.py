@@ -14,7 +14,7 @@ from meshllm.core.routing.routes import TargetKind
 from meshllm.web.gateway.crashed_requests import REQUEST_CRASHED
 from meshllm.wire.api import strict_json
 from meshllm.wire.api.engine_faults import INVALID_OUTPUT
-from meshllm.wire.api.errors import error_body, find_error, status_of
+from meshllm.wire.api.errors import CONTEXT_CODE, error_body, find_error, status_of
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import events_backwards, parse_event, split_events
@@ -22,7 +22,7 @@ from meshllm.wire.api.worker_loss import UPSTREAM_LOST, is_worker_loss
 
 # A peer's code for: this node does not serve the model (any more).
 NOT_HERE = "not_here"
-CONTEXT = "context_length_exceeded"
+CONTEXT = CONTEXT_CODE
 # The queue of the host is full.
 OVERLOADED = "overloaded"
 # The host is overloaded or its engine has failed; the request itself is valid.

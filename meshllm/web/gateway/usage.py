@@ -25,6 +25,7 @@ _COUNTS = re.compile(
     rb'"(?:(prompt|input)_tokens|(completion|output)_tokens|(cached_tokens|cache_read_input_tokens)'
     rb'|(cache_creation_input_tokens))":\s?(\d{1,12})'
 )
+_SEQUENCE = re.compile(rb'"sequence_number":\s?(\d{1,12})')
 _PROMPT_N = re.compile(rb'"prompt_n":\s?(\d{1,12})')
 _CACHE_N = re.compile(rb'"cache_n":\s?(\d{1,12})')
 _PREDICTED_N = re.compile(rb'"predicted_n":\s?(\d{1,12})')
@@ -55,6 +56,11 @@ class UsageReader:
         if not self._first:
             self._first = data
         self._tail.append(data)
+
+    def last_number(self) -> int:
+        """The last sequence number in the stream (`/v1/responses`) so far; 0 if there is none in its last pieces."""
+        found = _SEQUENCE.findall(b"".join(self._tail))
+        return int(found[-1]) if found else 0
 
     def read(self) -> TokenUsage:
         """The counts in the stream so far."""

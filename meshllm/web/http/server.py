@@ -72,6 +72,40 @@ class Application(Protocol):
         """The Date header's value."""
 
 
+class CallerConnection(Protocol):
+    """What a request needs of its caller's connection. The methods are those of `Connection`."""
+
+    @property
+    def request_id(self) -> str:
+        """That of the request in progress."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a response is in progress."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the caller reads more slowly than we write."""
+
+    def send(self, status: int, content_type: str, body: bytes, headers: str = "") -> None:
+        """Send a whole response."""
+
+    def send_interim(self) -> None:
+        """Say that a response which is not a stream is being made."""
+
+    def start_stream(self, status: int, content_type: str, headers: str = "") -> None:
+        """Begin a response of unknown length."""
+
+    def send_data(self, data: bytes) -> None:
+        """Send more of a started stream."""
+
+    def end_stream(self, data: bytes = b"") -> None:
+        """Send the last of a started stream."""
+
+    def abort(self) -> None:
+        """Close now."""
+
+
 class Connection(asyncio.Protocol):
     """One caller's connection. `peer` is the caller's address ("" if unknown), `at` the local address it reached.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from meshllm.core.serving.vector_traits import UNKNOWN_VECTORS, VectorTraits
 from meshllm.wire.api.chat_request import prepare_chat
 from meshllm.wire.api.completion_request import prepare_completion
 from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits, shape_body
@@ -39,12 +40,22 @@ _PREPARE: dict[Api, Callable[[Mapping[str, Any]], Prepared]] = {
 }
 
 
-def prepare(api: Api, body: Mapping[str, Any], traits: TemplateTraits = ANY_TEMPLATE) -> Prepared | Refusal:
-    """What the engine gets for `body`, and how its response is translated back; or why it cannot be kept."""
+def prepare(
+    api: Api,
+    body: Mapping[str, Any],
+    traits: TemplateTraits = ANY_TEMPLATE,
+    vectors: VectorTraits = UNKNOWN_VECTORS,
+) -> Prepared | Refusal:
+    """What the engine gets for `body`, and how its response is translated back; or why it cannot be kept.
+
+    `traits` of the model's chat template; `vectors`: what its embeddings bear.
+    """
     rules = _PREPARE.get(api)
     if rules is None:
         return UNCHANGED
     try:
+        if api is Api.EMBEDDINGS:
+            return prepare_embedding(body, vectors)
         prepared = rules(body)
         # Last, because it takes valid messages, in the form of the API that the prepared body is for.
         form = Api.CHAT if prepared.path else api

@@ -48,13 +48,14 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-_CONTEXT = "context_length_exceeded"
+CONTEXT_CODE = "context_length_exceeded"
+"""The code of a prompt above the context, by which clients know that they must shorten it."""
 _TOO_LONG_TYPE = "exceed_context_size_error"
 _LONGER = (
     "Shorten it. The owner of the node that serves the model can raise the limit with --ctx-size, up to the context "
     "that the model was made for."
 )
-_CODES = {_TOO_LONG_TYPE: _CONTEXT}
+_CODES = {_TOO_LONG_TYPE: CONTEXT_CODE}
 """Codes that clients know under another name: agents compact their history when they see this one."""
 
 _PROMPTS = {Api.CHAT: "messages", Api.COMPLETIONS: "prompt", Api.RESPONSES: "input", Api.EMBEDDINGS: "input"}
@@ -180,7 +181,7 @@ def _too_long(found: dict[str, Any], advice: str = _LONGER) -> dict[str, Any]:
     text = str(found["message"])
     if isinstance(wanted, int) and isinstance(limit, int):
         text = _length_text(limit, wanted).rstrip()
-    return {**found, "message": f"{text} {advice}", "type": "invalid_request_error", "code": _CONTEXT}
+    return {**found, "message": f"{text} {advice}", "type": "invalid_request_error", "code": CONTEXT_CODE}
 
 
 def _length_text(limit: object, wanted: object) -> str:
@@ -278,11 +279,11 @@ def _translated(api: Api, status: int, found: Mapping[str, Any], request_id: str
             extra[key] = clean(value, MAX_MESSAGE)
     wanted, limit = extra.get("n_prompt_tokens"), extra.get("n_ctx")
     translated = message.startswith("prompt is too long")  # translated already by a peer's gateway
-    if api.anthropic and code == _CONTEXT and wanted is not None and limit is not None and not translated:
+    if api.anthropic and code == CONTEXT_CODE and wanted is not None and limit is not None and not translated:
         # the wording by which Anthropic's clients know that they must compact
         rest = message.removeprefix(_length_text(limit, wanted))
         message = f"prompt is too long: {wanted} tokens > {limit} maximum. {rest}"
-    elif code == _CONTEXT and param is None:
+    elif code == CONTEXT_CODE and param is None:
         param = _PROMPTS.get(api)
     return error_body(api, status, code, message, param=param, kind=kind, extra=extra, request_id=request_id)
 

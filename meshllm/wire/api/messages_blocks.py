@@ -11,7 +11,7 @@ from meshllm.wire.api.refusal import invalid, unsupported
 
 _ROLES = ("user", "assistant", "system")
 _BILLING = "x-anthropic-billing-header:"
-_HEADER = re.compile(r"\Ax-anthropic-billing-header:(?: *[a-z_]+=[^;\n]*;)* *\n?")
+_HEADER = re.compile(r"\Ax-anthropic-billing-header:(?: *[\w.-]+=[^;\n]*;)* *\n?")
 _OPAQUE = ("redacted_thinking", "compaction")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshllm.wire.api import strict_json
-from meshllm.wire.api.errors import translate_event, translated
+from meshllm.wire.api.errors import CONTEXT_CODE, translate_event, translated
 from meshllm.wire.api.event_stream import EventRepair, whole_number
 from meshllm.wire.api.response_deltas import TextDeltas
 from meshllm.wire.api.response_items import EventEmitter, ItemContents, OutputItem
@@ -180,7 +180,10 @@ class ResponsesRepair(EventRepair):
         output = [item.final for item in self._ordered() if item.final is not None]
         told, shown = translated(Api.RESPONSES, found, status=status)
         # The codes of this object are a list of OpenAI's.
-        failure = {"code": "server_error" if told >= 500 else "invalid_prompt", "message": shown["message"]}
+        code = "server_error" if told >= 500 else "invalid_prompt"
+        if shown.get("code") == CONTEXT_CODE:  # in no list, but sent by OpenAI, and what agents compact on
+            code = CONTEXT_CODE
+        failure = {"code": code, "message": shown["message"]}
         failed = {"type": "response.failed", "response": {"status": "failed", "error": failure, "output": output}}
         try:
             ending = self._lifecycle(failed)

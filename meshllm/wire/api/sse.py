@@ -191,5 +191,14 @@ def comment(text: str) -> bytes:
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 """Anthropic's keep-alive event, valid anywhere in a `/v1/messages` stream."""
 
+
+def keepalive(sequence_number: int) -> bytes:
+    """OpenAI's keep-alive event of `/v1/responses`, which its service sends although no document has it.
+
+    `sequence_number`: that of the last event, 0 before the first.
+    """
+    return b'event: keepalive\ndata: {"type":"keepalive","sequence_number":%d}\n\n' % sequence_number
+
+
 DONE = b"data: [DONE]\n\n"
 """The end of an OpenAI chat or completion stream."""

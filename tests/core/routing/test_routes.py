@@ -259,7 +259,7 @@ PLACES = [(TargetKind.PEER, "a"), (TargetKind.PEER, "b"), (TargetKind.ENGINE, "/
 
 @given(st.lists(st.tuples(st.sampled_from("rfpd"), st.integers(0, 9), st.sampled_from(PLACES)), max_size=80))
 def test_affinity_is_bounded_and_forgets_failed_hosts(steps: list[tuple[str, int, routes.Place]]) -> None:
-    table, model = SessionAffinity(limit=5, age=30.0), dict[bytes, tuple[routes.Place, float]]()
+    table, model = SessionAffinity[routes.Place](limit=5, age=30.0), dict[bytes, tuple[routes.Place, float]]()
     for now, (step, number, place) in enumerate(steps):
         key = bytes([number])
         if step == "r":
@@ -281,6 +281,24 @@ def test_affinity_is_bounded_and_forgets_failed_hosts(steps: list[tuple[str, int
         assert table.find(key, float(now)) == (found[0] if found else None)
         assert len(table) <= 5
         assert len(table) == len(model)
+
+
+def test_a_title_does_not_move_a_conversation() -> None:
+    table = SessionAffinity[str](limit=5, age=30.0)
+    table.remember(b"s", "one", 0.0)
+    table.remember(b"s", "two", 1.0, firm=False)
+    assert table.find(b"s", 2.0) == "one"
+    table.remember(b"s", "one", 2.0, firm=False)
+    table.remember(b"s", "two", 3.0, firm=False)
+    assert table.find(b"s", 4.0) == "one"
+    table.remember(b"s", "two", 5.0)
+    assert table.find(b"s", 6.0) == "two"
+    # Where no request has tools, the last host counts; an old memory binds nobody.
+    table.remember(b"chat", "one", 6.0, firm=False)
+    table.remember(b"chat", "two", 7.0, firm=False)
+    assert table.find(b"chat", 8.0) == "two"
+    table.remember(b"s", "three", 50.0, firm=False)
+    assert table.find(b"s", 51.0) == "three"
 
 
 @given(

@@ -238,13 +238,6 @@ async def test_unknown_path_is_404(table: Bench, method: str) -> None:
     assert (await table.call(request(method, "*"), method)).status in (400, 404)
 
 
-async def test_ollamas_paths_are_404_with_advice(table: Bench) -> None:
-    for method, path in (("GET", "/api/tags"), ("GET", "/api/version"), ("POST", "/api/chat"), ("POST", "/api/show")):
-        response = await table.call(request(method, path, {}))
-        assert response.status == 404
-        assert "OpenAI" in shaped(path, response, "not_found")
-
-
 async def test_models_list_is_parsed_by_both_sdks(table: Bench) -> None:
     engine = await table.serve()
     table.publish(
@@ -254,12 +247,12 @@ async def test_models_list_is_parsed_by_both_sdks(table: Bench) -> None:
         backends=(backend("http://10.0.0.1:1", "far", "m"),),
     )
     listed = (await table.get("/v1/models")).json
-    names = ["m", "org/c-1", "b", "far"]
+    names = ["m", "org/c-1", "b", "far", "auto"]
     assert [openai.types.Model.model_validate(card, strict=True).id for card in listed["data"]] == names
     assert [anthropic.types.ModelInfo.model_validate(card).id for card in listed["data"]] == names
-    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == ("m", "far", False)
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == ("m", "auto", False)
     phases = [card["mesh"]["phase"] for card in listed["data"]]
-    assert phases == ["serving", "fetching", "failed", "serving"]
+    assert phases == ["serving", "fetching", "failed", "serving", "serving"]
     assert listed["data"][0]["mesh"]["served_by"] == ["this node", "http://10.0.0.1:1"]
     for name in ("org/c-1", "org%2Fc-1"):
         assert (await table.get(f"/v1/models/{name}")).json == listed["data"][1]
@@ -314,7 +307,7 @@ async def test_metrics_are_parsed_by_the_reference_parser(table: Bench) -> None:
 
 
 async def test_head_has_no_body_and_keeps_the_connection(table: Bench) -> None:
-    for path in ("/", "/health", "/v1/health", "/v1/models", "/metrics", "/nothing", "/v1/messages", "/v1/models/n"):
+    for path in ("/", "/health", "/api/hello", "/v1/models", "/metrics", "/nothing", "/v1/messages", "/v1/models/n"):
         caller = await table.caller()
         caller.send(request("HEAD", path))
         bare = await caller.response("HEAD")
@@ -326,7 +319,7 @@ async def test_head_has_no_body_and_keeps_the_connection(table: Bench) -> None:
 
 
 async def test_health_endpoint(table: Bench) -> None:
-    for path in ("/health", "/v1/health"):
+    for path in ("/health", "/v1/health", "/api/hello"):
         assert (await table.get(path)).json == {"status": "ok"}
 
 

@@ -81,6 +81,8 @@ async def test_another_node_loads_it_if_the_first_one_cannot(place: Town) -> Non
 async def test_models_on_disks_are_listed_as_available(place: Town) -> None:
     place.here.meet(on_disk(host(ONE, UNLOADED), "m", "n"), on_disk(host(TWO), "n"))
     cards = {card["id"]: card for card in (await place.here.call(request("GET", "/v1/models", None))).json["data"]}
+    auto = cards.pop("auto")
+    assert auto["status"] == {"value": "unloaded"}
     assert set(cards) == {"m", "n"}
     for name, card in cards.items():
         assert (card["mesh"]["phase"], card["mesh"]["loaded"], card["status"]) == (
@@ -97,7 +99,7 @@ async def test_aliases_are_listed_and_several_candidates_are_named(folder: Path)
         engine = await table.engine(well)
         table.publish(served("Big-Model.Q4_1", engine.address))
         cards = {card["id"]: card for card in (await table.call(request("GET", "/v1/models", None))).json["data"]}
-        assert set(cards) == {"Big-Model.Q4_1", "mine"}
+        assert set(cards) == {"Big-Model.Q4_1", "mine", "auto"}
         assert cards["mine"]["mesh"]["alias_of"] == "Big-Model.Q4_1"
         assert (await table.call(request("GET", "/v1/models/mine", None))).json == cards["mine"]
         for name in ("mine", "big-model", "Big-Model.Q4_1"):

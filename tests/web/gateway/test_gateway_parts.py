@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from web_rig import Call, Upstream
 
-from meshllm.core.routing.routes import Target, TargetKind
+from meshllm.core.records import ModelLoad
+from meshllm.core.routing.routes import Target, TargetKind, TargetOffer
 from meshllm.errors import BadBackend
 from meshllm.web.gateway import backends
 from meshllm.web.gateway import target as admission
@@ -296,3 +297,21 @@ def test_target_queue_never_exceeds_its_slots_nor_loses_a_waiter(steps: list[str
         assert all(waiter.had == 0 for waiter in line)
         assert 1 <= desk.retry_after() <= 60
     assert desk.queue_limit >= admission.QUEUE_MIN
+
+
+async def test_report_that_was_on_its_way_does_not_count_a_request_that_has_ended() -> None:
+    target = Target(TargetKind.PEER, "ab" * 32, slots=1, model="m")
+    queue = TargetQueue(target, UpstreamPool(target, asyncio.get_running_loop()))
+
+    def report(active: int) -> None:
+        queue.update(TargetOffer(target, load=ModelLoad("m", active, 0)))
+
+    report(0)
+    assert queue.take()
+    queue.release(1.0)
+    report(1)  # made while ours was active
+    assert queue.free
+    report(1)  # another node's
+    assert not queue.free
+    report(0)
+    assert queue.free

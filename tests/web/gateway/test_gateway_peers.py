@@ -855,15 +855,15 @@ async def test_models_list_names_the_hosts(place: Town) -> None:
     place.here.meet(host(ONE, "m", far), host(TWO, "m", context=8192, loads=(ModelLoad("m", 2, 1),)), wants=("w",))
     listed = (await place.here.get("/v1/models")).json["data"]
     assert [(card["id"], card["mesh"]["phase"]) for card in listed] == [
-        ("m", "serving"), ("b", "serving"), ("far", "serving"), ("w", "wanted"),
+        ("m", "serving"), ("b", "serving"), ("far", "serving"), ("w", "wanted"), ("auto", "serving"),
     ]  # fmt: skip
-    m, b, distant, _ = (card["mesh"] for card in listed)
+    m, b, distant, _, _ = (card["mesh"] for card in listed)
     assert m["served_by"] == ["this node", "node1 (0101010101)", "node2 (0202020202)"]
     assert m["hosts"][2] == {
         "kind": "peer", "name": "node2", "node": "0202020202", "rtt_ms": 1.0,
         "context_length": 8192, "slots": 4, "active": 2, "waiting": 1,
     }  # fmt: skip
-    assert listed[0]["max_input_tokens"] == 8192
+    assert listed[0]["max_input_tokens"] == listed[0]["meta"]["n_ctx"] == 8192
     assert b["served_by"] == ["http://10.0.0.1:1"]
     assert (distant["purpose"], distant["context_length"], distant["slots"], distant["size"]) == (
         "embed",
@@ -941,7 +941,8 @@ async def test_models_list_shows_modalities_of_peers(place: Town) -> None:
     )
     listed = {card["id"]: card["mesh"] for card in (await place.here.get("/v1/models")).json["data"]}
     taken = {name: card.get("input_modalities") for name, card in listed.items()}
-    assert taken == {"own": ["text", "image"], "text": ["text"], "both": ["text", "image"], "unknown": None}
+    seen = ["text", "image"]
+    assert taken == {"own": seen, "text": ["text"], "both": seen, "unknown": None, "auto": seen}
 
 
 async def test_metrics_count_requests_by_kind_of_target(place: Town) -> None:

@@ -23,6 +23,7 @@ from web_rig import (
     well,
 )
 
+from meshllm.web.gateway.auto_model import MODEL_HEADER
 from meshllm.web.gateway.relay import HOST_HEADER
 
 
@@ -88,7 +89,7 @@ async def test_host_header_is_exposed_to_pages(table: Bench) -> None:
     await table.serve()
     body = {"model": "m"}
     response = await table.call(request("POST", "/v1/chat/completions", body, {"Origin": "http://localhost:3131"}))
-    assert response.headers["access-control-expose-headers"] == f"{HOST_HEADER}, x-request-id"
+    assert response.headers["access-control-expose-headers"] == f"{HOST_HEADER}, {MODEL_HEADER}, x-request-id"
     assert "access-control-expose-headers" not in (await table.call(ask())).headers
 
 

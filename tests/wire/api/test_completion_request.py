@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from meshllm.core.serving.template_traits import ANY_TEMPLATE
+from meshllm.core.serving.vector_traits import VectorTraits
 from meshllm.wire.api.completion_request import Echo, ListedLogprobs
 from meshllm.wire.api.embedding_request import ShortVectors
 from meshllm.wire.api.engine_request import prepare
@@ -142,18 +144,40 @@ def test_dimensions_without_meaning_are_refused(dimensions: Any) -> None:
     assert found.param == "dimensions"
 
 
+NESTED = VectorTraits(3, nested=True)
+
+
 def test_dimensions_cut_vectors_to_the_length_1() -> None:
-    found = prepare(Api.EMBEDDINGS, {"input": "a", "dimensions": 2})
+    found = prepare(Api.EMBEDDINGS, {"input": "a", "dimensions": 2}, ANY_TEMPLATE, NESTED)
     assert isinstance(found, Prepared)
     assert found.translator is not None
     body: dict[str, Any] = {"data": [{"index": 0, "embedding": [3.0, 4.0, 5.0]}]}
     assert found.translator("x").whole(body)["data"][0]["embedding"] == [0.6, 0.8]
     raw = base64.b64encode(struct.pack("<3f", 3.0, 4.0, 5.0)).decode()
-    short = ShortVectors(2).whole({"data": [{"embedding": raw}]})["data"][0]["embedding"]
+    short = ShortVectors(2, NESTED).whole({"data": [{"embedding": raw}]})["data"][0]["embedding"]
     assert struct.unpack("<2f", base64.b64decode(short)) == pytest.approx((0.6, 0.8))
-    assert ShortVectors(3).whole(body)["data"][0]["embedding"] == [3.0, 4.0, 5.0]
+    assert ShortVectors(3, NESTED).whole(body)["data"][0]["embedding"] == [3.0, 4.0, 5.0]
     with pytest.raises(RequestRefused, match="3 numbers"):
-        ShortVectors(4).whole(body)
+        ShortVectors(4, NESTED).whole(body)
+
+
+@pytest.mark.parametrize("nested", [False, None])
+def test_dimensions_of_a_model_that_was_not_trained_for_it_are_refused(nested: bool | None) -> None:
+    body = {"input": "a", "dimensions": 2}
+    found = prepare(Api.EMBEDDINGS, body, ANY_TEMPLATE, VectorTraits(3, nested))
+    assert isinstance(found, Refusal)
+    assert (found.param, found.status) == ("dimensions", 400)
+    assert "3 numbers" in found.message
+    # Where the size is not known before, the answer shows it.
+    late = prepare(Api.EMBEDDINGS, body, ANY_TEMPLATE, VectorTraits(0, nested))
+    assert isinstance(late, Prepared)
+    assert late.translator is not None
+    with pytest.raises(RequestRefused, match="3 numbers"):
+        late.translator("x").whole({"data": [{"embedding": [1.0, 2.0, 3.0]}]})
+    same = prepare(Api.EMBEDDINGS, {**body, "dimensions": 3}, ANY_TEMPLATE, VectorTraits(3, nested))
+    assert isinstance(same, Prepared)
+    larger = prepare(Api.EMBEDDINGS, {**body, "dimensions": 4}, ANY_TEMPLATE, VectorTraits(3, True))
+    assert isinstance(larger, Refusal)
 
 
 def test_embeddings_without_dimensions_are_unchanged() -> None:

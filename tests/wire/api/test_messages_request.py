@@ -103,6 +103,7 @@ def test_input_of_a_tool_is_an_object(given: Any, kept: Any) -> None:
     [
         ("x-anthropic-billing-header: cc_version=2.1.197.123; cc_entrypoint=sdk-cli; cch=a5145;You are", "You are"),
         ("x-anthropic-billing-header: cc_version=2.1.197.a5a; cc_entrypoint=cli;\nYou are", "You are"),
+        ("x-anthropic-billing-header: cc_version=3.0.0; CC-Session.2=a5a;\nYou are", "You are"),
         (
             [
                 {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cc_entrypoint=cli;"},

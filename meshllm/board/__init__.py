@@ -1,0 +1,1 @@
+"""The blackboard: short messages that agents and people share across the mesh."""

@@ -1,0 +1,121 @@
+"""Chooses the model of a request for `auto`: by what the request needs, among what the mesh serves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from meshllm.core.routing import routes
+from meshllm.core.routing.agent_choice import AgentModel, preference
+from meshllm.core.routing.routes import BACKEND, ENGINE, MeshIndex, TargetKind, TargetOffer
+from meshllm.core.serving import next_step
+from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, Snapshot
+
+AUTO = "auto"
+_COMING = (ModelPhase.WAITING, ModelPhase.FETCHING, ModelPhase.LOADING, ModelPhase.RESTARTING)
+# Backends do not say what their models are for.
+_EMBEDS, _RERANKS = "embed", "rerank"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a request needs of a model. `tokens`: its prompt and its answer, estimated."""
+
+    purpose: Purpose = Purpose.GENERATE
+    vision: bool = False
+    tools: bool = False
+    tokens: int = 0
+
+
+def served_models(snapshot: Snapshot, index: MeshIndex) -> list[AgentModel]:
+    """The models that have a host, and those that this node is about to serve."""
+    found = []
+    for name, offers in routes.all_offers(snapshot, index).items():
+        here = snapshot.model(name)
+        coming = here is not None and here.wanted and next_step.phase(snapshot.engine, here) in _COMING
+        if offers or coming:
+            found.append(_model(name, offers, here))
+    return found
+
+
+def _model(name: str, offers: Sequence[TargetOffer], here: ModelState | None) -> AgentModel:
+    facts = here.facts if here is not None else None
+    engine = next((offer for offer in offers if offer.target.kind is ENGINE), None)
+    loads = [offer for offer in offers if offer.load is not None and offer.target.slots]
+    local = any(offer.target.kind is not TargetKind.PEER for offer in offers)
+    rtts = [offer.rtt for offer in offers if offer.rtt is not None]
+    reported = [offer.vision for offer in offers if offer.vision is not None]
+    return AgentModel(
+        name,
+        context=max((offer.context_length for offer in offers), default=0),
+        size=facts.size if facts is not None else max((offer.size for offer in offers), default=0),
+        tools=engine.template.tools and facts is not None and facts.template if engine is not None else None,
+        free_slots=sum(_free(offer) for offer in loads) if loads else None,
+        rtt_ms=0.0 if local else min(rtts) * 1000 if rtts else None,
+        loaded=any(offer.loaded for offer in offers),
+        purpose=facts.purpose if facts is not None else _purpose(name, offers),
+        vision=facts.vision if facts is not None else any(reported) if reported else None,
+    )
+
+
+def _free(offer: TargetOffer) -> int:
+    load = offer.load
+    return 0 if load is None else max(0, offer.target.slots - load.active - load.waiting)
+
+
+def _purpose(name: str, offers: Sequence[TargetOffer]) -> Purpose | None:
+    stated = next((offer.purpose for offer in offers if offer.purpose is not None), None)
+    if stated is not None or not any(offer.target.kind is BACKEND for offer in offers):
+        return stated
+    folded = name.casefold()
+    return Purpose.RERANK if _RERANKS in folded else Purpose.EMBED if _EMBEDS in folded else None
+
+
+def suits(model: AgentModel, needs: Needs) -> bool:
+    """Whether `model` may be able to answer. Its context is only a preference: the tokens are an estimate."""
+    purpose = model.purpose or Purpose.GENERATE
+    return purpose is needs.purpose and not (needs.vision and model.vision is False)
+
+
+def choose(models: Iterable[AgentModel], needs: Needs) -> AgentModel | None:
+    """The best of `models` for a request, or None if none of them suits.
+
+    In this order: a context that holds the request; images, if it has some, rather than unknown; tools, if it has some;
+    a model in memory; then as for an agent (`agent_choice.preference`), without regard to contexts.
+    """
+    suitable = [model for model in models if suits(model, needs)]
+    return min(suitable, key=lambda model: _rank(model, needs), default=None)
+
+
+def holds(model: AgentModel, needs: Needs) -> bool:
+    """Whether the context of `model` holds the request; True if it is unknown."""
+    return not 0 < model.context < needs.tokens
+
+
+def _rank(model: AgentModel, needs: Needs) -> tuple[int | float | str, ...]:
+    holding = holds(model, needs)
+    return (
+        not holding,
+        0 if holding else -model.context,
+        needs.vision and model.vision is not True,
+        {True: 0, None: 1, False: 2}[model.tools] if needs.tools else 0,
+        not model.loaded,
+        *preference(model, tools=False, least=0, wanted=0),
+    )
+
+
+def none_suits(models: Sequence[AgentModel], needs: Needs) -> str:
+    """For a caller: why there is no choice, and what there is."""
+    what = {Purpose.GENERATE: "generates text", Purpose.EMBED: "makes embeddings", Purpose.RERANK: "reranks"}
+    wanted = what[needs.purpose] + (" and accepts images" if needs.vision else "")
+    if not models:
+        return "'auto' has no model to choose from: no node of the mesh serves one."
+    among = "the one served" if len(models) == 1 else f"the {len(models)} served"
+    return f"'auto' found no model that {wanted} among {among}. See purpose and input_modalities in /v1/models."
+
+
+def with_more_context(models: Iterable[AgentModel], purpose: Purpose, tokens: int, limit: int) -> list[AgentModel]:
+    """The models for `purpose` whose context holds `tokens` (at least more than `limit`), the largest context first."""
+    least = max(tokens, limit + 1)
+    found = [model for model in models if model.context >= least and suits(model, Needs(purpose))]
+    return sorted(found, key=lambda model: (-model.context, model.name))
