@@ -188,7 +188,10 @@ def _print(found: Launcher, port: int | None, model: str | None, arguments: list
         chosen = nodes.find_model(models, model) if model else best.model if best else None
     else:
         typer.echo("# No node answers: MODEL and the limits of its context are filled in at the start.")
-    typer.echo(found.description(found.values(node, chosen, models), arguments))
+    values = found.values(node, chosen, models)
+    typer.echo(found.description(values, arguments))
+    for warning in found.warnings(values) if chosen is not None else ():
+        typer.echo(f"Warning: {warning}", err=True)
 
 
 def _start(

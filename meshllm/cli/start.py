@@ -138,9 +138,14 @@ def check(settings: Settings) -> None:
         raise UsageError("--split needs a --model.", advice="Add --model NAME.")
     if settings.chat_template is not None:
         _check_template(settings.chat_template, settings.models)
-    on_demand = settings.on_demand or settings.fetch_on_demand
+    # A node that joined loads models of its disk for requests, unless its owner forbids it.
+    joins = bool(settings.invites) and settings.on_demand is not False
+    on_demand = settings.on_demand or settings.fetch_on_demand or joins
     if settings.context is not None and not settings.models and not on_demand:
-        raise UsageError("--ctx-size needs a --model or --on-demand.", advice="Add --model NAME.")
+        advice = "Add --model NAME, or --on-demand, or --join INVITE: such nodes load models for requests."
+        if settings.on_demand is False:
+            advice = "This node loads no model with --no-on-demand: add --model NAME, or remove that."
+        raise UsageError("--ctx-size needs a model that this node serves.", advice=advice)
 
 
 def _check_template(path: Path, models: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
@@ -36,7 +37,6 @@ from meshllm.core.records import (
     SplitCandidate,
 )
 from meshllm.core.serving import backend_states, next_step
-from meshllm.core.serving.demand_outlook import DemandOutlook, OwnSituation, outlook_of
 from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
 from meshllm.core.serving.disk_models import DiskModels
 from meshllm.core.serving.fetching import DOWNLOAD_CLAIM_SECONDS, FetchFacts
@@ -50,6 +50,9 @@ from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPha
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.corrections import Correction
 from meshllm.core.split.lease import LeaseMessage
+
+if TYPE_CHECKING:
+    from meshllm.core.serving.demand_outlook import DemandOutlook
 
 # A model that the owner dropped is not served for the mesh's request for this time.
 DROPPED_SECONDS = 86_400.0
@@ -186,6 +189,8 @@ class NodeCore:
         mesh. Changes nothing."""
         if not isinstance(member := self._mesh, Member):
             return None
+        from meshllm.core.serving.demand_outlook import OwnSituation, outlook_of  # for readers of the status alone
+
         lease = self._splitting.worker_lease if self._splitting is not None else None
         situation = OwnSituation(
             free=self._is_free(member),

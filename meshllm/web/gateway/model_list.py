@@ -193,7 +193,11 @@ def known_models_text(snapshot: Snapshot, index: MeshIndex, now: float, aliases:
 
 
 def _known_models(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str]) -> str:
-    names = [*(f"{alias} (alias of {model})" for alias, model in aliases.items()), *routes.models(snapshot, index)]
+    found = routes.models(snapshot, index)
+    known = ModelNames(found, {})
+    # An alias of a model that no node has cannot be used.
+    own = [f"{alias} (alias of {model})" for alias, model in aliases.items() if known.is_known(model)]
+    names = [*own, *found]
     if not names:
         return " No model is served here now."
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""

@@ -158,7 +158,7 @@ SERVED = (ServedModel("other", slots=1, size=GIB),)
             ],
             {},
             [Obstacle.NO_MEMORY],
-            "It needs at least 4.7 GB; of the nodes that have it, n2 has the most free memory: 3.2 GB.",
+            "It needs at least 4.7 GB; of the nodes that have it, n2 has the most memory: 3.2 GB free.",
         ),
         ([record(1, "a", serves=SERVED)], {}, [Obstacle.BUSY], "N1 has it, and serves other models."),
         (
