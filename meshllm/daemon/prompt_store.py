@@ -42,6 +42,8 @@ _MAX_INDEX_BYTES = 256 << 10
 _PIECE = 1 << 20
 # An engine's file: two numbers that name the format, the number of tokens, the tokens; 4 bytes each.
 _HEAD, _WORD = 12, 4
+# More than any context has: what a file says of itself must not fill the memory.
+_MAX_WORDS = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,10 @@ class PromptStore:
             made.mkdir(mode=0o700, exist_ok=True)
         with _opened(file) as source:
             os.fchmod(source, 0o600)
-            size, digest = os.fstat(source).st_size, _digest(source)
+            size = os.fstat(source).st_size
             if size > self._most:
                 raise OSError(errno.EFBIG, "too large to be kept", str(file))
+            digest = _digest(source)
             beginning = _tokens(source)
         name = f"{digest[:24]}.slot"
         _move(file, folder / name)
@@ -240,7 +243,9 @@ def _tokens(descriptor: int) -> bytes:
     """The tokens in an engine's file, without the words before and behind them; b"" if it has none."""
     head = os.pread(descriptor, _HEAD, 0)
     count = int.from_bytes(head[8:12], "little")
-    packed = os.pread(descriptor, min(count * _WORD, os.fstat(descriptor).st_size), _HEAD)
+    if count > _MAX_WORDS:
+        return b""
+    packed = os.pread(descriptor, count * _WORD, _HEAD)
     # llama-server packs them: a marker, a version, their number, the tokens, and what there is of images.
     number = int.from_bytes(packed[8:12], "little")
     return packed[12 : 12 + number * _WORD]
@@ -261,13 +266,21 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Links or copies a file. What an engine puts at `target` meanwhile is never written to, nor what it names."""
     with contextlib.suppress(FileNotFoundError):
         target.unlink()
     try:
         os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
     except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target, follow_symlinks=False)
-        target.chmod(0o600)
+        with (
+            _opened(source) as descriptor,
+            os.fdopen(descriptor, "rb", closefd=False) as content,
+            target.open("xb") as copy,  # follows no link
+        ):
+            os.fchmod(copy.fileno(), 0o600)
+            shutil.copyfileobj(content, copy, _PIECE)
 
 
 def _remove(path: Path) -> None:

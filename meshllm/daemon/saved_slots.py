@@ -134,6 +134,10 @@ class SavedSlots:
             if states[number].busy or states[number].task is not None:
                 return False
             await slots.restore(self._socket, number, name, deadline=FILE_SECONDS)
+            if self._had_guest() and await self._has_task(number):
+                # The guest's request may have come before: then the slot is of its trust domain.
+                await slots.erase(self._socket, number, deadline=FILE_SECONDS)
+                return False
         except (ValueError, KeyError) as error:
             log.debug("%s: the engine does not read the saved prompt %s: %s", model.name, name, error)
             await in_thread(lambda stop: self._store.remove(model.key, name), "saved prompts")
@@ -141,6 +145,12 @@ class SavedSlots:
         finally:
             (self._folder / name).unlink(missing_ok=True)
         return True
+
+    def _had_guest(self) -> bool:
+        return self._uses.had_guest(self._model.name, self._model.generation)
+
+    async def _has_task(self, number: int) -> bool:
+        return any(state.task is not None for state in await slots.list_slots(self._socket) if state.number == number)
 
     def _stage(self, saved: SavedPrompt, stop: object) -> bool:
         del stop
@@ -155,7 +165,7 @@ class SavedSlots:
                 try:
                     states = await slots.list_slots(self._socket)
                     for state in self._new(states):
-                        if self._uses.had_guest(self._model.name, self._model.generation):
+                        if self._had_guest():
                             log.debug("%s: prompts are not saved: guests have used it", self._model.name)
                             break
                         done += await self._save_one(state)
@@ -186,6 +196,8 @@ class SavedSlots:
         file = self._folder / name
         try:
             tokens = await slots.save(self._socket, state.number, name, deadline=FILE_SECONDS)
+            if self._had_guest():  # one came meanwhile, and the engine saves a slot when it is no longer busy
+                return False
             await in_thread(lambda stop: self._store.add(model.key, model.path, file, tokens), "saved prompts")
         finally:
             file.unlink(missing_ok=True)

@@ -3,6 +3,8 @@ to the engine."""
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from pathlib import Path
 
@@ -176,3 +178,55 @@ def test_damaged_index_counts_for_nothing(kept: Kept, index: bytes) -> None:
     assert kept.add(1) == name
     kept.store.clear()
     assert kept.names() == []
+
+
+@pytest.mark.parametrize("links", ["some", "none"])
+def test_link_that_an_engine_puts_in_the_way_is_not_followed(
+    kept: Kept, links: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be too fast: after the place was cleared, before the file is there."""
+    name = kept.add(1, 2, 3)
+    (saved,) = kept.store.find(kept.key)
+    other, target = tmp_path / "other", tmp_path / "staged"
+    other.write_bytes(b"the owner's")
+    other.chmod(0o755)
+
+    def hostile_link(source: Path, at: Path, **more: object) -> None:
+        at.symlink_to(other)
+        raise FileExistsError(errno.EEXIST, "") if links == "some" else OSError(errno.EXDEV, "")
+
+    monkeypatch.setattr(os, "link", hostile_link)
+    assert not kept.store.stage(kept.key, saved, target)
+    assert not kept.path(name).exists()
+    assert (other.read_bytes(), other.stat().st_mode & 0o777) == (b"the owner's", 0o755)
+
+
+def test_file_is_copied_where_it_cannot_be_linked(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = kept.path(kept.add(1, 2, 3)).read_bytes()
+    (saved,) = kept.store.find(kept.key)
+
+    def no_link(*_: object, **more: object) -> None:
+        raise OSError(errno.EXDEV, "")
+
+    monkeypatch.setattr(os, "link", no_link)
+    assert kept.store.stage(kept.key, saved, tmp_path / "staged")
+    assert (tmp_path / "staged").read_bytes() == data
+    assert (tmp_path / "staged").stat().st_mode & 0o777 == 0o600
+
+
+def test_number_of_tokens_that_a_file_claims_takes_no_memory(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may write a file with holes: gigabytes that are nowhere but in the memory of their reader."""
+    asked: list[int] = []
+    pread = os.pread
+
+    def watched(descriptor: int, size: int, offset: int) -> bytes:
+        asked.append(size)
+        return pread(descriptor, min(size, 1 << 20), offset)
+
+    monkeypatch.setattr(os, "pread", watched)
+    made = kept.folder / "0.slot"
+    kept.store = PromptStore(kept.folder, lambda: kept.now, most=1 << 30)
+    made.write_bytes(struct.pack("<III", 1, 2, 0xFFFFFFFF))
+    os.truncate(made, 200 << 20)
+    kept.store.add(kept.key, kept.model, made, 3)
+    assert max(asked) <= 64 << 20

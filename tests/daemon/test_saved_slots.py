@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ class Engine:
         self.restored: dict[int, str] = {}
         self.saves: list[int] = []
         self.refuses = False
+        self.erased: list[int] = []
+        # Called before a slot is saved or restored.
+        self.meanwhile: Callable[[], None] = lambda: None
 
     async def __aenter__(self) -> Engine:
         self._server = await asyncio.start_unix_server(self._serve, self.socket)
@@ -61,6 +64,10 @@ class Engine:
         if self.refuses:
             return 400, {"error": {"message": "Unable to restore slot"}}
         number, action = int(path.split("/")[2].split("?")[0]), path.partition("=")[2]
+        if action == "erase":
+            self.erased.append(number)
+            return 200, {"n_erased": 1}
+        self.meanwhile()
         file = self.folder / body["filename"]
         if action == "save":
             self.saves.append(number)
@@ -114,6 +121,34 @@ async def test_nothing_is_saved_of_a_process_that_guests_have_used(kept: Kept, e
     assert await kept.slots.save(20) == 0
     assert engine.saves == []
     assert kept.store.find(kept.model.key) == []
+
+
+async def test_prompt_of_a_guest_who_comes_while_a_slot_is_saved_is_not_kept(kept: Kept, engine: Engine) -> None:
+    engine.slots[0] = (3, 500, False)
+    engine.meanwhile = lambda: setattr(kept, "guests", True)
+    assert await kept.slots.save(20) == 0
+    assert engine.saves == [0]
+    assert kept.store.find(kept.model.key) == []
+    assert list(engine.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_slot_that_a_guest_has_used_before_it_is_restored_is_erased(
+    kept: Kept, engine: Engine, used: bool
+) -> None:
+    engine.slots[0] = (3, 500, False)
+    await kept.slots.save(20)
+    engine.slots = [(None, 0, False)] * 4
+
+    def come() -> None:
+        kept.guests = True
+        if used:
+            engine.slots[0] = (1, 40, False)
+
+    engine.meanwhile = come
+    assert await kept.slots.restore() == (not used)
+    assert engine.erased == ([0] if used else [])
+    assert len(kept.store.find(kept.model.key)) == 1
 
 
 async def test_restored_into_empty_slots_only(kept: Kept, engine: Engine, tmp_path: Path) -> None:

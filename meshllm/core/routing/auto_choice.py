@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from meshllm.core.routing import routes
 from meshllm.core.routing.agent_choice import AgentModel, preference, tool_rank
+from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import BACKEND, ENGINE, MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, Snapshot
@@ -77,6 +78,18 @@ def _purpose(name: str, offers: Sequence[TargetOffer]) -> Purpose | None:
         return stated
     folded = name.casefold()
     return Purpose.RERANK if _RERANKS in folded else Purpose.EMBED if _EMBEDS in folded else None
+
+
+def is_auto(asked: str, names: ModelNames, snapshot: Snapshot) -> bool:
+    """Whether a caller who asks for `asked` leaves the choice to the mesh.
+
+    Not if it is the owner's alias, or names a model of this node or of its backends. A peer's model does not count: any
+    member can serve a model by any name, and would get the prompts of all who leave the choice.
+    """
+    if len(asked) != len(AUTO) or asked.casefold() != AUTO or names.meant(asked) != asked:
+        return False
+    name = names.find(asked)
+    return snapshot.model(name) is None and not any(name in backend.models for backend in snapshot.backends)
 
 
 def suits(model: AgentModel, needs: Needs) -> bool:

@@ -56,6 +56,11 @@ async def restore(socket: str, slot: int, name: str, *, deadline: float) -> int:
     return await _act(socket, slot, "restore", name, "n_restored", deadline)
 
 
+async def erase(socket: str, slot: int, *, deadline: float) -> int:
+    """Let `slot` hold nothing; returns the tokens that it held. Raises as `save` does."""
+    return await _act(socket, slot, "erase", "", "n_erased", deadline)
+
+
 async def _act(socket: str, slot: int, action: str, name: str, counted: str, deadline: float) -> int:
     body = json.dumps({"filename": name}).encode()
     status, reply = await unix_http.post(socket, f"/slots/{slot}?action={action}", body, deadline=deadline)

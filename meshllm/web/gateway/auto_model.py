@@ -7,7 +7,7 @@ from urllib.parse import quote
 from meshllm.core.routing import auto_choice
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.agent_choice import AgentModel
-from meshllm.core.routing.auto_choice import AUTO, Needs
+from meshllm.core.routing.auto_choice import Needs
 from meshllm.core.routing.routes import NO_MESH, MeshIndex
 from meshllm.core.snapshot import Purpose, Snapshot
 from meshllm.web.gateway.api_request import ApiRequest, conversation_key, text_bytes
@@ -71,11 +71,6 @@ class AutoModels:
         more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
         details["message"] = f"{error.message} Models with enough context: {named}{more}."
         return UpstreamError(error.status, {**error.body, "error": details}, error.retry_after)
-
-
-def is_auto(model: str) -> bool:
-    """Whether a caller leaves the choice to the mesh."""
-    return len(model) == len(AUTO) and model.casefold() == AUTO
 
 
 def model_header(model: str) -> str:

@@ -26,7 +26,7 @@ from meshllm.core.snapshot import Snapshot
 from meshllm.errors import port_taken
 from meshllm.tasks import Owner
 from meshllm.web.gateway.api_request import api_label, api_of
-from meshllm.web.gateway.auto_model import MODEL_HEADER, is_auto
+from meshllm.web.gateway.auto_model import MODEL_HEADER
 from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics, NodeCounters
 from meshllm.web.gateway.model_list import alias_card, auto_card, model_card, model_list, unknown_model_message
 from meshllm.web.gateway.ollama import OllamaEndpoint
@@ -318,11 +318,12 @@ class Gateway:
         if route is not None and route.api is Api.MODELS:
             body: Any = model_list(table.snapshot, table.index, table.aliases, table.names)
         elif (name := model_in_path(request.path)) is not None:
-            body = model_card(table.snapshot, table.index, table.name_of(name))
+            if table.is_auto(name):
+                body = auto_card(table.snapshot, table.index)
+            else:
+                body = model_card(table.snapshot, table.index, table.name_of(name))
             if body is not None and name in table.aliases:
                 body = alias_card(body, name)
-            if body is None and is_auto(name):
-                body = auto_card(table.snapshot, table.index)
             if body is None:
                 now = self._loop.time()
                 message = unknown_model_message(table.snapshot, name, table.index, now, table.names, table.aliases)

@@ -7,7 +7,7 @@ from typing import Any
 
 from meshllm.core.records import short
 from meshllm.core.routing import route_texts, routes
-from meshllm.core.routing.auto_choice import AUTO, Needs, calls_tools, served_models, suits
+from meshllm.core.routing.auto_choice import AUTO, Needs, calls_tools, is_auto, served_models, suits
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
@@ -33,7 +33,8 @@ def model_list(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str],
     for alias in aliases:
         if (card := cards.get(names.find(alias))) is not None:
             cards[alias] = alias_card(card, alias)
-    if AUTO not in cards and (card := auto_card(snapshot, index)) is not None:
+    if is_auto(AUTO, names, snapshot) and (card := auto_card(snapshot, index)) is not None:
+        cards.pop(AUTO, None)  # a peer's
         cards[AUTO] = card
     return _listed(list(cards.values()))
 

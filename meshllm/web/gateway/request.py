@@ -18,7 +18,7 @@ import orjson
 from meshllm.core.routing.routes import ENGINE, PEER, ModelRoute, TargetKind
 from meshllm.tasks import EagerTask, Signal
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse, understand
-from meshllm.web.gateway.auto_model import is_auto, model_header
+from meshllm.web.gateway.auto_model import model_header
 from meshllm.web.gateway.crashed_requests import REFUSED_MESSAGE, REQUEST_CRASHED
 from meshllm.web.gateway.model_list import known_models_text
 from meshllm.web.gateway.relay import JSON, MAX_LATE, Relay, ResponseWriter
@@ -197,10 +197,11 @@ class ProxiedRequest:
         request = understand(self.api, self._path, self._http, trace.request_id, guest=self._guest, known_models=known)
         model = request.model
         if not from_peer:
-            name = proxy.table.name_of(model)
-            if is_auto(name) and not proxy.table.is_known(name):
+            if proxy.table.is_auto(model):
                 name = proxy.auto.pick(request, proxy.now())
                 self._cors += model_header(name)
+            else:
+                name = proxy.table.name_of(model)
             if name != model:
                 request.rename(name)
                 model = name

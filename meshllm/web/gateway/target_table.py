@@ -14,6 +14,7 @@ from dataclasses import replace
 from meshllm.core.records import ModelLoad, short
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.auto_choice import AUTO, is_auto
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.prefixes import PrefixHosts
 from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Place, Target, TargetKind, TargetOffer
@@ -161,6 +162,10 @@ class TargetTable:
         if asked not in self.aliases and self.is_exact(asked):
             return asked  # nearly always; all names are collected for the others only
         return self.names.find(asked)
+
+    def is_auto(self, asked: str) -> bool:
+        """Whether a caller who asks for `asked` leaves the choice to the mesh."""
+        return len(asked) == len(AUTO) and is_auto(asked, self.names, self.snapshot)
 
     @property
     def names(self) -> ModelNames:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 from meshllm.wire.api import strict_json
 from meshllm.wire.api.ollama_errors import error_in, error_line, text_line
 from meshllm.wire.api.ollama_request import AnswerForm
 from meshllm.wire.api.response_translation import WRONG_SHAPE
-from meshllm.wire.api.sse import parse_event, split_events
+from meshllm.wire.api.sse import MAX_EVENT, parse_event, split_events
 
 MEDIA_TYPE = "application/x-ndjson"
+# Calls are passed on when they are complete; their text is bounded as an event is.
+MAX_CALLS = 1024
 _NANOSECONDS = 1_000_000_000
 _LOADED = (AnswerForm.CHAT_LOADED, AnswerForm.GENERATE_LOADED)
 _CHATS = (AnswerForm.CHAT, AnswerForm.CHAT_LOADED)
@@ -43,6 +46,15 @@ class Moment:
     elapsed: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of a tool that is being told."""
+
+    ident: object
+    name: StringIO = field(default_factory=StringIO)
+    arguments: StringIO = field(default_factory=StringIO)
+
+
 class BrokenCall(ValueError):
     """A call of a tool whose arguments are not a JSON object, which this API cannot state."""
 
@@ -60,7 +72,8 @@ class OllamaAnswer:
         self.ended = False
         self._begun = False
         self._first: float | None = None  # seconds until the first token
-        self._calls: list[dict[str, Any]] = []
+        self._calls: list[_Call] = []
+        self._room = MAX_EVENT
         self._reason = ""
         self._usage: Mapping[str, Any] = {}
         self._timings: Mapping[str, Any] = {}
@@ -134,10 +147,14 @@ class OllamaAnswer:
         function = call.get("function") or {}
         index = call.get("index")
         if index is None or index == len(self._calls):
-            self._calls.append({"id": call.get("id"), "name": "", "arguments": ""})
+            if len(self._calls) >= MAX_CALLS:
+                raise ValueError("too many calls")
+            self._calls.append(_Call(call.get("id")))
         known = self._calls[-1 if index is None else index]
-        known["name"] += function.get("name") or ""
-        known["arguments"] += function.get("arguments") or ""
+        for text, part in ((known.name, function.get("name")), (known.arguments, function.get("arguments"))):
+            self._room -= text.write(part or "")
+        if self._room < 0:
+            raise ValueError("calls above the size limit")
 
     def _last(self, at: Moment) -> Iterator[bytes]:
         """The calls of tools, and the line that ends the answer."""
@@ -247,17 +264,17 @@ class OllamaAnswer:
         }
 
 
-def _calls(found: list[dict[str, Any]], *, cut: bool) -> list[dict[str, Any]]:
+def _calls(found: list[_Call], *, cut: bool) -> list[dict[str, Any]]:
     """The calls with their arguments as objects. `cut`: the answer ended before the last one was complete."""
     calls = []
     for index, call in enumerate(found):
-        arguments = strict_json.loads_object(call["arguments"] or "{}")
+        name, arguments = call.name.getvalue(), strict_json.loads_object(call.arguments.getvalue() or "{}")
         if arguments is None:
             if cut and index == len(found) - 1:
                 break
-            raise BrokenCall(f"error parsing tool call: the arguments of {call['name'][:200]!r} are not a JSON object")
-        function = {"index": index, "name": call["name"], "arguments": arguments}
-        calls.append({**({"id": call["id"]} if isinstance(call["id"], str) else {}), "function": function})
+            raise BrokenCall(f"error parsing tool call: the arguments of {name[:200]!r} are not a JSON object")
+        function = {"index": index, "name": name, "arguments": arguments}
+        calls.append({**({"id": call.ident} if isinstance(call.ident, str) else {}), "function": function})
     return calls
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,29 +30,42 @@ class _Calls:
 
     def __init__(self) -> None:
         self._count = 0
-        self._open: list[tuple[str, str]] = []  # identifier and name of calls without a result
+        # Calls without a result by a running number, which orders them: identifier and name. Their numbers by each: a
+        # body may have a million calls.
+        self._open: OrderedDict[int, tuple[str, str]] = OrderedDict()
+        self._by_ident: dict[str, deque[int]] = {}
+        self._by_name: dict[str, deque[int]] = {}
 
     def add(self, name: str, ident: object) -> str:
         """A call; returns its identifier."""
         self._count += 1
         made = ident if isinstance(ident, str) and ident else f"call_{self._count}"
-        self._open.append((made, name))
+        self._open[self._count] = (made, name)
+        self._by_ident.setdefault(made, deque()).append(self._count)
+        self._by_name.setdefault(name, deque()).append(self._count)
         return made
 
     def answer(self, ident: object, name: object) -> str:
         """The identifier of the call to which a result belongs: the named one, or the oldest without one."""
-        found = next((call for call in self._open if ident and call[0] == ident), None)
-        if found is None and isinstance(ident, str) and ident:
-            return ident
-        if found is None:
-            found = next((call for call in self._open if name and call[1] == name), None)
-        if found is None and not name:
-            found = next(iter(self._open), None)
+        if isinstance(ident, str) and ident:
+            found = self._oldest(self._by_ident.get(ident))
+            if found is None:
+                return ident
+        elif isinstance(name, str) and name:
+            found = self._oldest(self._by_name.get(name))
+        else:
+            found = None if name else next(iter(self._open), None)
         if found is None:
             self._count += 1
             return f"call_{self._count}"
-        self._open.remove(found)
-        return found[0]
+        return self._open.pop(found)[0]
+
+    def _oldest(self, numbers: deque[int] | None) -> int | None:
+        """The first of `numbers` whose call has no result yet."""
+        while numbers:
+            if (number := numbers.popleft()) in self._open:
+                return number
+        return None
 
 
 def _message(message: object, param: str, calls: _Calls) -> dict[str, Any]:

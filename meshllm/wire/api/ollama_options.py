@@ -34,6 +34,8 @@ _OF_THE_HOST = ("num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "num_
 _NEGATIVE_IS_NONE = ("num_predict", "seed")
 _KEEP_ALIVE = re.compile(r"[-+]?(?:\d{1,12}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h))+|[-+]?\d{1,12}")
 MAX_INTEGER = 1 << 53
+# Characters of a duration.
+MAX_KEEP_ALIVE = 100
 
 
 def openai_fields(options: object) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def unloads(keep_alive: object) -> bool:
     if keep_alive is None:
         return False
     if isinstance(keep_alive, str):
-        if _KEEP_ALIVE.fullmatch(keep_alive) is None:
+        if len(keep_alive) > MAX_KEEP_ALIVE or _KEEP_ALIVE.fullmatch(keep_alive) is None:
             shown = keep_alive[:40]
             raise invalid("keep_alive", f"'keep_alive' is {shown!r}: use a duration such as \"10m\", or seconds.")
         return all(float(number) == 0 for number in re.findall(r"\d+(?:\.\d+)?", keep_alive))

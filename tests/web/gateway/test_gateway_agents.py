@@ -155,6 +155,27 @@ async def test_a_model_named_auto_and_an_alias_come_first(folder: Path) -> None:
         assert engine.calls[-1].json["model"] == "mine"
 
 
+@pytest.mark.parametrize("name", ["auto", "AUTO", "auto.gguf", "auto-Q8_0"])
+async def test_peer_does_not_get_all_requests_by_naming_its_model_auto(place: Town, name: str) -> None:
+    here = place.here
+    engine = await here.engine(well)
+    here.publish(generating("m", engine.address))
+    here.meet(host(ONE, name))
+    response = await here.call(ask(model="auto"))
+    assert (response.status, response.headers[MODEL_HEADER]) == (200, "m")
+    assert (await here.get("/v1/models/auto")).json["owned_by"] == "mesh-llm"
+    listed = {card["id"]: card for card in (await here.get("/v1/models")).json["data"]}
+    assert "choices" in listed["auto"]["mesh"]
+
+
+async def test_model_here_named_auto_is_that_model(table: Bench) -> None:
+    engine = await table.engine(well)
+    table.publish(generating("auto", engine.address), generating("other", engine.address))
+    response = await table.call(ask(model="auto"))
+    assert (response.status, MODEL_HEADER in response.headers) == (200, False)
+    assert [card["id"] for card in (await table.get("/v1/models")).json["data"]] == ["auto", "other"]
+
+
 async def test_auto_waits_for_a_model_that_is_coming(table: Bench) -> None:
     table.publish(coming("m"))
     caller = await table.caller()

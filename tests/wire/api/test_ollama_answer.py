@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.wire.api.ollama_answer import Moment, OllamaAnswer
+from meshllm.wire.api.ollama_answer import MAX_CALLS, Moment, OllamaAnswer
 from meshllm.wire.api.ollama_errors import ollama_error
 from meshllm.wire.api.ollama_models import NEVER, FileFacts, ps_body, show_body, tags_body
 from meshllm.wire.api.ollama_request import AnswerForm
@@ -264,3 +264,20 @@ def test_vectors_are_those_of_the_answer(vectors: list[list[float]], rng: Any) -
 def test_any_whole_answer_is_translated_or_an_error(form: AnswerForm, body: Any) -> None:
     status, found = whole(form, body)
     assert (status == 200) != ("error" in found)
+
+
+@pytest.mark.parametrize("field", ["name", "arguments"])
+def test_calls_without_an_end_are_an_error(field: str) -> None:
+    """They are kept until they are complete, and a host may be hostile."""
+    answer = OllamaAnswer(AnswerForm.CHAT, "m")
+    part = chunk({"tool_calls": [{"index": 0, "function": {field: "a" * (1 << 20)}}]})
+    written = b"".join(answer.feed(part, AT) for _ in range(17))
+    assert answer.ended
+    assert set(json.loads(written)) == {"error"}
+
+
+def test_calls_without_number_are_an_error() -> None:
+    answer = OllamaAnswer(AnswerForm.CHAT, "m")
+    part = chunk({"tool_calls": [{"function": {"name": "f"}}] * MAX_CALLS})
+    assert answer.feed(part, AT) == b""
+    assert set(json.loads(answer.feed(part, AT))) == {"error"}

@@ -168,6 +168,29 @@ def test_results_of_tools_find_their_calls() -> None:
     assert [message["tool_call_id"] for message in messages[2:]] == ["call_2", "x", "call_1", "call_4"]
 
 
+class Counted(str):
+    """A name that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.parametrize("field", ["tool_call_id", "tool_name"])
+def test_results_are_found_without_a_look_at_every_call(field: str) -> None:
+    calls = [{"id": Counted(f"i{n}"), "function": {"name": Counted(f"i{n}")}} for n in range(500)]
+    results: list[dict[str, Any]] = [{"role": "tool", field: Counted(f"i{n}")} for n in range(499, -1, -1)]
+    messages = chat_messages([{"role": "assistant", "tool_calls": calls}, *results])
+    assert [message["tool_call_id"] for message in messages[1:]] == [f"i{n}" for n in range(499, -1, -1)]
+    Counted.compared = 0
+    chat_messages([{"role": "assistant", "tool_calls": calls}, *results])
+    assert Counted.compared < 5000
+
+
 def test_tools_have_openais_shape() -> None:
     function = {"name": "weather", "parameters": {"type": "object"}}
     assert chat(tools=[{"function": function}]).body["tools"] == [{"type": "function", "function": function}]
@@ -212,7 +235,7 @@ def test_keep_alive() -> None:
         *(False,) * 7,
         *(True,) * 4,
     ]
-    for wrong in ("soon", "", "5x", True, [], "5m" * 5000 + "x"):
+    for wrong in ("soon", "", "5x", True, [], "5m" * 5000 + "x", "5m" * 5000):
         with pytest.raises(RequestRefused):
             unloads(wrong)
     assert chat(keep_alive=0).form is AnswerForm.CHAT  # answers, and has no effect
