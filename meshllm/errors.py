@@ -86,6 +86,16 @@ class InvalidModelFile(InputError):
     default_advice = "Delete the file and download the model again."
 
 
+class DamagedModelFile(InvalidModelFile):
+    """A file that is no readable GGUF file: damaged, cut, or of another kind. `reason`: why, without its path."""
+
+    code = "damaged_model_file"
+
+    def __init__(self, message: str, *, advice: str = "", reason: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.reason = reason
+
+
 class BadBackend(InputError):
     """An invalid `--backend` URL, or a server there that is not OpenAI-compatible."""
 

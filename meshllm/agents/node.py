@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from meshllm.core.routing.agent_choice import AgentModel
-from meshllm.errors import EnvironmentFailure, NotRunning, PortTaken, UnknownModel
+from meshllm.core.routing.model_names import ModelNames
+from meshllm.errors import AmbiguousModel, EnvironmentFailure, NotRunning, PortTaken, UnknownModel
 from meshllm.util.format import printable_message
 from meshllm.wire.api.model_cards import read_model_cards
 
@@ -164,10 +165,14 @@ def wait_for_models(
 
 
 def find_model(models: Sequence[AgentModel], name: str) -> AgentModel | None:
-    """The model with that name; without regard to case if only one is called so."""
-    exact = next((model for model in models if model.name == name), None)
-    alike = [model for model in models if model.name.casefold() == name.casefold()]
-    return exact or (alike[0] if len(alike) == 1 else None)
+    """The model that `name` means, by the rule of the API. Raises AmbiguousModel if it means several."""
+    names = ModelNames([model.name for model in models], {})
+    if several := names.candidates(name):
+        raise AmbiguousModel(
+            f"{name!r} can mean {', '.join(several[:20])}.", advice="Use one of these names.", candidates=several[:20]
+        )
+    found = names.find(name)
+    return next((model for model in models if model.name == found), None)
 
 
 def _unknown(name: str, models: Sequence[AgentModel]) -> UnknownModel:

@@ -299,7 +299,7 @@ def _verdict(item: InventoryItem, proof: FileVerification) -> str:
     if item.program:
         repair = f"It is not in the model folder: download it again with its program ({printable(item.program)})."
     told = "is incomplete" if proof.verdict.value == "missing" else "is DAMAGED"
-    return f"{name}: {where} {told}: {printable(proof.reason)}. {repair}"
+    return f"{name}: {where} {told}: {printable(proof.reason.rstrip('.'))}. {repair}"
 
 
 def _proof_facts(item: InventoryItem, proof: FileVerification) -> dict[str, Any]:

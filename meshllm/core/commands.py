@@ -82,6 +82,14 @@ class StopServer(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class TakeFromMesh(Command):
+    """The owner asked for a model as `asked`, which is `model` in the mesh: it may be downloaded from there."""
+
+    model: str
+    asked: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetModel(Command):
     """The owner dropped the model and it has no engine process: stop its download and its measurement, and forget what
     was planned for it. Nothing answers."""

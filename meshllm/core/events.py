@@ -24,19 +24,22 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ModelWanted(Event):
-    """This node must serve a model; `split`: as a split even if it fits on this node; `origin`: on whose word."""
+    """This node must serve a model; `split`: as a split even if it fits on this node; `origin`: on whose word;
+    `unknown`: neither the disk nor the catalogue has that name, only the mesh can know it."""
 
     model: str
     split: bool = False
     origin: ModelOrigin = ModelOrigin.STARTED
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MeshModelRequested(Event):
     """A model is requested that another node of the mesh may serve; if none does, this node serves it beside its first
-    model, if it fits."""
+    model, if it fits. `unknown`: see `ModelWanted`."""
 
     model: str
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +265,9 @@ class MachineObserved(Event):
     """The machine now; None where a fact could not be read, so that the last one stays.
 
     `memory`: bytes that this node offers for models; `devices`: the same for each accelerator, if there are several;
-    `disk_free`: bytes for model files. `models`, `aliases` and `model_sizes` (bytes): the models on the disk (see
-    `MachineFacts`). `machine_memory`: see `NodeRecord`. `used`: bytes that the engine process of each model takes, and
-    of the worker process under the name "". `download_room`: see `NodeRecord`.
+    `disk_free`: bytes for model files. `models`, `aliases`, `model_sizes` (bytes) and `damaged`: the models on the
+    disk (see `MachineFacts`). `machine_memory`: see `NodeRecord`. `used`: bytes that the engine process of each model
+    takes, and of the worker process under the name "". `download_room`: see `NodeRecord`.
     """
 
     memory: int | None = None
@@ -276,6 +279,7 @@ class MachineObserved(Event):
     used: tuple[tuple[str, int], ...] | None = None
     model_sizes: tuple[int, ...] = ()
     download_room: int | None = None
+    damaged: tuple[tuple[str, str, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

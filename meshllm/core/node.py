@@ -20,7 +20,7 @@ from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.links import Rng
 from meshllm.core.membership.member import Member, MeshConfig
 from meshllm.core.membership.participant import MeshParticipant
-from meshllm.core.membership.views import JoinPhase, PeerStatus
+from meshllm.core.membership.views import PeerStatus
 from meshllm.core.memory.observation import MachineFacts
 from meshllm.core.quantise import quantise
 from meshllm.core.records import (
@@ -41,20 +41,16 @@ from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlace
 from meshllm.core.serving.disk_models import DiskModels
 from meshllm.core.serving.fetching import DOWNLOAD_CLAIM_SECONDS, FetchFacts
 from meshllm.core.serving.local_models import LocalModels, is_unloaded
-from meshllm.core.serving.placement import CONTEXT_PART, MIB, PlacementView, may_be_taken
+from meshllm.core.serving.placement import CONTEXT_PART, MIB, PlacementView
 from meshllm.core.serving.pressure import PressureWatch
 from meshllm.core.serving.published_models import published_backends, published_models
+from meshllm.core.serving.unserved import unserved_models
+from meshllm.core.serving.wishes import Wishes
 from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.corrections import Correction
 from meshllm.core.split.lease import LeaseMessage
 
-# A further `--model` runs here if no other node serves it after this time. A standby that has it on its disk gets
-# longer, to load it; a node that has not joined its mesh waits for that, but not for ever.
-BESIDE_SECONDS = 10.0
-TAKEN_SECONDS = 120.0
-JOIN_SECONDS = 30.0
-BESIDE_CHECK_SECONDS = 2.0
 # A model that the owner dropped is not served for the mesh's request for this time.
 DROPPED_SECONDS = 86_400.0
 # Why a model is stopped that was served for the mesh's demand.
@@ -86,8 +82,6 @@ class NodeCore:
         self._catalog = {} if catalog is None else catalog
         self._declared_tools = {} if declared_tools is None else declared_tools
         self._backends: dict[str, BackendState] = {}
-        # Models requested from the mesh, and since when no other node has served each (None: one does, or unknown).
-        self._requested: dict[str, float | None] = {}
         self._machine = MachineFacts()
         self._free_memory = 0  # as last observed, not quantised
         self._used_memory = 0  # of all engine processes
@@ -100,8 +94,6 @@ class NodeCore:
         self._pressure = PressureWatch()
         self._pressure_new = False
         self._pressure_due: float | None = None
-        self._joining_until: float | None = None
-        self._beside_at: float | None = None
         # Models that the mesh's request does not bring back, until then; and those of them that are saved.
         self._dropped = dict(dropped or {})
         self._saved_dropped = tuple(self._dropped.items())
@@ -126,10 +118,11 @@ class NodeCore:
                 corrections,
             )
         self._local = LocalModels(self._splitting, idle_unload)
+        self._wishes = Wishes(self._mesh, self._names_here)
         self._demand = NodeDemand(self._mesh, self._own_names, self._catalog)
         self._stopping = self._leaving = False
         self._finished = False
-        self._snapshot = Snapshot(catalog=self._catalog)
+        self._snapshot = Snapshot(catalog=self._catalog, declared_tools=self._declared_tools)
         self._dirty = self._mesh is not None
 
     # -- what the daemon calls
@@ -140,9 +133,9 @@ class NodeCore:
         local = self._local_event(event, now)
         due = self._due is not None and self._due <= now
         local = self._pressure_changed(now) or local
-        due = self._serve_requested(now) or due
+        due = self._look_for_wishes(now, todo) or due
         if local or due:
-            todo = self._decide(now)
+            todo += self._decide(now)
             self._dirty = True
         if self._mesh is not None:
             # Leaving writes a record of its own.
@@ -170,7 +163,7 @@ class NodeCore:
             if not self._stopping:
                 times.append(self._placement_at)
         if not self._stopping:
-            times.append(self._beside_at)
+            times.append(self._wishes.due)
         return min((time for time in times if time is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -208,7 +201,8 @@ class NodeCore:
 
     def _decide(self, now: float) -> list[c.Command]:
         self._placement.expire(now)
-        self._local.expected = tuple(name for name in self._requested if not self._served_elsewhere(name))
+        expected = [name for name in self._wishes.requested if not self._wishes.served_elsewhere(name)]
+        self._local.expected = tuple(expected)
         todo = [*self._local.decide(now), *self._probes(now)]
         times = [self._local.next_deadline(now)]
         if self._splitting is not None:
@@ -216,7 +210,7 @@ class NodeCore:
             times.append(self._splitting.next_deadline())
         if not self._stopping:
             self._dropped = {name: until for name, until in self._dropped.items() if until > now}
-            times += self._dropped.values()
+            times += [*self._dropped.values(), self._placement.next_expiry()]
             if (dropped := tuple(self._dropped.items())) != self._saved_dropped:
                 self._saved_dropped = dropped
                 todo.append(c.SaveDropped(dropped))
@@ -249,12 +243,13 @@ class NodeCore:
             tuple(self._backends.values()),
             self._stopping,
             self._mesh.view() if self._mesh is not None else None,
-            tuple(self._requested),
+            self._wishes.requested,
             self._splitting.worker_lease if self._splitting is not None else None,
             tuple(self._dropped.items()),
             self._local.idle_unload,
             tuple(self._available()),
             self._catalog,
+            tuple([(name, reason) for name, reason, _ in self._machine.damaged]),
             self._declared_tools,
         )
         if new != self._snapshot:
@@ -264,8 +259,12 @@ class NodeCore:
 
     def _own_names(self) -> list[str]:
         """The models that this node knows itself."""
+        return [*self._local.models, *self._wishes.requested, *self._names_here()]
+
+    def _names_here(self) -> list[str]:
+        """The models of the disk and of the backends."""
         pooled = [name for backend in self._backends.values() for name in backend.models]
-        return [*self._local.models, *self._requested, *self._machine.models, *pooled]
+        return [*self._machine.models, *pooled]
 
     def _demand_event(self, event: e.Event, now: float) -> list[c.Command]:
         """Take in what callers and clients ask for, and let it decay."""
@@ -344,7 +343,7 @@ class NodeCore:
         disk = [(name, size) for name, size in named if self._may_take(name)][:MAX_ON_DISK]
         return OwnFacts(
             serves=tuple(served),
-            wants=tuple(dict.fromkeys([*wants, *self._requested]))[:MAX_WANTED],
+            wants=tuple(dict.fromkeys(map(self._wishes.name_of, [*wants, *self._wishes.requested])))[:MAX_WANTED],
             # The other nodes must not count on this one for a model that its owner dropped, or that failed here.
             on_disk=tuple([name for name, _ in disk]),
             aliases=self._machine.aliases,
@@ -362,6 +361,13 @@ class NodeCore:
             loading=self._loading(),
             room=0 if self._leased else self._disk.room,
             download_room=self._machine.download_room,
+            unserved=unserved_models(
+                self._local.engine,
+                self._local.models.values(),
+                self._placement.avoided,
+                [name for name in self._dropped if name in self._machine.models],
+                {name: reason for name, reason, shared in self._machine.damaged if shared},
+            ),
         )
 
     def _planned_memory(self) -> int:
@@ -384,44 +390,25 @@ class NodeCore:
         found = [self._splitting.candidate(model) for model in models]
         return tuple(candidate for candidate in found if candidate is not None)[:MAX_SPLITS]
 
-    def _served_elsewhere(self, model: str) -> bool:
-        """Whether a live peer serves `model`."""
-        member = self._mesh
-        return isinstance(member, Member) and any(
-            served.name == model for record in member.alive() for served in record.serves
-        )
-
-    def _serve_requested(self, now: float) -> bool:
-        """Serve the further `--model`s that no other node takes, beside the first one. Whether there are any."""
-        member = self._mesh
-        if not self._requested or self._stopping or isinstance(member, ClientMember):
-            self._beside_at = None
+    def _look_for_wishes(self, now: float, todo: list[c.Command]) -> bool:
+        """Find out what wished names mean, and serve the further `--model`s that no other node takes. Whether that was
+        due."""
+        unknown = [model.name for model in self._local.models.values() if model.unknown]
+        found = self._wishes.check(unknown, now, stopping=self._stopping)
+        if found is None:
             return False
-        if member is not None and self._beside_at is not None and now < self._beside_at:
-            return False
-        self._beside_at = now + BESIDE_CHECK_SECONDS
-        others = list(member.alive()) if isinstance(member, Member) else []
-        if self._joining_until is None:
-            self._joining_until = now + JOIN_SECONDS
-        looking = isinstance(member, Member) and member.phase in (JoinPhase.DIALLING, JoinPhase.SYNCING)
-        joins = looking and now < self._joining_until
-        found = []
-        for name, since in self._requested.items():
-            if joins or self._served_elsewhere(name):
-                self._requested[name] = None
-                continue
-            unserved = self._requested[name] = now if since is None else since
-            wait = TAKEN_SECONDS if may_be_taken(name, others) else BESIDE_SECONDS
-            if member is None or now - unserved >= wait:
-                found.append(name)
         for name in found:
-            del self._requested[name]
-            self._local.want(name, ModelOrigin.BESIDE)
-        return bool(found)
+            self._local.want(name, ModelOrigin.BESIDE, unknown=self._wishes.is_unknown(name))
+        renamed = False
+        for name in [model.name for model in self._local.models.values() if model.unknown]:
+            if (meant := self._wishes.name_of(name)) != name:
+                todo += self._local.rename(name, meant)
+                renamed = True
+        return bool(found) or renamed
 
     def _drop(self, name: str, now: float) -> None:
         self._local.drop(name)
-        self._requested.pop(name, None)
+        self._wishes.remove(name)
         self._dropped[name] = now + DROPPED_SECONDS
 
     def _loading(self) -> tuple[str, ...]:
@@ -502,7 +489,7 @@ class NodeCore:
 
     def _is_free(self, member: Member) -> bool:
         """Whether this node could take a model: a standby, no worker, with models on its disk or room for them."""
-        if self._backends or self._requested or not all(map(is_unloaded, self._local.models.values())):
+        if self._backends or self._wishes.requested or not all(map(is_unloaded, self._local.models.values())):
             return False
         has_models = bool(self._machine.models or self._machine.download_room)
         return has_models and member.joined and not member.record.idle and not self._leased
@@ -537,13 +524,13 @@ class NodeCore:
             return False
         if isinstance(event, e.LoadWanted | e.ModelWanted | e.MeshModelRequested):  # the owner's word
             self._dropped.pop(event.model, None)
-            self._requested.pop(event.model, None)
+            self._wishes.remove(event.model)
         if self._local.handle(event, now):
             return True
         match event:
             case e.MeshModelRequested():
                 if not self._stopping:
-                    self._requested[event.model] = None
+                    self._wishes.add(event.model, unknown=event.unknown)
             case e.MachineObserved():
                 self._machine_observed(event, now)
             case e.SpeedMeasured():
@@ -588,6 +575,7 @@ class NodeCore:
             machine = machine.with_download_room(event.download_room)
         if event.models is not None:
             machine = replace(machine, models=event.models, aliases=event.aliases, model_sizes=event.model_sizes)
+            machine = replace(machine, damaged=event.damaged)
         self._machine = machine
 
     def _stop(self) -> None:

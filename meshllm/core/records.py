@@ -64,6 +64,7 @@ MAX_FAILURE_REPORTS = 64
 MAX_SPLITS = 8
 MAX_DEVICES = 16
 MAX_LOADING = 8
+MAX_UNSERVED = 8
 MAX_NAME_BYTES = 256
 # Enough to tell the machines of a mesh apart.
 MACHINE_BYTES = 8
@@ -165,6 +166,24 @@ class SplitCandidate:
     force_split: bool = False
 
 
+class UnservedCause(Enum):
+    """Why a node does not serve a model. FAILED: it tries again; DROPPED: its owner dropped it; DAMAGED: its file is
+    damaged."""
+
+    FAILED = "failed"
+    DROPPED = "dropped"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class UnservedModel:
+    """A model that a node does not serve although it was to, or has its file. `reason`: for users, without paths."""
+
+    name: str
+    cause: UnservedCause
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class OwnFacts:
     """What this node publishes about its models and its machine, as far as the rest of the core knows it.
@@ -191,6 +210,7 @@ class OwnFacts:
     loading: tuple[str, ...] = ()
     room: int = 0
     download_room: int = 0
+    unserved: tuple[UnservedModel, ...] = ()
     demand_is_news: bool = False
 
 
@@ -210,7 +230,8 @@ class NodeRecord:
     `disk_sizes`: MiB of the models in `on_disk`, in its order (0: unknown). `loading`: models that it loads now.
     `room`: bytes that it gives to a model of its disk for which a request comes: free, or taken by models that it would
     unload for that (0: its owner lets it load none). `download_room`: bytes of model files that it may still download
-    for the mesh's demand (0: its owner does not let it).
+    for the mesh's demand (0: its owner does not let it). `unserved`: models that it was to serve, or has on its disk,
+    and does not serve.
     """
 
     node: NodeId
@@ -242,6 +263,7 @@ class NodeRecord:
     loading: tuple[str, ...] = ()
     room: int = 0
     download_room: int = 0
+    unserved: tuple[UnservedModel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

@@ -166,7 +166,8 @@ class ModelState:
 
     `unloaded`: its memory was freed, and the next request loads it again; `last_run`: what its engine process said of
     itself before that, until it serves again or fails to. `dropped`: the owner dropped it: it is removed once its
-    process has ended. `idle_since`: when its last request ended (None: it processes one, or does not serve).
+    process has ended. `idle_since`: when its last request ended (None: it processes one, or does not serve). `unknown`:
+    only the mesh can know what its name means, and it is not known yet.
     """
 
     name: str
@@ -194,6 +195,7 @@ class ModelState:
     last_run: ServerFacts | None = None
     dropped: bool = False
     idle_since: float | None = None
+    unknown: bool = False
 
     @property
     def reloads(self) -> bool:
@@ -236,6 +238,8 @@ class Snapshot:
     available: tuple[str, ...] = ()
     # The models that the catalogue knows, with their bytes: always the same object.
     catalog: Mapping[str, int] = field(default_factory=dict)
+    # Why a file on the disk that has the name of a model is of no use, by that name.
+    damaged: tuple[tuple[str, str], ...] = ()
     # Whether models call tools, by name, as the owner says: always the same object.
     declared_tools: Mapping[str, bool] = field(default_factory=dict)
 

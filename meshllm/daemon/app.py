@@ -291,11 +291,14 @@ class App:
         """Pass the command line's models and backends to the core: the first model runs here, others in the mesh or,
         if no other node takes them, here as well."""
         settings = self._settings
-        for number, model in enumerate(wanted):
+        for number, (model, source) in enumerate(wanted.items()):
+            unknown = source is None
             if settings.serve_all:
-                self._post(e.ModelWanted(model, settings.split and not number, ModelOrigin.LOADED))
+                self._post(e.ModelWanted(model, settings.split and not number, ModelOrigin.LOADED, unknown))
+            elif number:
+                self._post(e.MeshModelRequested(model, unknown))
             else:
-                self._post(e.MeshModelRequested(model) if number else e.ModelWanted(model, settings.split))
+                self._post(e.ModelWanted(model, settings.split, unknown=unknown))
         for backend in self._settings.backends:
             self._post(e.BackendAdded(backend.url))
 

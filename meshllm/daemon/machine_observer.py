@@ -39,11 +39,14 @@ class FreeMemory:
 
 @dataclass(frozen=True, slots=True)
 class ModelsOnDisk:
-    """Names of the models on the disk, further names of the same files, and the bytes of each model (0: unknown)."""
+    """Names of the models on the disk, further names of the same files, and the bytes of each model (0: unknown).
+    `damaged`: names of models whose files are of no use, with the reasons and whether other
+    nodes may hear of them."""
 
     models: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...] = ()
     sizes: tuple[int, ...] = ()
+    damaged: tuple[tuple[str, str, bool], ...] = ()
 
 
 class MachineReader(Protocol):
@@ -137,6 +140,7 @@ class MachineObserver:
                 machine_memory=free.machine if free is not None else None,
                 used=used,
                 model_sizes=found.sizes if found is not None else (),
+                damaged=found.damaged if found is not None else (),
             )
         )
 

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 from meshllm.core import events as e
 from meshllm.core.memory.devices import MachineMemory
+from meshllm.core.routing import routes
 from meshllm.core.routing.model_names import ModelNames
+from meshllm.core.routing.routes import MeshIndex
 from meshllm.core.snapshot import ServerPhase, Snapshot
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.start_wishes import check_same, find_model
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.errors import AmbiguousModel, MeshError, UnknownModel, UsageError
+from meshllm.models.catalog import catalog
+from meshllm.models.catalog.entry import Wanted
 from meshllm.util.threads import in_thread
 from meshllm.web.console.model_acts import LoadBegun
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 # Names that an error message lists.
 MAX_SHOWN = 10
+MAX_COMPARED = 1000
 
 
 class OwnerModels:
@@ -41,7 +46,7 @@ class OwnerModels:
         self._machine = machine
 
     async def load(self, text: str) -> LoadBegun:
-        """Begin to serve the model that `text` means. Raises MeshError."""
+        """Begin to serve the model that `text` means. Raises MeshError, for a name that is a model's nowhere, too."""
         if self._settings.client:
             raise UsageError("This node is a client: it serves no models.", advice="Start it without --client.")
         snapshot = self._snapshot()
@@ -49,14 +54,29 @@ class OwnerModels:
         known = _one_of(names, text)
         if known is not None and snapshot.model(known) is not None:
             return self._begin(known)
-        text = known or names.meant(text.strip())
-        home, mesh = self._settings.home, snapshot.mesh
-        joins = mesh is not None and bool(mesh.peers)
-        name, source = await in_thread(lambda stop: find_model(text, home, joins=joins), "look for a model")
+        name, source = await self._find(known or names.meant(text.strip()), snapshot)
         if snapshot.model(name) is not None:
             check_same(name, {name: self._supervisor.source(name)}, source)
         self._supervisor.request(name, source)
         return self._begin(name)
+
+    async def _find(self, text: str, snapshot: Snapshot) -> tuple[str, Wanted | None]:
+        """The name and the source of the model that `text` means on this disk, in the mesh or in the catalogue; None:
+        another node has it. A name that is a model's nowhere is refused: a wish for it would stay for ever."""
+        index = routes.mesh_index(snapshot.mesh)
+        in_mesh = routes.names(snapshot, index, dict(self._settings.aliases)).means(text)
+        if in_mesh and text not in in_mesh and catalog.load().get(text) is None:
+            if len(in_mesh) > 1:
+                raise _several(text, in_mesh)
+            (text,) = in_mesh
+        try:
+            return await in_thread(lambda stop: find_model(text), "look for a model")
+        except UnknownModel as error:
+            if text in in_mesh:
+                return text, None
+            if "/" in text:
+                raise
+            raise _unknown(error, text, snapshot, index) from error
 
     def _names(self, known: list[str]) -> ModelNames:
         """Names by the rule of the API."""
@@ -76,10 +96,9 @@ class OwnerModels:
         names = self._names(here)
         name = _one_of(names, text)
         if name is None:
-            home = self._settings.home
             try:
                 meant = names.meant(text.strip())
-                name = (await in_thread(lambda stop: find_model(meant, home, joins=False), "look for a model"))[0]
+                name = (await in_thread(lambda stop: find_model(meant), "look for a model"))[0]
             except MeshError:
                 name = text
         if name not in here:
@@ -100,8 +119,27 @@ def _one_of(names: ModelNames, text: str) -> str | None:
     """The name that `text` means; None if it means none. Raises AmbiguousModel."""
     asked = text.strip()
     if several := names.candidates(asked):
-        shown = ", ".join(several[:MAX_SHOWN])
-        raise AmbiguousModel(
-            f"{asked[:200]!r} can mean {shown}.", advice="Use one of these names.", candidates=several[:MAX_SHOWN]
-        )
+        raise _several(asked, several)
     return names.find(asked) if names.is_known(asked) else None
+
+
+def _several(asked: str, models: tuple[str, ...]) -> AmbiguousModel:
+    shown = ", ".join(models[:MAX_SHOWN])
+    return AmbiguousModel(
+        f"{asked[:200]!r} can mean {shown}.", advice="Use one of these names.", candidates=models[:MAX_SHOWN]
+    )
+
+
+def _unknown(error: UnknownModel, asked: str, snapshot: Snapshot, index: MeshIndex) -> UnknownModel:
+    """`error`, with what the mesh has: near names, or all."""
+    mesh = snapshot.mesh
+    if mesh is not None and mesh.settling:
+        return UnknownModel(error.message, advice=f"{error.advice} This node has not joined its mesh yet: try again.")
+    names = [name for name in routes.models(snapshot, index) if snapshot.model(name) is None]
+    import difflib  # needed for unknown names only
+
+    near = difflib.get_close_matches(asked[:200], names[:MAX_COMPARED], n=3, cutoff=0.5)
+    shown = near or names[:MAX_SHOWN]
+    text = f" {'Similar in' if near else 'In'} the mesh: {', '.join(shown)}." if shown else ""
+    message = error.message if mesh is None or not mesh.peers else f"{error.message} No node of the mesh has it."
+    return UnknownModel(message, advice=f"{error.advice}{text}")

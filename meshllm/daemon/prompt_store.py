@@ -14,9 +14,11 @@ import json
 import os
 import shutil
 import stat
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, sha256
+from itertools import takewhile
 from pathlib import Path
 
 from meshllm.util.atomic_file import replace_file
@@ -32,6 +34,8 @@ MAX_FILE_BYTES = 2 << 30
 SPARE_BYTES = 4 << 30
 MAX_AGE_SECONDS = 3 * 86_400.0
 MAX_FILES = 32
+# A longer prompt replaces a file although it lacks so many tokens of its end.
+ANSWER_TOKENS = 256
 # A file that is so old (seconds) and in no index was left behind by a process that was killed.
 MOVING_SECONDS = 60.0
 _MAX_INDEX_BYTES = 256 << 10
@@ -81,8 +85,8 @@ class PromptStore:
         return sorted(found, key=lambda one: -one.saved)
 
     def add(self, key: str, model: Path, file: Path, tokens: int) -> SavedPrompt:
-        """Take over `file`, which an engine has written for `model`; it is moved. Files whose tokens it begins with are
-        removed, and the oldest ones beyond the bounds. Raises OSError."""
+        """Take over `file`, which an engine has written for `model`; it is moved. Files whose tokens it begins with,
+        but for a few at their end, are removed, and the oldest ones beyond the bounds. Raises OSError."""
         folder = self._folder / key
         for made in (self._folder, folder):
             made.mkdir(mode=0o700, exist_ok=True)
@@ -96,7 +100,7 @@ class PromptStore:
         _move(file, folder / name)
         saved = SavedPrompt(name, digest, size, tokens, self._clock())
         others = [one for one in self._index(key)[1] if one.name != name]
-        stale = [one for one in others if self._begins(folder / one.name, beginning)]
+        stale = [one for one in others if self._replaced(folder / one.name, beginning)]
         self._write(key, model, [*(one for one in others if one not in stale), saved])
         for one in stale:
             _remove(folder / one.name)
@@ -192,14 +196,17 @@ class PromptStore:
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
     @staticmethod
-    def _begins(path: Path, tokens: bytes) -> bool:
-        """Whether the tokens of a file are the first of `tokens`."""
+    def _replaced(path: Path, tokens: bytes) -> bool:
+        """Whether a prompt of `tokens` regains what a file has: an answer may come back as other tokens."""
         try:
             with _opened(path) as descriptor:
                 own = _tokens(descriptor)
         except OSError:
             return True  # it is gone
-        return bool(own) and tokens.startswith(own)
+        same = sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*map(_numbers, (own, tokens)), strict=False))
+        )
+        return same * 2 * _WORD >= len(own) > 0 and len(own) // _WORD - same <= ANSWER_TOKENS
 
 
 def _valid(one: SavedPrompt) -> bool:
@@ -237,6 +244,10 @@ def _tokens(descriptor: int) -> bytes:
     # llama-server packs them: a marker, a version, their number, the tokens, and what there is of images.
     number = int.from_bytes(packed[8:12], "little")
     return packed[12 : 12 + number * _WORD]
+
+
+def _numbers(tokens: bytes) -> array[int]:
+    return array("I", tokens[: len(tokens) // _WORD * _WORD])
 
 
 def _move(source: Path, target: Path) -> None:

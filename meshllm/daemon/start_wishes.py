@@ -27,25 +27,30 @@ def find_models(settings: Settings) -> dict[str, Wanted | None]:
     """
     wanted: dict[str, Wanted | None] = {}
     for text in settings.models:
-        name, source = find_model(text, settings.home, joins=bool(settings.invites))
+        try:
+            name, source = find_model(text)
+        except UnknownModel as error:
+            if "/" in text or text.casefold().endswith(".gguf"):
+                raise
+            if not settings.invites and not _knows_others(settings.home):
+                raise
+            log.warning("%s The mesh is asked for it. %s", error.message, error.advice)
+            name, source = text.strip(), None
         check_same(name, wanted, source)
         wanted[name] = source
     return wanted
 
 
-def find_model(text: str, home: Path, *, joins: bool) -> tuple[str, Wanted | None]:
-    """The name and the meaning of `text`. `joins`: this node is in a mesh with others, or joins one. Raises as
-    `find_models` does."""
+def find_model(text: str) -> tuple[str, Wanted]:
+    """The name and the meaning of `text` on this node. Raises UnknownModel, AmbiguousModel, InvalidModelFile
+    (also where only a damaged file has that name), UsageError."""
     store = Store(paths.models())
     try:
         found = resolve(text, folder=store.folder, disk=lambda: scan.scan(store))
     except UnknownModel as error:
-        if "/" in text or text.casefold().endswith(".gguf"):
-            raise
-        if not joins and not _knows_others(home):
-            raise
-        log.warning("%s The mesh is asked for it. %s", error.message, error.advice)
-        return text.strip(), None
+        if (damaged := scan.damaged_file(text, store)) is not None:
+            raise damaged from error
+        raise
     if found.note:
         log.warning("%s", found.note)
     source = found.wanted

@@ -81,6 +81,10 @@ SPEED_TOKENS = 100
 CHANGES = (e.EngineReady, e.FileReady, e.ServerReady, e.ServerGone, e.WorkerReady, e.WorkerGone)
 
 
+# Damaged files that callers are told about.
+MAX_DAMAGED = 64
+
+
 class Supervisor:
     """Carries out commands. `wanted` maps the name of each requested model to its source; further models of the mesh
     are served only if they are on this disk."""
@@ -111,6 +115,7 @@ class Supervisor:
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._on_disk: dict[str, Wanted] = {}
         self._misnamed: list[Wanted] = []
+        self._damaged: set[scan.DamagedFile] = set()
         self._backend_keys = backend_keys
         self._planner = planner
         self._owner = Owner("supervisor")
@@ -176,6 +181,9 @@ class Supervisor:
                 task.add_done_callback(lambda done: self._fetched(model, done))
             case c.AllowDownload(model, most):
                 self._demand.allow(model, most)
+            case c.TakeFromMesh(model, asked):
+                log.info("%s is taken as %s, which the mesh has.", asked, model)
+                self._wanted.setdefault(model, None)
             case c.MeasureModel(model, split, beside):
                 kept = partial(self._kept_for, beside)
                 self._servers.measure(self._models[model], model, self._ready(), split=split, beside=kept)
@@ -295,7 +303,18 @@ class Supervisor:
         aliases = {name: first for name, first in aliases.items() if name in listed and first in listed}
         names = sorted(listed, key=lambda name: (name not in self._wanted, name))
         sizes = tuple(scan.size_of(found[name], self._store) for name in names)
-        return ModelsOnDisk(tuple(names), tuple(sorted(aliases.items())), sizes)
+        files: dict[str, Wanted] = {each.name: each.path for each in disk.damaged}
+        told = self._sharing.allows(files) if self._sharing is not None else ()
+        damaged = tuple((each.name, each.text, each.name in told) for each in disk.damaged)
+        self._log_damaged(disk.damaged)
+        return ModelsOnDisk(tuple(names), tuple(sorted(aliases.items())), sizes, damaged[:MAX_DAMAGED])
+
+    def _log_damaged(self, found: Iterable[scan.DamagedFile]) -> None:
+        """Say once of each file that it is of no use."""
+        for each in found:
+            if each not in self._damaged:
+                self._damaged.add(each)
+                log.warning("%s is damaged and is not offered: %s. %s", each.path, each.reason, scan.DAMAGED_ADVICE)
 
     def _log_misnamed(self, found: Iterable[scan.Misnamed]) -> None:
         """Say once of each file why it is not the model it is named after."""

@@ -30,12 +30,12 @@ MACHINE = MachineMemory(
 )  # fmt: skip
 
 
-def serving() -> NodeCore:
+def serving(*, template: bool = True) -> NodeCore:
     mesh = NodeCore()
     for event in (
         e.ModelWanted("m"),
         e.EngineReady("1"),
-        e.FileReady("m", ModelFacts("/m.gguf", 100, "llama", 8192)),
+        e.FileReady("m", ModelFacts("/m.gguf", 100, "llama", 8192, template=template)),
         e.ModelMeasured("m", MeasuredModel(fits_locally=True, free_bytes=GB)),
         e.ServerReady("m", 1, ServerFacts("/s.sock", 1, 1, 4096, 7 << 30, placement_text=FIT)),
     ):
@@ -77,8 +77,8 @@ def inputs(core: NodeCore, machine: MachineMemory) -> StatusInputs:
     )
 
 
-def told() -> dict[str, Any]:
-    status = node_status(inputs(serving(), MACHINE), 1.0)
+def told(*, template: bool = True) -> dict[str, Any]:
+    status = node_status(inputs(serving(template=template), MACHINE), 1.0)
     found: dict[str, Any] = orjson.loads(status.model_dump_json())
     return found
 
@@ -112,6 +112,15 @@ def test_status_command_shows_memory_devices_and_placement(
     assert "CUDA0 (H200): 6.0 GB of 8.0 GB free, dedicated\n" in shown
     assert "Vulkan1 (Iris): 9.0 GB of 16.0 GB free, shared with main memory; not used" in shown
     assert f"m: {FIT}" in shown
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_status_command_warns_of_a_model_without_chat_template(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], template: bool
+) -> None:
+    monkeypatch.setattr(status_command, "fetch", lambda port: orjson.dumps(told(template=template)))
+    status_command.show(3131, as_json=False)
+    assert ("m has no chat template: it continues texts" in capsys.readouterr().out) == (not template)
 
 
 def test_status_command_hides_an_unused_engine(

@@ -8,16 +8,20 @@ from typing import Any, cast
 import pytest
 
 from meshllm.core import events as e
+from meshllm.core.membership.views import MeshView
 from meshllm.core.memory.devices import MachineMemory
 from meshllm.core.memory.fit_preview import FitOutlook
+from meshllm.core.records import BootstrapAddress, PeerAddress
 from meshllm.core.snapshot import ModelState, ServerPhase, Snapshot
+from meshllm.daemon.mesh_state import MeshState
 from meshllm.daemon.owner_models import OwnerModels
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
-from meshllm.errors import UnknownModel, UsageError
+from meshllm.errors import AmbiguousModel, UnknownModel, UsageError
 from meshllm.models.catalog.entry import CatalogEntry, Wanted
 from meshllm.web.console.model_acts import LoadBegun
 from tests import engine_samples
+from tests.core.small_mesh import SmallMesh
 
 NAME = "SmolLM2-135M-Instruct"
 MACHINE = MachineMemory(32 << 30, 20 << 30, known=True)
@@ -26,10 +30,17 @@ MACHINE = MachineMemory(32 << 30, 20 << 30, known=True)
 class Rig:
     """A node with these models; the core and the supervisor only remember."""
 
-    def __init__(self, folder: Path, *models: ModelState, wants: tuple[str, ...] = (), client: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *models: ModelState,
+        wants: tuple[str, ...] = (),
+        client: bool = False,
+        mesh: MeshView | None = None,
+    ) -> None:
         self.sources: dict[str, Wanted | None] = {}
         self.posted: list[e.Event] = []
-        snapshot = Snapshot(version=9, models=models, wants=wants)
+        snapshot = Snapshot(version=9, models=models, wants=wants, mesh=mesh)
         settings = Settings(folder, client=client)
         self.owner = OwnerModels(
             settings, cast(Supervisor, self), self.posted.append, lambda: snapshot, lambda: MACHINE
@@ -53,6 +64,52 @@ async def test_load_takes_names_in_any_spelling(tmp_path: Path, text: str) -> No
     assert await rig.owner.load(text) == LoadBegun(NAME, 9, serves=False)
     assert rig.posted == [e.LoadWanted(NAME)]
     assert isinstance(rig.sources[NAME], CatalogEntry)
+
+
+def mesh_of(*served: str) -> MeshView:
+    """A mesh whose other node serves these models."""
+    mesh = SmallMesh()
+    mesh.start(1)
+    mesh.start(2, [mesh.way(1)])
+    for model in served:
+        mesh.serve(2, model)
+    mesh.until(mesh.whole)
+    mesh.tell(1, e.MeshModelRequested("wished"))
+    mesh.run(5)
+    return mesh.view(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("toy", "toy.Q4_1"), ("TOY:q4_1", "toy.Q4_1"), ("toy.Q4_1", "toy.Q4_1"), ("other", "Other-Q8_0")],
+)
+async def test_load_takes_what_the_mesh_has_under_a_name(tmp_path: Path, text: str, name: str) -> None:
+    rig = Rig(tmp_path, mesh=mesh_of("toy.Q4_1", "Other-Q8_0"))
+    assert (await rig.owner.load(text)).model == name
+    assert rig.sources == {name: None}, "another node has it"
+
+
+async def test_load_of_a_catalogue_name_is_not_what_the_mesh_has_in_another_quantization(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, mesh=mesh_of(f"{NAME}-Q8_0"))
+    assert (await rig.owner.load(NAME)).model == NAME
+
+
+@pytest.mark.parametrize("text", ["toy-typo", "toi", "wished", "nothing at all"])
+async def test_load_of_a_name_that_nobody_has_is_refused(tmp_path: Path, text: str) -> None:
+    others = (BootstrapAddress(b"a" * 32, (PeerAddress("192.0.2.1", 9),)),)
+    MeshState.open(tmp_path).save_peers(others)  # so that a start would leave the name to the mesh
+    rig = Rig(tmp_path, mesh=mesh_of("toy.Q4_1", "toy2.Q4_1"))
+    with pytest.raises(UnknownModel, match="No node of the mesh has it") as caught:
+        await rig.owner.load(text)
+    assert "toy.Q4_1" in caught.value.advice
+    assert (rig.posted, rig.sources) == ([], {})
+
+
+async def test_load_of_a_name_for_several_models_names_them(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, mesh=mesh_of("toy.Q4_1", "toy.Q8_0"))
+    with pytest.raises(AmbiguousModel) as caught:
+        await rig.owner.load("toy")
+    assert caught.value.candidates == ("toy.Q4_1", "toy.Q8_0")
 
 
 async def test_load_takes_a_file_and_refuses_another_one_of_the_same_name(tmp_path: Path) -> None:

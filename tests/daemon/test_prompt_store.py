@@ -66,8 +66,17 @@ def test_longer_prompt_replaces_the_one_that_it_begins_with(kept: Kept) -> None:
     longer = kept.add(1, 2, 3, 4, 5)
     assert kept.names() == [longer, other]
     assert not kept.path(first).exists()
+    # The last tokens were an answer, which came back as others.
+    again = kept.add(1, 2, 3, 4, 9, 10, 11)
+    assert kept.names() == [again, other]
+    longer = kept.add(1, 2, 3, 4, 5)
+    assert kept.names() == [longer, other]
     assert kept.add(1, 2, 3, 4, 5) == longer
-    assert sorted(kept.names()) == sorted([longer, other])
+    assert kept.names() == [longer, other]
+    long = kept.add(7, 8, *range(100, 1100))
+    assert kept.names() == [long, longer]
+    branch = kept.add(7, 8, *range(100, 700), 1)
+    assert kept.names() == [branch, long, longer], "400 tokens of it would be lost"
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "grow", "link", "folder", "gone"])

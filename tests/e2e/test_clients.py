@@ -147,8 +147,8 @@ def test_responses(client: openai.OpenAI, stream: bool) -> None:
 
 
 def test_models_are_listed_for_both_kinds_of_client(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
-    assert [model.id for model in client.models.list()] == ["SmolLM2-135M-Instruct"]
-    assert [model.id for model in claude.models.list()] == ["SmolLM2-135M-Instruct"]
+    assert [model.id for model in client.models.list()] == ["SmolLM2-135M-Instruct", "auto"]
+    assert [model.id for model in claude.models.list()] == ["SmolLM2-135M-Instruct", "auto"]
     assert client.models.retrieve("SmolLM2-135M-Instruct").owned_by == "mesh-llm"
 
 

@@ -12,12 +12,13 @@ such voice alone moves a model off a node.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from meshllm.core.demand.counter import scaled
 from meshllm.core.demand.levels import model_key, requests_of
 from meshllm.core.records import NodeId, NodeRecord
+from meshllm.core.routing.model_names import means_of
 
 # What a standing wish (`--model`) counts in a voice's demand, in requests.
 WISH_REQUESTS = 4.0
@@ -64,15 +65,17 @@ def totals(records: Iterable[NodeRecord], known: Iterable[str] = ()) -> tuple[De
     wishes: dict[str, int] = defaultdict(int)
     hosts: dict[str, int] = defaultdict(int)
     names = set(known)
+    records = list(records)
+    meaning = meanings(records)
     for record in records:
         for entry in record.demand:
             requests[entry.key] += requests_of(entry.level)
             nodes[entry.key] += 1
-        for model in record.wants:
+        for model in wishes_in(record, meaning):
             wishes[model] += 1
         for model in {served.name for served in record.serves}:
             hosts[model] += 1
-        names.update(names_in(record))
+        names.update(names_of_models(record), wishes_in(record, meaning))
     found = [
         DemandTotal(model, int(requests[key]), nodes[key], wishes[model], hosts[model])
         for model in names
@@ -86,14 +89,16 @@ def scores(claims: Iterable[DemandClaim], known: Iterable[str] = ()) -> dict[str
     voices: dict[NodeId, dict[int, float]] = {}
     owned: dict[NodeId, bool] = {}
     names = set(known)
+    claims = list(claims)
+    meaning = meanings([claim.record for claim in claims])
     for claim in claims:
         said = voices.setdefault(claim.voice, {})
         owned[claim.voice] = owned.get(claim.voice, True) and claim.owned
         for entry in claim.record.demand:
             said[entry.key] = said.get(entry.key, 0.0) + requests_of(entry.level)
-        for model in claim.record.wants:
+        for model in wishes_in(claim.record, meaning):
             said[model_key(model)] = said.get(model_key(model), 0.0) + WISH_REQUESTS
-        names.update(names_in(claim.record))
+        names.update(names_of_models(claim.record), wishes_in(claim.record, meaning))
     score: dict[int, float] = defaultdict(float)
     largest: dict[int, float] = defaultdict(float)
     # In the order of the ids: sums of floats in another order could differ, and equal views must give equal answers.
@@ -107,10 +112,36 @@ def scores(claims: Iterable[DemandClaim], known: Iterable[str] = ()) -> dict[str
 
 
 def names_in(record: NodeRecord) -> Iterable[str]:
-    """The models that a record names: served, requested, on the disk."""
-    yield from (model.name for model in record.serves)
+    """The models that a record names: served, on the disk, requested."""
+    yield from names_of_models(record)
     yield from record.wants
+
+
+def names_of_models(record: NodeRecord) -> Iterable[str]:
+    """The models that a node has: served, on the disk, being loaded."""
+    yield from (model.name for model in record.serves)
     yield from record.on_disk
+    yield from record.loading
+
+
+def meanings(
+    records: Collection[NodeRecord], wished: Collection[str] | None = None, own: Iterable[str] = ()
+) -> Mapping[str, tuple[str, ...]]:
+    """What wishes mean that are not the exact names of models: the models that the living nodes have under them.
+    `wished`: instead of what the records wish for; `own`: models beside those of the records."""
+    if wished is None:
+        wished = {model for record in records for model in record.wants}
+    if not wished:
+        return {}
+    has = {name for record in records for name in names_of_models(record)}.union(own)
+    same = {other: name for record in records for other, name in record.aliases}
+    return means_of(wished, has, same)
+
+
+def wishes_in(record: NodeRecord, meaning: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The models that a node wishes for: each once, by the names that the mesh has for them, if there is one each."""
+    found = [means[0] if len(means := meaning.get(model, ())) == 1 else model for model in record.wants]
+    return list(dict.fromkeys(found))
 
 
 def _counted(said: Mapping[int, float], *, owned: bool) -> dict[int, float]:

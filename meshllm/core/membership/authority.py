@@ -317,8 +317,8 @@ class Authority:
 def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
     """`record` without what its node has no right to offer or to ask for."""
     offers = record.serves or record.on_disk or record.aliases or record.loading or record.room or record.download_room
-    if Right.SERVE not in rights and offers:
-        record = replace(record, serves=(), loads=(), on_disk=(), aliases=(), disk_sizes=(), loading=())
+    if Right.SERVE not in rights and (offers or record.unserved):
+        record = replace(record, serves=(), loads=(), on_disk=(), aliases=(), disk_sizes=(), loading=(), unserved=())
         record = replace(record, room=0, download_room=0)
     if Right.WORK not in rights and (record.memory or record.devices):
         record = replace(record, memory=0, devices=(), speed=0, machine_memory=0)

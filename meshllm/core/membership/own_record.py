@@ -144,6 +144,7 @@ class OwnRecord:
                 loading=facts.loading,
                 room=facts.room,
                 download_room=facts.download_room,
+                unserved=facts.unserved,
             )
         )
         self.changed = self.changed or facts.demand_is_news
@@ -162,7 +163,7 @@ class OwnRecord:
 
     def set_leaving(self) -> None:
         """This node leaves the mesh: it serves nothing."""
-        self._update(replace(self._record, leaving=True, serves=(), wants=(), demand=(), loading=()))
+        self._update(replace(self._record, leaving=True, serves=(), wants=(), demand=(), loading=(), unserved=()))
 
     def report_failure(self, node: NodeId, incarnation: int) -> bool:
         """Report that `node` does not answer. False if that is reported already, or the record has no space left."""

@@ -49,6 +49,7 @@ def memory_of(signed: SignedRecord) -> int:
                 record.demand,
                 record.disk_sizes,
                 record.loading,
+                record.unserved,
             ),
         )
     )

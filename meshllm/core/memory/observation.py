@@ -23,7 +23,9 @@ class MachineFacts:
     """What this node publishes about its machine, in bytes. `memory`: offered for models; `devices`: the same for each
     accelerator, if there are several; `machine_memory`, `download_room`: as in `NodeRecord`; `disk_free`: for model
     files. `models`: names of the models on the disk; `model_sizes`: theirs, in their order; `aliases`: further names,
-    each with the name of the same file in `models`."""
+    each with the name of the same file in `models`; `damaged`:
+    names of models whose files on the disk are of no use, with the reasons and whether
+    other nodes may hear of them."""
 
     memory: int = 0
     devices: tuple[int, ...] = ()
@@ -33,6 +35,7 @@ class MachineFacts:
     machine_memory: int = 0
     model_sizes: tuple[int, ...] = ()
     download_room: int = 0
+    damaged: tuple[tuple[str, str, bool], ...] = ()
 
     def with_memory(self, memory: int, devices: Sequence[int]) -> MachineFacts:
         """The facts after `memory` and `devices` were observed."""

@@ -27,6 +27,7 @@ class AgentModel:
     `speed`: tokens per second of the last answer that this node got (None: none yet). `free_slots`: requests that begin
     at once; None where no host reports it. `rtt_ms`: distance of its nearest host (0: this node, None: unknown).
     `loaded`: some host has it in memory. `purpose` and `vision` (it accepts images): None if unknown.
+    `owned`: some host is this node, or another machine of its owner.
     """
 
     name: str
@@ -41,6 +42,7 @@ class AgentModel:
     speed: float | None = None
     purpose: Purpose | None = None
     vision: bool | None = None
+    owned: bool = True
 
     @property
     def output(self) -> int:

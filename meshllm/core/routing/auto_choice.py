@@ -56,6 +56,7 @@ def _model(name: str, offers: Sequence[TargetOffer], here: ModelState | None) ->
         purpose=facts.purpose if facts is not None else _purpose(name, offers),
         vision=facts.vision if facts is not None else any(reported) if reported else None,
         calls_tools=calls_tools(offers),
+        owned=local or here is not None or any(offer.owned for offer in offers),
     )
 
 
@@ -88,7 +89,8 @@ def choose(models: Iterable[AgentModel], needs: Needs) -> AgentModel | None:
     """The best of `models` for a request, or None if none of them suits.
 
     In this order: a context that holds the request; images, if it has some, rather than unknown; tools, if it has some;
-    a model in memory; then as for an agent (`agent_choice.preference`), without regard to contexts.
+    a machine of the owner, because others may claim any size; a model in memory; then as for an agent
+    (`agent_choice.preference`), without regard to contexts.
     """
     suitable = [model for model in models if suits(model, needs)]
     return min(suitable, key=lambda model: _rank(model, needs), default=None)
@@ -106,6 +108,7 @@ def _rank(model: AgentModel, needs: Needs) -> tuple[int | float | str, ...]:
         0 if holding else -model.context,
         needs.vision and model.vision is not True,
         tool_rank(model) if needs.tools else 0,
+        not model.owned,
         not model.loaded,
         *preference(model, tools=False, least=0, wanted=0),
     )

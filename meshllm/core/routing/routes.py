@@ -13,14 +13,15 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from meshllm.core.membership.views import AwayMember, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
-from meshllm.core.records import ModelLoad, NodeId, short
+from meshllm.core.records import ModelLoad, NodeId, UnservedModel, short
 from meshllm.core.routing import on_demand
+from meshllm.core.routing import route_texts as texts
+from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.on_demand import Loader, Loaders
-from meshllm.core.serving import demand_text, next_step
+from meshllm.core.serving import next_step
 from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
 from meshllm.core.serving.vector_traits import UNKNOWN_VECTORS, VectorTraits
 from meshllm.core.snapshot import FilePhase, ModelOrigin, ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
-from meshllm.util.format import rough_duration
 
 # After this many failed probes in a row, callers of a backend's models get an error instead of waiting.
 BACKEND_MAX_FAILURES = 4
@@ -38,8 +39,6 @@ OTHER_NODES_SECONDS = 30.0
 # A model that a member served so lately (seconds) is not unknown: the member restarts, or sleeps. Programs end their
 # task on a 404, and try again after a 503.
 SERVED_LATELY_SECONDS = 600.0
-# Members that a message names.
-MAX_NAMES = 3
 # Slots of one model that a peer is believed to have: a peer that claims more attracts no more requests.
 MAX_CLAIMED_SLOTS = 64
 
@@ -160,7 +159,8 @@ class MeshIndex:
     `hosts`: the offers of live peers, best first. `alive`: node ids of live peers (hexadecimal). `unverified`: models
     of peers that are not known to live or do not answer this node; `unmet`: those of peers that were never seen alive.
     `wanted`: models requested from the mesh. `last`: the member that is away and served the model last. `loaders`: the
-    live peers that may load models for requests; `peers`: those by id.
+    live peers that may load models for requests; `peers`: those by id. `same`: names of models by further names of the
+    same files. `unserved`: models that live peers do not serve although they were to, with what the peers say.
     """
 
     hosts: Mapping[str, tuple[TargetOffer, ...]]
@@ -171,6 +171,8 @@ class MeshIndex:
     unmet: frozenset[str] = frozenset()
     loaders: Loaders = field(default_factory=Loaders)
     peers: Mapping[NodeId, PeerView] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
+    unserved: Mapping[str, tuple[tuple[str, UnservedModel], ...]] = field(default_factory=dict)
 
 
 NO_MESH = MeshIndex({}, frozenset(), frozenset(), frozenset(), {})
@@ -186,6 +188,8 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
     unmet: set[str] = set()
     peers: dict[NodeId, PeerView] = {}
     wanted: set[str] = set(mesh.record.wants) if mesh.record is not None else set()
+    same: dict[str, str] = dict(mesh.record.aliases) if mesh.record is not None else {}
+    unserved: dict[str, list[tuple[str, UnservedModel]]] = {}
     # A peer that does not answer this node is of no use to its callers, even if other nodes reach it.
     silent = {(c.node, c.incarnation) for c in mesh.record.failure_reports} if mesh.record is not None else set()
     for peer in mesh.peers:
@@ -201,6 +205,9 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
             continue
         alive.add(peer.node.hex())
         peers[peer.node] = peer
+        same.update(peer.record.aliases)
+        for each in peer.record.unserved:
+            unserved.setdefault(each.name, []).append((_name_of(peer), each))
         for offer in _offers(peer):
             hosts.setdefault(offer.target.model, []).append(offer)
     ordered = {model: tuple(sorted(_loaded(offers), key=_by_reported_load)) for model, offers in hosts.items()}
@@ -210,9 +217,9 @@ def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIn
             for model in member.served:
                 last.setdefault(model, member)  # the last seen comes first
     loaders = Loaders([Loader(peer.record, peer.owned) for peer in peers.values()])
-    return MeshIndex(
-        ordered, frozenset(alive), frozenset(rumoured), frozenset(wanted), last, frozenset(unmet), loaders, peers
-    )
+    known, lost = frozenset(rumoured), frozenset(unmet)
+    told = {model: tuple(said) for model, said in unserved.items()}
+    return MeshIndex(ordered, frozenset(alive), known, frozenset(wanted), last, lost, loaders, peers, same, told)
 
 
 def _offers(peer: PeerView) -> Iterable[TargetOffer]:
@@ -372,9 +379,9 @@ def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
     if here.wanted and here.unloaded:
         return replace(route_to((), here, next_step.progress_message(snapshot.engine, here)), loads=True)
     if next_step.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
-        return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
+        return replace(route_to((), here, texts.failure_message(snapshot, here)), availability=Availability.FAILED)
     if next_step.download_failed(here):
-        return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
+        return replace(route_to((), here, texts.failure_message(snapshot, here)), availability=Availability.FAILED)
     found = route_to((), here, next_step.progress_message(snapshot.engine, here))
     if here.server is not ServerPhase.NONE or here.split is None or here.split.lease is not None:
         return found
@@ -419,9 +426,12 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
     last = _served_lately(model, index, now)
     if model in snapshot.wants or model in index.wanted:
         message = f"No node serves {model} yet. Start one: mesh-llm --model {model} --join INVITE"
-        message = dropped_text(snapshot, model, now) or message
+        message = texts.unserved_text(model, index.unserved.get(model, ())) or message
+        message = texts.dropped_text(snapshot, model, now) or message
         if last is not None:
-            message = f"{_went_away(last, now)} It served {model}. Retry in a moment, or start another node with it."
+            message = (
+                f"{texts.went_away(last, now)} It served {model}. Retry in a moment, or start another node with it."
+            )
         progress = f"waiting for a node that serves {model}"
         return ModelRoute((), Availability.COMING, progress, max_wait=WANTED_SECONDS, timeout_message=message)
     if snapshot.mesh is not None and snapshot.mesh.phase in (JoinPhase.EXPELLED, JoinPhase.DUPLICATE):
@@ -432,6 +442,9 @@ def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> 
         reason = snapshot.mesh.reason or "no bootstrap address answers"
         message = f"{model} is not on this node, and joining the mesh failed: {reason}"
         return ModelRoute((), Availability.FAILED, message)
+    if (text := texts.damaged_text(snapshot, model)) or texts.may_come_back(index.unserved.get(model, ())):
+        text = text or texts.unserved_text(model, index.unserved[model])
+        return ModelRoute((), Availability.FAILED, text)
     return ModelRoute((), Availability.UNKNOWN)
 
 
@@ -462,7 +475,7 @@ def _served_lately(model: str, index: MeshIndex, now: float) -> AwayMember | Non
 
 
 def _not_served_now(model: str, last: AwayMember, now: float) -> str:
-    return f"{model} is not served at the moment. {_went_away(last, now)} It served {model}. Retry in a moment."
+    return f"{model} is not served at the moment. {texts.went_away(last, now)} It served {model}. Retry in a moment."
 
 
 def _wait_for_mesh(snapshot: Snapshot, model: str, index: MeshIndex, now: float) -> ModelRoute | None:
@@ -498,65 +511,10 @@ def _wait_for_mesh(snapshot: Snapshot, model: str, index: MeshIndex, now: float)
     return None
 
 
-def _went_away(member: AwayMember, now: float) -> str:
-    return f"{member.label} was last seen {rough_duration(max(0.0, now - member.seen))} ago."
-
-
-def dropped_text(snapshot: Snapshot, model: str, now: float) -> str:
-    """That the owner dropped `model` here, and how to get it back, for callers; "" if it was not dropped."""
-    for name, until in snapshot.dropped:
-        if name.casefold() == model.casefold() and until > now:
-            return f"{name} is not served. {demand_text.dropped_text(name, until - now)}"
-    return ""
-
-
-def away_text(mesh: MeshView | None, now: float) -> str:
-    """Who is away and since when, for callers; "" if no member is."""
-    away = mesh.away if mesh is not None else ()
-    if not away:
-        return ""
-    names = [f"{one.label} (last seen {rough_duration(max(0.0, now - one.seen))} ago)" for one in away[:MAX_NAMES]]
-    more = f" and {len(away) - MAX_NAMES} more" if len(away) > MAX_NAMES else ""
-    return f"Away, and may serve more: {', '.join(names)}{more}."
-
-
 def _join_progress(mesh: MeshView) -> str:
     failed = sum(step.state in (JoinAttemptState.FAILED, JoinAttemptState.REFUSED) for step in mesh.join_attempts)
     tried = f", {failed} of {len(mesh.join_attempts)} bootstrap addresses failed" if failed else ""
     return f"{mesh.phase.value}{tried}"
-
-
-def failure_message(snapshot: Snapshot, model: ModelState) -> str:
-    """Why `model` cannot be served and what to do, for its caller."""
-    if snapshot.stopping:
-        return f"This node is stopping and no longer serves {model.name}. Retry on another node."
-    engine = snapshot.engine
-    if model.reason or not engine.reason:
-        reason, advice = model.reason or "the cause is not known", model.advice
-    else:
-        reason, advice = engine.reason, f"{engine.advice} This node tries again automatically.".lstrip()
-    if model.split is not None and model.split.refused and snapshot.mesh is not None and snapshot.mesh.away:
-        away = snapshot.mesh.away[:MAX_NAMES]
-        advice = f"Away now: {', '.join(member.label for member in away)}. {advice}"
-    stop = "" if reason.endswith((".", "!", "?")) else "."
-    what = "is not downloaded yet" if next_step.download_failed(model) else "cannot be served"
-    return f"{model.name} {what}: {reason}{stop} {advice}".rstrip()
-
-
-def purpose_message(model: str, purpose: Purpose) -> str:
-    """For a caller of an API that `model` does not support."""
-    match purpose:
-        case Purpose.GENERATE:
-            return f"{model} is a chat model and cannot produce embeddings or rerank. Use an embedding or rerank model."
-        case Purpose.EMBED:
-            return f"{model} is an embedding model. Use it at /v1/embeddings, and another model for this request."
-        case Purpose.RERANK:
-            return f"{model} is a rerank model. Use it at /v1/rerank, and another model for this request."
-
-
-def no_vision_message(model: str) -> str:
-    """For a caller who sent an image to `model`, which accepts text only."""
-    return f"{model} does not support images. Use a vision model (see mesh.input_modalities in /v1/models)."
 
 
 def all_offers(snapshot: Snapshot, index: MeshIndex | None = None) -> dict[str, list[TargetOffer]]:
@@ -590,11 +548,20 @@ def models(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...
     return tuple(dict.fromkeys(names))
 
 
+def names(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str]) -> ModelNames:
+    """All names that can be requested now: of what the mesh has, then of what nodes only ask for. A model whose file
+    is not on this node yet is one of these. `aliases`: of the owner."""
+    has = {model.name for model in snapshot.models if model.file is FilePhase.READY}
+    has.update(name for backend in snapshot.backends if backend.healthy for name in backend.models)
+    has.update(index.hosts, snapshot.available, index.loaders, index.unverified)
+    wished = {model.name for model in snapshot.models} | index.wanted | set(snapshot.wants)
+    wished.update(index.unserved, dict(snapshot.damaged))
+    return ModelNames(has, aliases, wished, index.same)
+
+
 def wanted(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...]:
-    """The models that are requested from the mesh and not served, sorted."""
+    """The models that are requested from the mesh, which has none under their names, sorted."""
     if index is None:
         index = mesh_index(snapshot.mesh)
-    served = {model.name for model in snapshot.models} | index.hosts.keys()
-    served.update(name for backend in snapshot.backends if backend.healthy for name in backend.models)
-    served.update(snapshot.available, index.loaders)
-    return tuple(sorted((index.wanted | set(snapshot.wants)) - served))
+    asked = index.wanted | set(snapshot.wants)
+    return tuple(name for name in names(snapshot, index, {}).wished if name in asked and snapshot.model(name) is None)

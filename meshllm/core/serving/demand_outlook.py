@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from meshllm.core.demand.mesh_demand import DemandClaim, scores
-from meshllm.core.records import NodeId, NodeRecord, short
+from meshllm.core.records import NodeId, NodeRecord, UnservedCause, short
 from meshllm.core.serving import fetching, placement
 from meshllm.core.serving.demand_placement import LoadingClaims, PlacementFacts
 from meshllm.core.serving.fetching import DOWNLOAD_CLAIM_SECONDS, FetchFacts
@@ -253,6 +253,11 @@ def _obstacles(
         yield ObstacleFacts(Obstacle.DROPPED, (own,), seconds=dropped)
     if failed is not None:
         yield ObstacleFacts(Obstacle.FAILED, (own,), seconds=failed[1], cause=failed[0])
+    for record in records:
+        for each in record.unserved:
+            if each.name == model and record.node != own:
+                kind = Obstacle.DROPPED if each.cause is UnservedCause.DROPPED else Obstacle.FAILED
+                yield ObstacleFacts(kind, (record.node,), cause=each.reason)
     holders = [record for record in records if model in record.on_disk and not record.leaving]
     if not holders and dropped is None:
         yield ObstacleFacts(Obstacle.NO_FILE)

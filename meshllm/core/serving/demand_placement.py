@@ -100,14 +100,18 @@ class DemandPlacement:
         self._avoided[model] = now + AVOID_SECONDS, cause
 
     @property
-    def avoided(self) -> Collection[str]:
-        """The models that this node could not serve lately."""
-        return self._avoided.keys()
+    def avoided(self) -> Mapping[str, str]:
+        """The models that this node could not serve lately, with the causes."""
+        return {model: cause for model, (_, cause) in self._avoided.items()}
 
     def expire(self, now: float) -> None:
         """Forget failures of long ago."""
         if self._avoided and min(until for until, _ in self._avoided.values()) <= now:
             self._avoided = {model: (until, cause) for model, (until, cause) in self._avoided.items() if until > now}
+
+    def next_expiry(self) -> float | None:
+        """When the next failure is forgotten."""
+        return min([until for until, _ in self._avoided.values()], default=None)
 
     def facts(self, now: float) -> PlacementFacts:
         """What this node knows beside the records, for those who ask what it will do."""

@@ -61,10 +61,11 @@ def obstacle_text(facts: ObstacleFacts, model: str, view: DemandOutlook) -> str:
         case Obstacle.SPLIT:
             return "It was requested with --split, and its host waits for enough nodes."
         case Obstacle.DROPPED:
-            return dropped_text(model, facts.seconds)
+            return dropped_text(model, facts.seconds) if facts.seconds else f"The owner of {nodes} dropped it there."
         case Obstacle.FAILED:
             cause = f": {facts.cause.rstrip('.')}" if facts.cause else ""
-            return f"This node could not serve it{cause}. It tries again in {rough_duration(facts.seconds)}."
+            again = f" It tries again in {rough_duration(facts.seconds)}." if facts.seconds else ""
+            return f"{nodes[:1].upper()}{nodes[1:]} could not serve it{cause}.{again}"
         case Obstacle.NO_FILE:
             return f"No node offers it from its disk. 'mesh-llm download {shell_word(model)}' gets it."
         case Obstacle.NO_MEMORY:

@@ -86,7 +86,8 @@ def downloaders(
     records: Collection[NodeRecord], model: str, owned: Collection[NodeId], catalog: Mapping[str, int]
 ) -> list[NodeId]:
     """Which standbys could download `model`, the first one first: their owners allow it, and it fits into what they may
-    download and into the memory that they have now. None if a node that is asked to serve it gets the file itself."""
+    download and into the memory that they have now, and they have not failed to lately. None if a node that is asked to
+    serve it gets the file itself."""
     size = size_of(records, model, owned, catalog)
     needed = size * (1 + CONTEXT_PART)
     if not size or any(model in record.wants and (not record.memory or needed <= record.memory) for record in records):
@@ -96,5 +97,6 @@ def downloaders(
         for record in records
         if size <= record.download_room
         if placement.stands_by(record) and needed <= record.memory and model not in record.on_disk
+        if not placement.is_refused(record, model)
     ]
     return sorted(able, key=lambda node: rendezvous_weight(node, model), reverse=True)

@@ -13,7 +13,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.memory.observation import SHOWN_CHANGE
 from meshllm.core.records import ModelLoad
-from meshllm.core.serving import next_step, unloading
+from meshllm.core.serving import file_states, next_step, unloading
 from meshllm.core.serving.next_step import ServingAction
 from meshllm.core.serving.phases import ENGINE_TRANSITIONS, FILE_TRANSITIONS, SERVER_TRANSITIONS
 from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelOrigin, ModelState, ServerPhase
@@ -23,9 +23,6 @@ from meshllm.core.transitions import move
 from meshllm.util.backoff import backoff
 from meshllm.util.progress import Progress
 
-# A download that failed for a passing reason is retried after these delays (seconds), doubling from base to cap.
-FETCH_RETRY_BASE_SECONDS = 5.0
-FETCH_RETRY_CAP_SECONDS = 300.0
 # An engine that cannot be built is tried again after these: a compiler or disk space may have been added since.
 ENGINE_RETRY_BASE_SECONDS = 5.0
 ENGINE_RETRY_CAP_SECONDS = 600.0
@@ -36,7 +33,6 @@ MEASURE_AGAIN_SECONDS = 60.0
 # A node in no mesh cannot split a model.
 NO_MESH = SplitState("it is too large for this node, which is in no mesh", refused=True)
 MORE_NODES = "Add a node with --join, or choose a smaller model, a smaller quantization or a smaller --ctx-size."
-RETRIED = "This node tries again by itself, at first after some seconds, later every 5 minutes."
 OTHER_NODES = "Add a node with --join, or leave out --split."
 NO_ROOM = "Drop another model ('mesh-llm drop'), or choose a smaller one, a smaller quantization or --ctx-size."
 DROPPED = "its owner dropped it on this node"
@@ -72,7 +68,7 @@ class LocalModels:
         """Take in an event about the engine, a model's file or its process. Returns False for any other event."""
         match event:
             case e.ModelWanted():
-                self.want(event.model, event.origin, force_split=event.split)
+                self.want(event.model, event.origin, force_split=event.split, unknown=event.unknown)
             case e.LoadWanted():
                 self.load(event.model)
             case e.ModelRequested():
@@ -83,12 +79,8 @@ class LocalModels:
                 self._engine_ready(event, now)
             case e.EngineFailed():
                 self._engine_failed(event, now)
-            case e.FileProgress():
-                self._file_progress(event, now)
-            case e.FileReady():
-                self._file_ready(event, now)
-            case e.FileFailed():
-                self._file_failed(event, now)
+            case e.FileProgress() | e.FileReady() | e.FileFailed():
+                self._file_event(event, now)
             case e.ModelMeasured():
                 self._model_measured(event, now)
             case e.MeasureFailed():
@@ -107,11 +99,28 @@ class LocalModels:
                 return False
         return True
 
-    def want(self, name: str, origin: ModelOrigin = ModelOrigin.STARTED, *, force_split: bool = False) -> None:
-        """Serve that model here; `force_split`: as a split, even if it fits on this node."""
+    def want(
+        self,
+        name: str,
+        origin: ModelOrigin = ModelOrigin.STARTED,
+        *,
+        force_split: bool = False,
+        unknown: bool = False,
+    ) -> None:
+        """Serve that model here; `force_split`: as a split, even if it fits on this node; `unknown`: only the mesh can
+        know what the name means."""
         if not self._stopping and name not in self.models:
             generation = self._generations.pop(name, 0)
-            self.models[name] = ModelState(name, force_split=force_split, origin=origin, generation=generation)
+            self.models[name] = ModelState(
+                name, force_split=force_split, origin=origin, generation=generation, unknown=unknown
+            )
+
+    def rename(self, name: str, meant: str) -> list[c.Command]:
+        """The model that was wanted as `name`, unknown here, is the one that the mesh has as `meant`."""
+        model = self.models[name]
+        forget = self._forget(name)
+        self.want(meant, model.origin, force_split=model.force_split)
+        return [forget, c.TakeFromMesh(meant, name)]
 
     def load(self, name: str) -> None:
         """The owner wants that model served here: try now, whatever failed before."""
@@ -450,37 +459,18 @@ class LocalModels:
             EnginePhase.FAILED, reason=event.reason, advice=event.advice, failures=failures + 1, not_before=now + delay
         )
 
-    def _file_progress(self, event: e.FileProgress, now: float) -> None:
+    def _file_event(self, event: e.FileProgress | e.FileReady | e.FileFailed, now: float) -> None:
         model = self.models.get(event.model)
-        # A draft model is downloaded while the model is measured.
-        if model is not None and (model.file is FilePhase.FETCHING or model.measuring):
-            if model.progress is not None and event.progress.done > model.progress.done:
-                model = replace(model, reason="", advice="")
-            self.models[event.model] = replace(model, progress=event.progress)
-
-    def _file_ready(self, event: e.FileReady, now: float) -> None:
-        model = self.models.get(event.model)
-        if model is not None and (model.file, FilePhase.READY) in FILE_TRANSITIONS:
-            self.models[event.model] = replace(
-                model, file=FilePhase.READY, facts=event.facts, progress=None, failures=0, reason="", advice=""
-            )
-
-    def _file_failed(self, event: e.FileFailed, now: float) -> None:
-        model = self.models.get(event.model)
-        phase = FilePhase.FAILED if event.final else FilePhase.ABSENT
-        if model is None or (model.file, phase) not in FILE_TRANSITIONS:
+        if model is None:
             return
-        failures = model.failures + 1
-        delay = backoff(failures - 1, base=FETCH_RETRY_BASE_SECONDS, cap=FETCH_RETRY_CAP_SECONDS)
-        self.models[event.model] = replace(
-            model,
-            file=phase,
-            not_before=None if event.final else now + delay,
-            failures=failures,
-            progress=None,
-            reason=event.reason,
-            advice=event.advice if event.final else f"{event.advice} {RETRIED}".lstrip(),
-        )
+        match event:
+            case e.FileProgress():
+                model = file_states.progressed(model, event)
+            case e.FileReady():
+                model = file_states.ready(model, event)
+            case e.FileFailed():
+                model = file_states.failed(model, event, now)
+        self.models[event.model] = model
 
     # -- memory
 

@@ -269,6 +269,12 @@ def may_load(record: NodeRecord, model: str) -> bool:
     return size_on_disk(record, model) * (1 + CONTEXT_PART) <= record.room
 
 
+def is_refused(record: NodeRecord, model: str) -> bool:
+    """Whether the node could not serve or download `model` lately, or its owner dropped it. It says so itself, and no
+    longer once it would try again."""
+    return any(each.name == model for each in record.unserved)
+
+
 def load_order(records: Iterable[NodeRecord], model: str, owned: Collection[NodeId]) -> list[NodeRecord]:
     """The nodes that load `model` for a request, the first one first, whichever node the request comes to: a node that
     loads it already, one with free memory, one of the owner's (`owned`), then by weight. Those that have it in `serves`

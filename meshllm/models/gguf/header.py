@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from meshllm.core.memory.model_shape import ModelShape
-from meshllm.errors import InvalidModelFile
+from meshllm.errors import DamagedModelFile, InvalidModelFile
 
 from .cursor import Cursor, Damage
 from .ggml_types import FILE_TYPES
@@ -149,9 +149,10 @@ def blaming(name: str) -> Iterator[None]:
 
 
 def _invalid(name: str, reason: str) -> InvalidModelFile:
-    return InvalidModelFile(
+    return DamagedModelFile(
         f"{name} is not a usable GGUF file: {reason}.",
         advice="Download it again, or use another GGUF file.",
+        reason=reason,
     )
 
 

@@ -1,4 +1,4 @@
-"""Remembers which files are models, so that the next scan reads no header again.
+"""Remembers which files are models, and which are damaged, so that the next scan reads no header again.
 
 Invariants: an entry is valid only for the same size, modification time and inode. A damaged cache counts as empty; one
 that cannot be written is no error.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +17,22 @@ from meshllm.models.catalog.names import part_of
 from meshllm.util.atomic_file import replace_file
 
 MAX_CACHE_BYTES: Final = 4 << 20
-_VERSION: Final = 1
+# Letters of the reason why a file is damaged.
+MAX_REASON: Final = 300
+_VERSION: Final = 2
 
 Facts = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FileLook:
+    """What the header of a file says: whether it `is_model`; if not, why it is `damaged` ("": it is another file)."""
+
+    is_model: bool
+    damaged: str = ""
+
+
+NO_FILE = FileLook(is_model=False)
 
 
 class HeaderCache:
@@ -27,26 +41,27 @@ class HeaderCache:
     def __init__(self, path_of_cache: Path) -> None:
         self._path = path_of_cache
         self._before = _read(path_of_cache)
-        self._now: dict[str, tuple[Facts, bool]] = {}
+        self._now: dict[str, tuple[Facts, FileLook]] = {}
 
-    def is_model(self, path: Path, look: Callable[[Path], bool]) -> bool:
-        """Whether the file is a model, or the first part of a complete one; `look` reads the header."""
+    def look(self, path: Path, read: Callable[[Path], FileLook]) -> FileLook:
+        """Whether the file is a model, or the first part of a complete one; `read` reads the header."""
         try:
             facts = path.stat()
             now = facts.st_size, facts.st_mtime_ns, facts.st_ino
             if not _parts_are_there(path):
-                return False
+                return NO_FILE
         except OSError:
-            return False
+            return NO_FILE
         before = self._before.get(str(path))
-        known = before[1] if before is not None and before[0] == now else look(path)
+        known = before[1] if before is not None and before[0] == now else read(path)
         self._now[str(path)] = now, known
         return known
 
     def save(self) -> None:
         """Store the results of this scan only."""
         if self._now != self._before and self._path.parent.is_dir():
-            text = json.dumps({"version": _VERSION, "files": [[path, *facts] for path, facts in self._now.items()]})
+            rows = [[path, facts, look.is_model, look.damaged] for path, (facts, look) in self._now.items()]
+            text = json.dumps({"version": _VERSION, "files": rows})
             with contextlib.suppress(OSError):
                 replace_file(self._path, text)
 
@@ -59,14 +74,15 @@ def _parts_are_there(path: Path) -> bool:
     return all(path.with_name(f"{begin}-{number:05d}-of-{end}").is_file() for number in range(2, part.parts + 1))
 
 
-def _read(path_of_cache: Path) -> dict[str, tuple[Facts, bool]]:
-    found: dict[str, tuple[Facts, bool]] = {}
+def _read(path_of_cache: Path) -> dict[str, tuple[Facts, FileLook]]:
+    found: dict[str, tuple[Facts, FileLook]] = {}
     try:
         with path_of_cache.open("rb") as file:
             data = json.loads(file.read(MAX_CACHE_BYTES))
         if data["version"] == _VERSION:
-            for path, (size, modified, inode), known in data["files"]:
-                found[str(path)] = (int(size), int(modified), int(inode)), known is True
+            for path, (size, modified, inode), known, damaged in data["files"]:
+                look = FileLook(known is True, str(damaged)[:MAX_REASON])
+                found[str(path)] = (int(size), int(modified), int(inode)), look
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
     return found

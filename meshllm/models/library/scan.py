@@ -13,15 +13,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
-from meshllm.errors import MeshError
+from meshllm.core.routing.model_names import ModelNames
+from meshllm.errors import DamagedModelFile, MeshError
 from meshllm.models.catalog.catalog import Catalog, load
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.catalog.names import model_name, part_of
 from meshllm.models.hub.manifest import Manifest
 from meshllm.models.hub.manifest_cache import MAX_FILES
 from meshllm.models.library import other_apps
+from meshllm.util.format import shell_word
 
 from .catalog_names import CatalogNames
+from .header_cache import FileLook
 from .local_model import from_path
 from .other_apps import walk
 from .store import Store
@@ -31,6 +34,7 @@ MOST_FILES: Final = 256
 # Folders in the store are named after repositories and digests: "organisation/repository/digest/file".
 MAX_DEPTH: Final = 4
 MAX_ENTRIES: Final = 20_000
+DAMAGED_ADVICE: Final = "Delete the file and download the model again; 'mesh-llm models verify' checks files."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,27 @@ class Misnamed:
 
 
 @dataclass(frozen=True, slots=True)
+class DamagedFile:
+    """A file that would be the model `name`, and is of no use for a `reason`, for users."""
+
+    name: str
+    path: Path
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """What is wrong with which file, without its folder: for other people than the owner."""
+        return f"its file {self.path.name} is damaged: {self.reason}."
+
+
+@dataclass(frozen=True, slots=True)
 class ModelsFound:
     """The models on this disk by name, each as `ensure` takes it, and what does not count as the model it is named
     after."""
 
     models: dict[str, Wanted]
     misnamed: tuple[Misnamed, ...] = ()
+    damaged: tuple[DamagedFile, ...] = ()
 
     @property
     def unread(self) -> tuple[Path, ...]:
@@ -74,7 +93,8 @@ def look(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
     owners = tuple(named)
     found: dict[str, Wanted] = {}
     misnamed: list[Misnamed] = []
-    for name, wanted in chain(_of_manifests(store, known), _of_files(store, owners), _of_ollama()):
+    damaged: list[DamagedFile] = []
+    for name, wanted in chain(_of_manifests(store, known), _of_files(store, owners, damaged), _of_ollama()):
         try:
             verdict = names.judge(name, wanted)
         except OSError:
@@ -83,7 +103,20 @@ def look(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
             found.setdefault(name, wanted)
         else:
             misnamed.append(Misnamed(name, wanted, verdict.unread, verdict.reason))
-    return ModelsFound(found, tuple(misnamed))
+    return ModelsFound(found, tuple(misnamed), tuple([each for each in damaged if each.name not in found]))
+
+
+def damaged_file(text: str, store: Store) -> DamagedModelFile | None:
+    """The error for a name that only a damaged file of this disk has; None if there is none. Blocks."""
+    damaged = {each.name: each for each in look(store).damaged}
+    for name in ModelNames(damaged, {}).means(text.strip()):
+        each = damaged[name]
+        return DamagedModelFile(
+            f"{name} cannot be served: {each.path} is damaged: {each.reason}.",
+            advice=f"{DAMAGED_ADVICE} 'mesh-llm models remove {shell_word(name)}' deletes it.",
+            reason=each.reason,
+        )
+    return None
 
 
 def _of_manifests(store: Store, catalog: Catalog) -> Iterator[tuple[str, Wanted]]:
@@ -97,13 +130,16 @@ def _of_manifests(store: Store, catalog: Catalog) -> Iterator[tuple[str, Wanted]
             yield manifest.name, manifest
 
 
-def _of_files(store: Store, named: Iterable[Path]) -> Iterator[tuple[str, Wanted]]:
-    """Models in files, named after them."""
+def _of_files(store: Store, named: Iterable[Path], damaged: list[DamagedFile]) -> Iterator[tuple[str, Wanted]]:
+    """Models in files, named after them. Files of no use are added to `damaged`."""
     others = other_apps.first_parts(other_apps.gguf_files())
     seen = store.header_cache()
     for path in islice(chain(named, files_in(store.folder), others), MOST_FILES):
-        if seen.is_model(path, lambda path: _is_model(path, store)):
+        look = seen.look(path, lambda path: _look(path, store))
+        if look.is_model:
             yield model_name(path.name), path
+        elif look.damaged:
+            damaged.append(DamagedFile(model_name(path.name), path, look.damaged))
     seen.save()
 
 
@@ -149,13 +185,15 @@ def _first_file(wanted: Wanted, store: Store) -> Path | None:
     return store.path(known.files[0]).absolute() if known is not None else None
 
 
-def _is_model(path: Path, store: Store) -> bool:
-    """Whether the file is no adapter, projector, later part or incomplete file."""
+def _look(path: Path, store: Store) -> FileLook:
+    """Whether the file is no adapter, projector, later part or damaged file."""
     try:
         from_path(path, store)
+    except DamagedModelFile as error:
+        return FileLook(is_model=False, damaged=error.reason)
     except (MeshError, OSError):
-        return False
-    return True
+        return FileLook(is_model=False)
+    return FileLook(is_model=True)
 
 
 def _is_here(manifest: Manifest, store: Store) -> bool:

@@ -16,8 +16,8 @@ from meshllm.web.gateway.upstream_errors import RequestFailed, UpstreamError
 
 # The model that was picked, in responses to requests for `auto`.
 MODEL_HEADER = "x-mesh-llm-model"
-# Bytes of text per token: between prose (4.5) and code (3). Too small a context is found out by the engine.
-_BYTES_PER_TOKEN = 4
+# Characters of text per token, of code: prose has 4.5. Too large an estimate only prefers a larger context.
+_CHARACTERS_PER_TOKEN = 3
 # An answer for which a context must have room, if the caller sets no limit, or a larger one.
 _ANSWER_TOKENS = 1024
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
@@ -93,5 +93,5 @@ def needs_of(request: ApiRequest) -> Needs:
         purpose,
         vision=request.has_images(),
         tools=bool(body.get("tools")),
-        tokens=text_bytes(body) // _BYTES_PER_TOKEN + (answer if purpose is Purpose.GENERATE else 0),
+        tokens=text_bytes(body) // _CHARACTERS_PER_TOKEN + (answer if purpose is Purpose.GENERATE else 0),
     )

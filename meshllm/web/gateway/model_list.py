@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meshllm.core.records import short
-from meshllm.core.routing import routes
+from meshllm.core.routing import route_texts, routes
 from meshllm.core.routing.auto_choice import AUTO, Needs, calls_tools, served_models, suits
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
@@ -188,7 +188,7 @@ def _host(offer: TargetOffer) -> dict[str, Any]:
 
 def known_models_text(snapshot: Snapshot, index: MeshIndex, now: float, aliases: Mapping[str, str]) -> str:
     """The models of this node and the mesh, and who is away, as sentences to append to a message."""
-    away = routes.away_text(snapshot.mesh, now)
+    away = route_texts.away_text(snapshot.mesh, now)
     return f"{_known_models(snapshot, index, aliases)} {away}".rstrip()
 
 
@@ -205,8 +205,10 @@ def unknown_model_message(
     snapshot: Snapshot, name: str, index: MeshIndex, now: float, names: ModelNames, aliases: Mapping[str, str]
 ) -> str:
     """The message for an unknown model `name`: that the owner dropped it, or a similar name; the known ones, and the
-    members that are away."""
-    if text := routes.dropped_text(snapshot, name, now):
+    members that are away; or that owners of other nodes did."""
+    if text := route_texts.dropped_text(snapshot, name, now):
+        return f"{text}{known_models_text(snapshot, index, now, aliases)}"
+    if text := route_texts.unserved_text(name, index.unserved.get(name, ())):
         return f"{text}{known_models_text(snapshot, index, now, aliases)}"
     if several := names.candidates(name):
         shown = ", ".join(several[:MAX_NAMES_SHOWN])

@@ -8,10 +8,12 @@ from typing import Any
 import orjson
 
 from meshllm import __version__
+from meshllm.core.routing.auto_choice import AUTO
 from meshllm.core.routing.ollama_names import ollama_name
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.web.gateway.api_request import parsed
-from meshllm.web.gateway.model_list import model_card, model_list, unknown_model_message
+from meshllm.web.gateway.auto_model import is_auto
+from meshllm.web.gateway.model_list import auto_card, model_card, model_list, unknown_model_message
 from meshllm.web.gateway.ollama_caller import OllamaCaller, OllamaErrors, stamp
 from meshllm.web.gateway.proxy import Proxy
 from meshllm.web.gateway.relay import JSON
@@ -99,7 +101,7 @@ class OllamaEndpoint:
     def _pull(self, request: Request, route: OllamaRoute) -> dict[str, str]:
         """A model that the mesh has needs no download. RequestFailed for another one."""
         name = self._known_name(model_of(parsed(request.body)))
-        if not self._table.names.is_known(name):
+        if not (self._table.names.is_known(name) or is_auto(name)):
             raise _not_here(request.path, route)
         return {"status": "success"}
 
@@ -110,6 +112,8 @@ class OllamaEndpoint:
         asked, table = model_of(parsed(request.body)), self._table
         name = self._known_name(asked)
         card = model_card(table.snapshot, table.index, name)
+        if card is None and is_auto(name):
+            card = auto_card(table.snapshot, table.index)
         if card is None:
             now = self._proxy.now()
             message = unknown_model_message(table.snapshot, asked, table.index, now, table.names, table.aliases)
@@ -124,6 +128,8 @@ class OllamaEndpoint:
         """The name by which the mesh knows the model that a caller means; `asked` if there is none."""
         if asked not in self._table.aliases and self._table.is_exact(asked):
             return asked  # nearly always; all names are collected for the others only
+        if is_auto(asked.removesuffix(":latest")) and not self._table.names.is_known(asked):
+            return AUTO
         return ollama_name(asked, self._table.names, lambda name: self._facts().get(name, NO_FACTS).quantization)
 
     def _cards(self) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from meshllm.web.http.access_control import Verdict
 from meshllm.web.http.parser import Request, RequestRejected
 from meshllm.web.http.server import ActiveRequest, Connection
-from meshllm.wire.api.ollama_routes import PREFIX
+from meshllm.wire.api.ollama_routes import find_ollama_route
 from meshllm.wire.api.routes import Api, find_route, model_in_path
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _OTHERS = (Api.MESSAGES, Api.COUNT_TOKENS, Api.RERANK)
 
 def is_answered(path: str) -> bool:
     """Whether a path is answered there."""
-    if path.startswith(PREFIX) or model_in_path(path) is not None:
+    if find_ollama_route(path) is not None or model_in_path(path) is not None:
         return True
     route = find_route(path)
     return route is not None and route.api not in _OTHERS

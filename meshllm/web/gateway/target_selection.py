@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from meshllm.core.routing import routes
+from meshllm.core.routing import route_texts
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.prefixes import PrefixHosts
 from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
@@ -92,13 +92,13 @@ class TargetSelection:
         """
         purpose = self._request.api.purpose
         if route.purpose is not None and purpose is not None and purpose is not route.purpose:
-            raise RequestFailed(400, "wrong_purpose", routes.purpose_message(self._request.model, route.purpose))
+            raise RequestFailed(400, "wrong_purpose", route_texts.purpose_message(self._request.model, route.purpose))
         if len(queues) == 1:  # the usual case, without a generator
             no_vision = queues[0].offer.vision is False
         else:
             no_vision = all(queue.offer.vision is False for queue in queues) if queues else route.vision is False
         if no_vision and self._has_images():
-            raise RequestFailed(400, UNSUPPORTED_INPUT, routes.no_vision_message(self._request.model))
+            raise RequestFailed(400, UNSUPPORTED_INPUT, route_texts.no_vision_message(self._request.model))
         usable = self._usable(queues, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
@@ -221,7 +221,7 @@ class TargetSelection:
             raise RequestFailed.with_error(error)
         purpose = next((queue.offer.purpose for queue in queues if queue.offer.purpose is not None), None)
         if not waits and purpose is not None:
-            raise RequestFailed(400, "wrong_purpose", routes.purpose_message(self._request.model, purpose))
+            raise RequestFailed(400, "wrong_purpose", route_texts.purpose_message(self._request.model, purpose))
         if self._overloaded:
             return Waits(f"{self._request.model} is overloaded; {FOR_A_SLOT}")
         self._waited = True

@@ -10,7 +10,6 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import chain
 
 from meshllm.core.records import ModelLoad, short
 from meshllm.core.routing import routes
@@ -18,7 +17,7 @@ from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.prefixes import PrefixHosts
 from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Place, Target, TargetKind, TargetOffer
-from meshllm.core.snapshot import Snapshot
+from meshllm.core.snapshot import FilePhase, Snapshot
 from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.model_list import unknown_model_message
 from meshllm.web.gateway.target import TargetQueue
@@ -167,15 +166,15 @@ class TargetTable:
     def names(self) -> ModelNames:
         """All names that can be requested now."""
         if self._names is None:
-            index = self.index
-            known = (routes.models(self.snapshot, index), index.unverified, routes.wanted(self.snapshot, index))
-            self._names = ModelNames(chain(*known), self.aliases)
+            self._names = routes.names(self.snapshot, self.index, self.aliases)
         return self._names
 
     def is_exact(self, name: str) -> bool:
         """Whether a model has exactly that name: a cheap check, which may miss one that the mesh only wants."""
         snapshot = self.snapshot
-        if name in self._routes or name in self.index.hosts or snapshot.model(name) is not None:
+        if name in self._routes or name in self.index.hosts:
+            return True
+        if (here := snapshot.model(name)) is not None and here.file is FilePhase.READY:
             return True
         if name in snapshot.available or name in self.index.loaders:
             return True

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from meshllm.wire.api.engine_bounds import choices_of, keep_bounds, wants_no_tokens
+from meshllm.wire.api.engine_bounds import choices_of, keep_bounds, refuse_large, wants_no_tokens
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import MakeTranslator, chained
@@ -50,6 +50,7 @@ def _keep_logprobs(draft: Draft) -> MakeTranslator | None:
         # The engine's own field asks for the same.
         return partial(_listed, probs) if (probs := draft.get("n_probs")) else None
     count = 1 if wanted is True else wanted
+    refuse_large("logprobs", count)
     if not isinstance(count, int) or not 0 <= count <= MAX_LOGPROBS:
         raise invalid("logprobs", f"'logprobs' must be a whole number of 0 to {MAX_LOGPROBS}.")
     if count != wanted or not count:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from meshllm.core.serving.vector_traits import UNKNOWN_VECTORS, VectorTraits
+from meshllm.wire.api.engine_bounds import refuse_large
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 
@@ -30,6 +31,7 @@ def prepare_embedding(body: Mapping[str, Any], vectors: VectorTraits = UNKNOWN_V
     wanted = body.get("dimensions")
     if wanted is None:
         return draft.prepared()
+    refuse_large("dimensions", wanted)
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 < wanted <= MAX_DIMENSIONS:
         raise invalid("dimensions", f"'dimensions' must be a whole number of 1 to {MAX_DIMENSIONS}.")
     if vectors.size:

@@ -27,6 +27,9 @@ MAX_SAMPLERS = 32
 MAX_BREAKERS = 64
 MAX_BREAKER_LENGTH = 64
 MAX_WORDS = 64
+LARGEST = 1 << 63
+# Letters of a caller's text that a message repeats.
+MAX_SHOWN = 40
 
 _INTERNAL = (
     "chat_format",
@@ -134,9 +137,16 @@ def refuse_choices(body: Mapping[str, Any]) -> None:
             raise unsupported(field, f"'{field}' is not supported in this API: an answer is one message.")
 
 
+def refuse_large(field: str, value: object) -> None:
+    """Refuse a number beyond 64 bits, which no integer or float of the engine holds as it was sent."""
+    if isinstance(value, int | float) and abs(value) >= LARGEST:
+        raise invalid(field, f"'{field}' is too large: numbers must fit into 64 bits.")
+
+
 def _number(_draft: Draft, field: str, value: object) -> None:
     if type(value) is not float and type(value) is not int:
         raise invalid(field, f"'{field}' must be a number.")
+    refuse_large(field, value)
     least, most = _RANGES.get(field, _ANY)
     if not least <= value <= most:
         raise invalid(field, f"'{field}' is {value:g}; it must be {_range_text(least, most)}.")
@@ -149,7 +159,8 @@ def _range_text(least: float, most: float) -> str:
 def _integer(draft: Draft, field: str, value: object) -> None:
     if type(value) is int and 0 < value <= MAX_TOP_LOGPROBS:
         return  # within the bounds of all of them
-    number = int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
+    refuse_large(field, value)
+    number = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(number, bool) or not isinstance(number, int):
         raise invalid(field, f"'{field}' must be a whole number.")
     if number == 0 and field in _LENGTHS:
@@ -165,7 +176,8 @@ def _integer(draft: Draft, field: str, value: object) -> None:
         raise invalid(field, f"'{field}' is {number}; at most {MAX_PROBS} is accepted.")
     least = -1 if field in _LENGTHS or field in _SIGNED else 0
     if number < least:
-        raise invalid(field, f"'{field}' is {number}; it must be {least} or more.")
+        bound = "1 or more, or -1 for no limit" if field in _LENGTHS else f"{least} or more"
+        raise invalid(field, f"'{field}' is {number}; it must be {bound}.")
     if number > most or number is not value:
         draft.set(field, min(number, most))
 
@@ -189,8 +201,15 @@ def _logit_bias(_draft: Draft, field: str, value: Any) -> None:
         token, bias = pair
         if isinstance(token, str) and len(token) > MAX_STOP_LENGTH:
             raise invalid(field, f"'{field}' has a text of {len(token)} characters for a token.")
-        if not isinstance(token, str | int) or not (bias is False or _is_number(bias)):
-            raise invalid(field, f"'{field}' must hold numbers for tokens.")
+        if not isinstance(token, str | int) or isinstance(token, bool):
+            raise invalid(field, f"'{field}' must name tokens by their numbers or texts.")
+        where = f"{field}.{str(token)[:MAX_SHOWN]}"
+        if isinstance(bias, str):
+            raise invalid(where, f"'{where}' is the text {bias[:MAX_SHOWN]!r}; it must be a number.")
+        if not (bias is False or _is_number(bias)):
+            raise invalid(where, f"'{where}' must be a number.")
+        refuse_large(where, bias)
+        refuse_large(where, token)
 
 
 def _is_number(value: object) -> bool:

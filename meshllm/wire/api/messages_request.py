@@ -7,7 +7,7 @@ from typing import Any
 
 from meshllm.wire.api.chat_calls import ChatCalls
 from meshllm.wire.api.chat_to_messages import ChatToMessages, NoMessageTokens, PrefillCut
-from meshllm.wire.api.engine_bounds import keep_bounds, refuse_choices, wants_no_tokens
+from meshllm.wire.api.engine_bounds import keep_bounds, refuse_choices, refuse_large, wants_no_tokens
 from meshllm.wire.api.messages_blocks import kept_conversation, kept_system
 from meshllm.wire.api.messages_to_chat import chat_body, chat_tool
 from meshllm.wire.api.offered_tools import messages_tools
@@ -114,6 +114,7 @@ def _keep_thinking(draft: Draft) -> None:
     if kind not in ("enabled", "disabled", "adaptive"):
         raise invalid("thinking.type", "'thinking.type' must be 'enabled', 'disabled' or 'adaptive'.")
     budget = thinking.get("budget_tokens")
+    refuse_large("thinking.budget_tokens", budget)
     if (
         isinstance(budget, bool)
         or not isinstance(budget, int | None)

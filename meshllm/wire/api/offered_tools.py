@@ -15,6 +15,8 @@ from typing import Any
 from meshllm.wire.api.refusal import invalid, unsupported
 
 MAX_TOOLS = 4096
+# Letters of a tool's name that a message repeats.
+MAX_SHOWN = 80
 _CUSTOM_INPUT = {
     "type": "object",
     "properties": {"input": {"type": "string"}},
@@ -83,6 +85,11 @@ def messages_tools(tools: object, param: str = "tools") -> list[Any]:
             skipped = skipped or _built_in(where, kind)
             continue
         kept.append(_function(tool, where, "input_schema"))
+        if tool.get("input_schema") is None:
+            about = f"of the tool '{tool['name'][:MAX_SHOWN]}'"
+            raise invalid(
+                f"{where}.input_schema", f"'{where}.input_schema' {about} is missing: it must be a JSON schema."
+            )
     if skipped and not kept:
         raise unsupported(f"{param}[0].type", skipped)
     return found if len(kept) == len(found) and all(a is b for a, b in zip(kept, found, strict=True)) else kept
@@ -166,13 +173,13 @@ class _Functions:
 
 def _function(function: dict[str, Any], param: str, schema: str) -> dict[str, Any]:
     """A function without null fields; the same object if it has none."""
-    _name(function, param)
+    about = f"of the tool '{_name(function, param)[:MAX_SHOWN]}'"
     if not isinstance(function.get("description"), str | None):
-        raise invalid(f"{param}.description", f"'{param}.description' must be a text.")
+        raise invalid(f"{param}.description", f"'{param}.description' {about} must be a text.")
     if not isinstance(function.get(schema), dict | None):
-        raise invalid(f"{param}.{schema}", f"'{param}.{schema}' must be a JSON schema.")
+        raise invalid(f"{param}.{schema}", f"'{param}.{schema}' {about} must be a JSON schema.")
     if not isinstance(function.get("strict"), bool | None):
-        raise invalid(f"{param}.strict", f"'{param}.strict' must be true or false.")
+        raise invalid(f"{param}.strict", f"'{param}.strict' {about} must be true or false.")
     if None not in function.values():
         return function
     return {key: value for key, value in function.items() if value is not None}

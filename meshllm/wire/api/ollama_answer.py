@@ -6,6 +6,7 @@ caller learns that the request is alive: clients parse every line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,16 @@ MEDIA_TYPE = "application/x-ndjson"
 _NANOSECONDS = 1_000_000_000
 _LOADED = (AnswerForm.CHAT_LOADED, AnswerForm.GENERATE_LOADED)
 _CHATS = (AnswerForm.CHAT, AnswerForm.CHAT_LOADED)
+_VECTORS = (
+    AnswerForm.EMBED,
+    AnswerForm.EMBEDDING,
+    AnswerForm.EMBED_NOTHING,
+    AnswerForm.EMBEDDING_NOTHING,
+)
+# Inside a JSON string the quotes would be escaped.
+_VECTOR = re.compile(rb'"embedding":\s*(\[[-+0-9.eE,\s]+\])')
+_INDEX = re.compile(rb'"index":\s*(\d{1,9})\b')
+_USAGE = re.compile(rb'"usage":\s*(\{[^{}]{0,1000}\})')
 _INVALID = "The model server sent an answer that this API does not have."
 _EMPTY = "The model server closed the stream without an answer."
 
@@ -152,6 +163,8 @@ class OllamaAnswer:
     def whole(self, body: bytes, at: Moment) -> tuple[int, bytes]:
         """Status and body for a successful answer of OpenAI's API; an error if it is none."""
         self.ended = True
+        if self._form in _VECTORS:
+            return self._embedded(body, at)
         value = strict_json.loads_object(body)
         try:
             if value is None:
@@ -165,12 +178,6 @@ class OllamaAnswer:
 
     def _object(self, value: Mapping[str, Any], at: Moment) -> dict[str, Any]:
         form = self._form
-        if form in (AnswerForm.EMBED, AnswerForm.EMBED_NOTHING):
-            vectors = _vectors(value) if form is AnswerForm.EMBED else []
-            counts = {"prompt_eval_count": _count(self._usage.get("prompt_tokens"))}
-            return {"model": self._model, "embeddings": vectors, **self._durations(at, all_of_it=False), **counts}
-        if form in (AnswerForm.EMBEDDING, AnswerForm.EMBEDDING_NOTHING):
-            return {"embedding": _vectors(value)[0] if form is AnswerForm.EMBEDDING else []}
         choice = value["choices"][0]
         self._reason = choice.get("finish_reason") or ""
         if form in _LOADED:
@@ -183,6 +190,21 @@ class OllamaAnswer:
         calls = _calls(self._calls, cut=self._reason == "length")
         part = self._part(_text(message.get("content")), _text(message.get("reasoning_content")), calls)
         return {**self._head(at), **part, **_logprobs(choice), **self._end(at)}
+
+    def _embedded(self, body: bytes, at: Moment) -> tuple[int, bytes]:
+        """The same for vectors, whose numbers are copied as they are: a large batch has millions of them."""
+        nothing = self._form in (AnswerForm.EMBED_NOTHING, AnswerForm.EMBEDDING_NOTHING)
+        vectors = [] if nothing else _vectors(body)
+        if not vectors and not nothing:
+            return 502, text_line(_INVALID)
+        if self._form in (AnswerForm.EMBEDDING, AnswerForm.EMBEDDING_NOTHING):
+            return 200, b'{"embedding":%b}' % (vectors[0] if vectors else b"[]")
+        usage = _USAGE.search(body)
+        self._usage = (strict_json.loads_object(usage[1]) if usage is not None else None) or {}
+        total = max(1, round(at.elapsed * _NANOSECONDS))
+        more = {"total_duration": total, "load_duration": 0, **self._counts(prompt_eval_count="prompt_tokens")}
+        head = strict_json.dumps({"model": self._model})[:-1]
+        return 200, b'%b,"embeddings":[%b],%b' % (head, b",".join(vectors), strict_json.dumps(more)[1:])
 
     # -- parts of both
 
@@ -201,17 +223,17 @@ class OllamaAnswer:
         if self._form in _LOADED:
             return {"done": True, "done_reason": "load"}
         reason = "length" if self._reason == "length" else "stop"
-        counts = {
-            "prompt_eval_count": _count(self._usage.get("prompt_tokens")),
-            "eval_count": _count(self._usage.get("completion_tokens")),
-        }
+        counts = self._counts(prompt_eval_count="prompt_tokens", eval_count="completion_tokens")
         return {"done": True, "done_reason": reason, **self._durations(at), **counts}
 
-    def _durations(self, at: Moment, *, all_of_it: bool = True) -> dict[str, int]:
+    def _counts(self, **names: str) -> dict[str, int]:
+        """Token counts by Ollama's names; those that the host does not report are left out."""
+        found = {name: self._usage.get(key) for name, key in names.items()}
+        return {name: count for name, count in found.items() if isinstance(count, int) and count >= 0}
+
+    def _durations(self, at: Moment) -> dict[str, int]:
         """Nanoseconds. The host says how long it computed; the rest was spent on waiting and loading."""
         total = max(1, round(at.elapsed * _NANOSECONDS))
-        if not all_of_it:
-            return {"total_duration": total, "load_duration": 0}
         prompt = _milliseconds(self._timings.get("prompt_ms"))
         written = _milliseconds(self._timings.get("predicted_ms"))
         if prompt is None or written is None:  # a server that does not say
@@ -239,13 +261,13 @@ def _calls(found: list[dict[str, Any]], *, cut: bool) -> list[dict[str, Any]]:
     return calls
 
 
-def _vectors(value: Mapping[str, Any]) -> list[list[float]]:
-    """The vectors in the order of their texts."""
-    entries = sorted(value["data"], key=lambda entry: int(entry.get("index") or 0))
-    vectors = [entry["embedding"] for entry in entries]
-    if not all(isinstance(vector, list) for vector in vectors):
-        raise ValueError("not vectors")
-    return vectors
+def _vectors(body: bytes) -> list[bytes]:
+    """The vectors of an answer of `/v1/embeddings` as they are written there, in the order of their texts."""
+    vectors: list[bytes] = _VECTOR.findall(body)
+    places = [int(place) for place in _INDEX.findall(body)]
+    if len(places) != len(vectors):
+        return vectors
+    return [vector for _, vector in sorted(zip(places, vectors, strict=True), key=lambda pair: pair[0])]
 
 
 def _logprobs(choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,10 +280,6 @@ def _text(value: object) -> str:
     if not isinstance(value, str | None):
         raise TypeError("not a text")
     return value or ""
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
 def _milliseconds(value: object) -> int | None:

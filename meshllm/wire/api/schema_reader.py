@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from meshllm.wire.api import schema_formats, schema_patterns
+from meshllm.wire.api.engine_bounds import LARGEST
 from meshllm.wire.api.schema_negation import Negation
 from meshllm.wire.api.schema_patterns import PatternProblem
 from meshllm.wire.api.schema_shapes import (
@@ -231,6 +232,8 @@ class Reader:
         value = schema.get(keyword)
         if value is None:
             return None
+        if isinstance(value, int | float) and abs(value) >= LARGEST:
+            raise self.problem(keyword, "it is too large: numbers must fit into 64 bits")
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
             raise self.problem(keyword, "it must be a whole number, 0 or more")
         return int(value)

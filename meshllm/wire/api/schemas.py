@@ -16,7 +16,7 @@ from meshllm.wire.api.refusal import UNSUPPORTED, Refusal
 from meshllm.wire.api.schema_reader import Reader
 from meshllm.wire.api.schema_shapes import ObjectShape, SchemaProblem, Union
 from meshllm.wire.api.schema_writer import Writer
-from meshllm.wire.api.tool_schemas import loosened
+from meshllm.wire.api.tool_schemas import ToolSchemaProblem, loosened, problem_of
 
 # Agents and structured-output clients send the same schemas with every request: the last ones are remembered, by text.
 _REMEMBERED = 256
@@ -34,15 +34,15 @@ def for_answer(schema: Any) -> dict[str, Any] | Refusal:
     return kept
 
 
-def for_tool(schema: Any) -> dict[str, Any]:
+def for_tool(schema: Any) -> dict[str, Any] | ToolSchemaProblem:
     """The parameters of a tool as the engine takes them; `schema` itself if it needs no change."""
-    kept: dict[str, Any] | None = _once(_loosened, schema)
+    kept: dict[str, Any] | ToolSchemaProblem | None = _once(_loosened, schema)
     return cast(dict[str, Any], schema) if kept is None else kept
 
 
-def for_strict_tool(schema: Any) -> dict[str, Any] | Refusal:
+def for_strict_tool(schema: Any) -> dict[str, Any] | Refusal | ToolSchemaProblem:
     """The parameters of a tool whose calls must all validate; `schema` itself if it needs no change."""
-    kept: dict[str, Any] | Refusal = _once(_compiled, schema, True)
+    kept: dict[str, Any] | Refusal | ToolSchemaProblem = _once(_compiled, schema, True)
     if kept == schema:
         return cast(dict[str, Any], schema)
     return kept
@@ -55,15 +55,19 @@ def _once(function: Any, schema: Any, *more: Any) -> Any:
 
 
 @lru_cache(_REMEMBERED)
-def _loosened(text: str) -> dict[str, Any] | None:
+def _loosened(text: str) -> dict[str, Any] | ToolSchemaProblem | None:
     schema = json.loads(text)
+    if (problem := problem_of(schema)) is not None:
+        return problem
     kept = loosened(schema)
     return None if kept is schema else kept
 
 
 @lru_cache(_REMEMBERED)
-def _compiled(text: str, inline: bool) -> dict[str, Any] | Refusal:
+def _compiled(text: str, inline: bool) -> dict[str, Any] | Refusal | ToolSchemaProblem:
     reader = Reader(json.loads(text))
+    if inline and (problem := problem_of(reader.root)) is not None:
+        return problem
     try:
         root = reader.read(reader.root, None)
         return Writer(reader).write(_one_object(reader, root) if inline else root, inline=inline)

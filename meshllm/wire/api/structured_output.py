@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meshllm.wire.api.call_envelope import ANY_OBJECT, envelope_schema
+from meshllm.wire.api.offered_tools import MAX_SHOWN
 from meshllm.wire.api.prepared import Draft
 from meshllm.wire.api.refusal import Refusal, RequestRefused, invalid, unsupported
 from meshllm.wire.api.schemas import for_answer, for_strict_tool, for_tool
 from meshllm.wire.api.tool_choice import Mode, ToolChoice
+from meshllm.wire.api.tool_schemas import ToolSchemaProblem
 
 CHAT_FORMAT = "response_format"
 
@@ -104,6 +106,9 @@ def _loosened(tool: dict[str, Any], flat: bool, key: str, param: str) -> dict[st
     kept = for_strict_tool(schema) if function.get("strict") is True else for_tool(schema)
     if isinstance(kept, Refusal):
         raise _refused(kept, f"{where}.{key}")
+    if isinstance(kept, ToolSchemaProblem):
+        field = f"{where}.{key}{kept.path}"
+        raise invalid(field, f"'{field}' of the tool '{function['name'][:MAX_SHOWN]}' {kept.text}.")
     if kept is schema:
         return tool
     loosened = {**function, key: kept}

@@ -3,18 +3,22 @@
 The model reads a tool's schema, so it keeps its form and its words. Changed is only what would fail the request or make
 the grammar wrong. Loosened, because one tool must not fail the whole list:
 
-- a reference to itself, to another document or to nothing: any JSON there; other references are written out
+- a reference to itself or to another document: any JSON there; other references are written out
 - `anyOf` or `oneOf` beside `properties`: their members are optional members; which go together is not kept
 - `allOf`: one object with all members
 - names beside `properties` (`additionalProperties`): not offered
 - a pattern that has no grammar: any string, the pattern in the description
 - types and bounds that are none of JSON Schema: left out
 - `not`, `if`, `contains`, `uniqueItems`, bounds of numbers with fractions and the like: read by the model only
+
+Refused (`problem_of`), as OpenAI does: parameters that are no object, and references to what is not in the schema.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from meshllm.wire.api import schema_patterns
@@ -35,6 +39,9 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # A pattern that the engine reads as it is meant, and that matches no quote, backslash or control character.
 _CLASS = r"\[(?:[A-Za-z0-9_.]|[A-Z]-[A-Z]|[a-z]-[a-z]|[0-9]-[0-9])+-?\]"
 _PLAIN = re.compile(rf"\^(?:(?:{_CLASS}|[A-Za-z0-9_ -])(?:[*+?]|\{{\d+(?:,\d+)?\}})?)*\$")
+# Values, not schemas: a `$ref` in them is no reference.
+_DATA = frozenset(("const", "default", "enum", "example", "examples"))
+_MOST_SHOWN = 80
 _NOTES = ("title", "description", "default", "examples")
 
 
@@ -44,6 +51,54 @@ def loosened(schema: Any) -> dict[str, Any]:
         return {"type": "object", "properties": {}}
     fitted = _Fitting(schema).parameters()
     return schema if fitted == schema else fitted
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSchemaProblem:
+    """Why the parameters of a tool are refused. `path`: of the field in the schema (".type"); `text`: a predicate."""
+
+    path: str
+    text: str
+
+
+def problem_of(schema: Any) -> ToolSchemaProblem | None:
+    """Why a tool with these parameters is refused; None if it is not."""
+    if not isinstance(schema, dict):
+        return None
+    declared = schema.get("type")
+    if declared is not None:
+        names = declared if isinstance(declared, list) else [declared]
+        if "object" not in map(_type_name, names):
+            return ToolSchemaProblem(".type", f"is {_shown(declared)}; the parameters of a tool must be an 'object'")
+    if not isinstance(schema.get("properties"), dict | None):
+        return ToolSchemaProblem(".properties", "must be an object of schemas")
+    return _dangling(schema)
+
+
+def _shown(value: Any) -> str:
+    return f"'{value[:_MOST_SHOWN]}'" if isinstance(value, str) else json.dumps(value)[:_MOST_SHOWN]
+
+
+def _dangling(root: dict[str, Any]) -> ToolSchemaProblem | None:
+    """The first reference into the schema whose target is not there."""
+    reader = Reader(root)
+    todo: list[tuple[Any, str]] = [(root, "")]
+    for part, path in todo:  # grows; bounded like the body
+        if isinstance(part, list):
+            todo += [(item, f"{path}[{index}]") for index, item in enumerate(part) if isinstance(item, dict | list)]
+            continue
+        pointer = part.get("$ref")
+        if isinstance(pointer, str) and pointer.startswith("#"):
+            try:
+                reader.target(pointer)
+            except SchemaProblem:
+                return ToolSchemaProblem(f"{path}.$ref", f"is {_shown(pointer)}, which is not in the schema")
+        todo += [
+            (value, f"{path}.{key[:_MOST_SHOWN]}")
+            for key, value in part.items()
+            if isinstance(value, dict | list) and key not in _DATA
+        ]
+    return None
 
 
 class _Fitting:

@@ -35,6 +35,8 @@ MAX_PROTOCOL = 65535
 MAX_ITEMS = 512
 PURPOSES: dict[Purpose | None, int] = {None: 0, Purpose.GENERATE: 1, Purpose.EMBED: 2, Purpose.RERANK: 3}
 PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
+CAUSES = {r.UnservedCause.FAILED: 1, r.UnservedCause.DROPPED: 2, r.UnservedCause.DAMAGED: 3}
+CAUSE_OF = {number: cause for cause, number in CAUSES.items()}
 # Input kinds of a model, one bit each; newer versions may know more. 0: unknown.
 TEXT, IMAGES = 1, 2
 INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | IMAGES}
@@ -103,6 +105,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.loading,
             record.room,
             record.download_room,
+            [(model.name, CAUSES[model.cause], model.reason) for model in record.unserved],
         )
     )
     try:
@@ -202,6 +205,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         loading=f.names(later[12], r.MAX_LOADING, "models being loaded") if len(later) > 12 else (),
         room=f.number(later[13], "room") if len(later) > 13 else 0,
         download_room=f.number(later[14], "room for downloads") if len(later) > 14 else 0,
+        unserved=_unserved(later[15]) if len(later) > 15 else (),
     )
 
 
@@ -235,6 +239,18 @@ def _flags(model: r.ServedModel) -> int:
     tools = {True: CALLS_TOOLS, False: NO_TOOL_CALLS, None: 0}[model.calls_tools]
     others = tools | NO_CHAT_TEMPLATE * (not model.chat_template)
     return ON_DEMAND * model.on_demand | MOVABLE * model.movable | PRESSED * model.pressed | others
+
+
+def _unserved(value: Any) -> tuple[r.UnservedModel, ...]:
+    """Models that the node does not serve; those with a cause that only newer versions know are left out."""
+    found = []
+    for item in f.items(value, r.MAX_UNSERVED, "models not served"):
+        model, cause, reason, *_ = f.fields(item, 3, "model not served")
+        name, number = f.name(model, "name of a model not served"), f.number(cause, "cause of not serving")
+        said = f.text(reason, "reason of not serving")
+        if (known := CAUSE_OF.get(number)) is not None:
+            found.append(r.UnservedModel(name, known, said))
+    return tuple(found)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -364,6 +380,9 @@ def fit(record: NodeRecord) -> NodeRecord:
             ]
         ),
         demand=record.demand[: r.MAX_DEMANDED],
+        unserved=tuple(
+            [replace(m, reason=_shown(m.reason)) for m in record.unserved if _good(m.name)][: r.MAX_UNSERVED]
+        ),
     )
     return _shrunk(cut)
 
@@ -420,6 +439,7 @@ def _shrunk(record: NodeRecord) -> NodeRecord:
     """`record` cut to MAX_RECORD_BYTES; lists are filled in the order of their importance."""
     left = r.MAX_RECORD_BYTES - _FIXED_BYTES - len(record.failure_reports) * _REPORT_BYTES
     left -= sum([len(name.encode()) + _NAME_BYTES for name in record.loading]) + 3
+    left -= sum([len(m.name.encode()) + len(m.reason.encode()) + 2 * _NAME_BYTES + 2 for m in record.unserved]) + 3
     serves, left = _as_many([(m, len(m.name.encode()) + _MODEL_BYTES) for m in record.serves], left)
     wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
     loads, left = _as_many([(load, len(load.name.encode()) + _LOAD_BYTES) for load in record.loads], left)

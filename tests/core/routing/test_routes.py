@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meshllm.core.membership.views import AwayMember, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import FailureReport, MeshId, ModelLoad, NodeId, NodeRecord, RecordVersion, Role, ServedModel
-from meshllm.core.routing import routes
+from meshllm.core.routing import route_texts, routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.first_byte_timeout import FLOOR_SECONDS, MAX_SECONDS, FirstByteTimes
 from meshllm.core.routing.ranking import RankedHost, rank
@@ -153,19 +153,19 @@ def test_model_that_the_owner_dropped_says_so_until_its_time_is_over() -> None:
         "'mesh-llm load Big' brings it back."
     )
     known = replace(snapshot(peer(1, "small")), dropped=(("Big", 7300.0),))
-    assert routes.dropped_text(known, "big", now=100.0) == text
-    assert routes.dropped_text(known, "small", now=100.0) == ""
-    assert routes.dropped_text(known, "big", now=7300.0) == ""
+    assert route_texts.dropped_text(known, "big", now=100.0) == text
+    assert route_texts.dropped_text(known, "small", now=100.0) == ""
+    assert route_texts.dropped_text(known, "big", now=7300.0) == ""
     asked = replace(snapshot(peer(1, wants=("Big",))), dropped=known.dropped)
     assert routes.route(asked, "Big", now=100.0).timeout_message == text, "also if another node requests it"
 
 
 def test_members_that_are_away_are_named_with_the_time_they_were_seen_last() -> None:
-    assert routes.away_text(away().mesh, 0.0) == ""
-    said = routes.away_text(away(CELLAR, ATTIC).mesh, 8200.0)
+    assert route_texts.away_text(away().mesh, 0.0) == ""
+    said = route_texts.away_text(away(CELLAR, ATTIC).mesh, 8200.0)
     assert said == "Away, and may serve more: cellar (last seen 2 h ago), attic (last seen 2 h ago)."
     crowd = [replace(CELLAR, node=NodeId(bytes([n]) * 32)) for n in range(9)]
-    assert routes.away_text(away(*crowd).mesh, 1000.0).endswith("and 6 more.")
+    assert route_texts.away_text(away(*crowd).mesh, 1000.0).endswith("and 6 more.")
 
 
 def test_model_too_large_for_this_node_alone_names_who_is_away() -> None:

@@ -10,7 +10,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.memory.context_size import DEFAULT_CONTEXT, DEFAULT_SLOTS, DEFAULT_TEXT, SMALLEST_CONTEXT, candidates
 from meshllm.core.node import NodeCore
-from meshllm.core.routing import routes
+from meshllm.core.routing import route_texts, routes
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import (
     EnginePhase,
@@ -302,7 +302,7 @@ def test_route_has_the_purpose_once_the_file_is_read(purpose: Purpose) -> None:
     mesh.handle(e.ServerReady("m", 1, SERVER), 3.0)
     route = routes.route(mesh.snapshot(), "m")
     assert (route.purpose, len(route.targets)) == (purpose, 1)
-    assert "m" in routes.purpose_message("m", purpose)
+    assert "m" in route_texts.purpose_message("m", purpose)
 
 
 @given(st.integers(0, 1 << 22), st.none() | st.integers(256, 1 << 20))

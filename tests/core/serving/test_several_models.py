@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core import node
-from meshllm.core.node import BESIDE_SECONDS, DROPPED_SECONDS, TAKEN_SECONDS, NodeCore
+from meshllm.core.node import DROPPED_SECONDS, NodeCore
 from meshllm.core.records import ModelLoad
 from meshllm.core.routing import routes
 from meshllm.core.routing.routes import Availability
 from meshllm.core.serving import next_step
+from meshllm.core.serving.wishes import BESIDE_SECONDS, TAKEN_SECONDS
 from meshllm.core.snapshot import ModelFacts, ModelOrigin, ModelPhase, ModelState, ServerFacts, ServerPhase
 from meshllm.core.split.host import MeasuredModel
 from tests.core.small_mesh import SmallMesh

@@ -11,6 +11,7 @@ from gguf_samples import write_parts, write_sample
 
 from meshllm.models.catalog.catalog import Catalog, CatalogEntry
 from meshllm.models.library import scan as on_disk
+from meshllm.models.library.header_cache import FileLook
 from meshllm.models.library.scan import aliases, look, scan
 from meshllm.models.library.store import Store
 
@@ -91,7 +92,7 @@ def test_scan_reads_each_header_once(store: Store, monkeypatch: pytest.MonkeyPat
     expected = {"a": whole, "b": parts[0]}
     assert scan(store, catalog=Catalog(())) == expected
     read: list[Path] = []
-    monkeypatch.setattr(on_disk, "_is_model", lambda path, store: bool(read.append(path)) or True)
+    monkeypatch.setattr(on_disk, "_look", lambda path, store: read.append(path) or FileLook(is_model=True))
     assert scan(store, catalog=Catalog(())) == expected
     assert read == []
     write_sample(store.folder / "bad.gguf")

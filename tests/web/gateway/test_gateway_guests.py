@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from web_rig import Bench, Call, Caller, Town, ask, node_id, town, well
+from web_rig import Bench, Call, Caller, Town, ask, node_id, served, town, well
 
 from meshllm.web.gateway import peer_endpoint
 
@@ -105,3 +105,17 @@ async def test_peer_without_the_right_to_use_models_is_told_what_to_do(place: To
     assert await status(place, GUEST) == 200
     host_of(place).gateway._peer_endpoints._may_use = lambda peer: True  # it has a new certificate: no restart needed
     assert await status(place, MEMBER) == 200
+
+
+async def test_engine_process_that_a_guest_has_used_is_known_until_after_its_end(place: Town) -> None:
+    engine = await place.serve(1)
+    gateway = host_of(place).gateway
+    assert await status(place, MEMBER) == 200
+    assert not gateway.had_guest("m", 1)
+    assert await status(place, GUEST) == 200
+    assert gateway.had_guest("m", 1)
+    host_of(place).publish(served("m", engine.address, generation=2))
+    assert gateway.had_guest("m", 1), "its prompts may be saved just now"
+    assert await status(place, MEMBER) == 200
+    assert not gateway.had_guest("m", 2)
+    assert not gateway.had_guest("another", 1)

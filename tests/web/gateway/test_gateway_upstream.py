@@ -36,6 +36,7 @@ from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.web.gateway.api_request import ApiRequest
 from meshllm.web.http import client as upstream_module
+from meshllm.web.http.server import Connection
 from meshllm.wire.api.worker_loss import worker_loss_message
 
 
@@ -718,7 +719,8 @@ async def test_caller_disconnect_before_its_request_has_begun(table: Bench) -> N
     transport = Mock(spec=asyncio.Transport)
     transport.get_extra_info.return_value = ("127.0.0.1", 1)
     transport.is_closing.return_value = False
-    connection = table.gateway._connection()
+    gateway = table.gateway
+    connection = Connection(gateway, gateway._connections, asyncio.get_running_loop())
     connection.connection_made(transport)
     connection.data_received(ask())
     connection.connection_lost(None)

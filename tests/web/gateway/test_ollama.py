@@ -252,6 +252,17 @@ async def test_a_defect_is_an_error_in_ollamas_shape(table: Bench, monkeypatch: 
 # -- lists
 
 
+async def test_auto_is_listed_shown_and_picked(table: Bench) -> None:
+    engine = await table.engine(well)
+    table.publish(replace(served("m", engine.address), facts=ModelFacts("/m", 5, "llama", 4096)))
+    assert [each["name"] for each in (await table.get("/api/tags")).json["models"]] == ["m", "auto"]
+    for name in ("auto", "auto:latest"):
+        assert (await table.call(post("/api/show", model=name))).status == 200
+        response = await table.call(post("/api/chat", model=name, messages=MESSAGES))
+        assert (response.status, response.headers["x-mesh-llm-model"]) == (200, "m")
+        assert engine.calls[-1].json["model"] == "m"
+
+
 async def test_tags_show_and_ps(table: Bench) -> None:
     engine = await table.serve()
     facts = ModelFacts("/x", 7, "qwen3", 40960, "Q4_K_M", "ab" * 32, Purpose.GENERATE, vision=True)
@@ -261,7 +272,15 @@ async def test_tags_show_and_ps(table: Bench) -> None:
         backends=(backend("http://10.0.0.1:1", "far"),),
     )
     listed = (await table.get("/api/tags")).json["models"]
-    assert [model["model"] for model in listed] == ["Qwen3-8B", "later", "far"]
+    assert [model["model"] for model in listed] == ["Qwen3-8B", "later", "far", "auto"]
+    for name in ("auto", "auto:latest"):
+        assert (await table.call(post("/api/show", model=name))).json["capabilities"] == [
+            "completion",
+            "tools",
+            "vision",
+        ]
+        chat = await table.call(post("/api/chat", model=name, messages=MESSAGES, stream=False))
+        assert (chat.json["model"], chat.json["message"]["content"]) == (name, "Hello")
     assert listed[0]["details"]["quantization_level"] == "Q4_K_M"
     assert (listed[0]["size"], listed[0]["digest"]) == (7, "ab" * 32)
     for name in ("Qwen3-8B", "qwen3:8b", "Qwen3-8B:latest", "qwen3-8b:Q4_K_M"):
@@ -354,6 +373,7 @@ async def test_the_port_of_ollama(table: Bench, port: int) -> None:
     for method, path in (
         ("GET", "/metrics"),
         ("GET", "/health"),
+        ("GET", "/api/hello"),
         ("POST", "/v1/messages"),
         ("POST", "/v1/rerank"),
         ("POST", "/"),

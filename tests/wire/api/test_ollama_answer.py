@@ -132,6 +132,18 @@ def test_embeddings_are_in_the_order_of_their_texts() -> None:
     assert found["total_duration"] == DURATIONS["total_duration"]
     assert whole(AnswerForm.EMBEDDING, body)[1] == {"embedding": [1.0]}
     assert whole(AnswerForm.EMBED_NOTHING, body)[1]["embeddings"] == []
+    assert whole(AnswerForm.EMBEDDING_NOTHING, body)[1] == {"embedding": []}
+    odd = {"model": '"embedding":[9],"index":7', "data": [{"embedding": [-1.5e-7, 3]}]}
+    assert whole(AnswerForm.EMBED, odd)[1]["embeddings"] == [[-1.5e-7, 3]]
+
+
+def test_large_batches_of_vectors_are_copied() -> None:
+    """More numbers than a parser is given: 2,048 texts of 4,096 numbers."""
+    vector = b"[" + b"0.25," * 4095 + b"1]"
+    data = b",".join(b'{"index":%d,"embedding":%b}' % (place, vector) for place in range(2048))
+    status, found = OllamaAnswer(AnswerForm.EMBED, "m").whole(b'{"data":[' + data + b"]}", AT)
+    assert status == 200
+    assert found.count(vector) == 2048
 
 
 @pytest.mark.parametrize("form", AnswerForm)
@@ -239,6 +251,13 @@ def test_any_stream_ends_with_one_last_line(form: AnswerForm, events: list[Any],
     found = lines(form, *stream)
     ends = [line.get("done") is True or set(line) == {"error"} for line in found]
     assert ends == [False] * (len(found) - 1) + [True]
+
+
+@given(st.lists(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), min_size=1), st.randoms())
+def test_vectors_are_those_of_the_answer(vectors: list[list[float]], rng: Any) -> None:
+    data = [{"object": "embedding", "embedding": vector, "index": place} for place, vector in enumerate(vectors)]
+    rng.shuffle(data)
+    assert whole(AnswerForm.EMBED, {"data": data})[1]["embeddings"] == vectors
 
 
 @given(st.sampled_from(AnswerForm), CHUNK | SMALL)

@@ -112,6 +112,7 @@ records = st.builds(
     loading=few(names),
     room=numbers,
     download_room=numbers,
+    unserved=few(st.builds(r.UnservedModel, names, st.sampled_from(r.UnservedCause), texts)),
 ).flatmap(_with_aliases)
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)

@@ -140,11 +140,11 @@ def test_codec_bytes_are_stable() -> None:
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
     assert encode_record(r.NodeRecord(NODE, r.RecordVersion(1, 2), MESH, name="a")).hex() == (
-        "dc001ec420"
+        "dc001fc420"
         + NODE.hex()
         + "0102c410"
         + MESH.hex()
-        + "a161a092010190909090900090c2900090c290c400c400000000c40090900000"
+        + "a161a092010190909090900090c2900090c290c400c400000000c4009090000090"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
