@@ -125,7 +125,7 @@ class NodeCore:
         self._demand = NodeDemand(self._mesh, self._own_names, self._catalog)
         self._stopping = self._leaving = False
         self._finished = False
-        self._snapshot = Snapshot(catalog=self._catalog)
+        self._snapshot = Snapshot(catalog=self._catalog, declared_tools=self._declared_tools)
         self._dirty = self._mesh is not None
 
     # -- what the daemon calls
