@@ -88,8 +88,12 @@ def is_auto(asked: str, names: ModelNames, snapshot: Snapshot) -> bool:
     """
     if len(asked) != len(AUTO) or asked.casefold() != AUTO or names.meant(asked) != asked:
         return False
-    name = names.find(asked)
-    return snapshot.model(name) is None and not any(name in backend.models for backend in snapshot.backends)
+    return not is_here(names.find(asked), snapshot)
+
+
+def is_here(name: str, snapshot: Snapshot) -> bool:
+    """Whether a model of this node or of its backends has exactly that name."""
+    return snapshot.model(name) is not None or any(name in backend.models for backend in snapshot.backends)
 
 
 def suits(model: AgentModel, needs: Needs) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from meshllm import __version__
-from meshllm.core.routing.auto_choice import AUTO
+from meshllm.core.routing.auto_choice import AUTO, is_here
 from meshllm.core.routing.ollama_names import ollama_name
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.web.gateway.api_request import parsed
@@ -110,9 +110,10 @@ class OllamaEndpoint:
         """The facts of a model; None if there is none, which was answered."""
         asked, table = model_of(parsed(request.body)), self._table
         name = self._known_name(asked)
-        card = model_card(table.snapshot, table.index, name)
-        if card is None and self._table.is_auto(name):
+        if table.is_auto(name):
             card = auto_card(table.snapshot, table.index)
+        else:
+            card = model_card(table.snapshot, table.index, name)
         if card is None:
             now = self._proxy.now()
             message = unknown_model_message(table.snapshot, asked, table.index, now, table.names, table.aliases)
@@ -125,10 +126,10 @@ class OllamaEndpoint:
 
     def _known_name(self, asked: str) -> str:
         """The name by which the mesh knows the model that a caller means; `asked` if there is none."""
+        if self._table.is_auto(asked.removesuffix(":latest")) and not is_here(asked, self._table.snapshot):
+            return AUTO
         if asked not in self._table.aliases and self._table.is_exact(asked):
             return asked  # nearly always; all names are collected for the others only
-        if self._table.is_auto(asked.removesuffix(":latest")):
-            return AUTO
         return ollama_name(asked, self._table.names, lambda name: self._facts().get(name, NO_FACTS).quantization)
 
     def _cards(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from test_gateway_waiting import Gate
-from web_rig import Bench, Call, Town, ask, backend, bench, coming, host, never, node_id, served, town, well
+from web_rig import Bench, Call, Town, ask, backend, bench, coming, host, never, node_id, request, served, town, well
 
 from meshllm.core.records import ServedModel
 from meshllm.core.serving.template_traits import TemplateTraits
@@ -21,6 +21,7 @@ from meshllm.web.gateway.backends import parse_models
 from meshllm.wire.api.routes import Api
 
 ONE, TWO = node_id(1), node_id(2)
+HELLO = [{"role": "user", "content": "hello"}]
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 OVERFLOW = {
     "error": {
@@ -155,7 +156,7 @@ async def test_a_model_named_auto_and_an_alias_come_first(folder: Path) -> None:
         assert engine.calls[-1].json["model"] == "mine"
 
 
-@pytest.mark.parametrize("name", ["auto", "AUTO", "auto.gguf", "auto-Q8_0"])
+@pytest.mark.parametrize("name", ["auto", "AUTO", "auto.gguf", "auto-Q8_0", "auto:latest"])
 async def test_peer_does_not_get_all_requests_by_naming_its_model_auto(place: Town, name: str) -> None:
     here = place.here
     engine = await here.engine(well)
@@ -166,6 +167,9 @@ async def test_peer_does_not_get_all_requests_by_naming_its_model_auto(place: To
     assert (await here.get("/v1/models/auto")).json["owned_by"] == "mesh-llm"
     listed = {card["id"]: card for card in (await here.get("/v1/models")).json["data"]}
     assert "choices" in listed["auto"]["mesh"]
+    for asked in ("auto", "auto:latest"):
+        response = await here.call(request("POST", "/api/chat", {"model": asked, "messages": HELLO}))
+        assert (response.status, response.headers[MODEL_HEADER]) == (200, "m")
 
 
 async def test_model_here_named_auto_is_that_model(table: Bench) -> None:
