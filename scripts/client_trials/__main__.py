@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ def main() -> int:
         for trial in trials:
             console.print(f"{trial.name:14} {' '.join(trial.packages)}", markup=False)
         return 0
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the nodes end with the run
     return _run(trials, console, again=options.again, seconds=options.seconds)
 
 
