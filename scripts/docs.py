@@ -115,7 +115,9 @@ How each agent is pointed at a mesh. Written by `scripts/docs.py` from `meshllm/
 
 `mesh-llm NAME` starts an agent: it uses the node on `--port` (9337), or starts a client node that joins the
 remembered mesh (or that of `--join INVITE`) and ends some seconds after the last agent. Without `--model` it chooses:
-tools in the chat template, then a context of 32,768 tokens, then size, load and distance; one line says why.
+a model that called a tool when its node tested it (or that `--tools MODEL=yes` declares), then a context of 32,768
+tokens, then size, speed, load and distance; one line says why. A model without a chat template is reported: it was
+made to continue texts.
 Arguments of the agent stand behind `--`.
 
 | option | what it does |
@@ -123,6 +125,8 @@ Arguments of the agent stand behind `--`.
 | `--print` | shows what would be set, written and run |
 | `--write` | writes the agent's own configuration, for starts without mesh-llm while a node runs |
 | `--undo` | takes back everything that was written; a file that was changed since keeps the changes |
+| `--auto` | where no node runs: a public mesh. This version knows none: it says so, and starts nothing |
+| `--no-board` | without the blackboard. This version has none: it says so, and starts the agent |
 
 `mesh-llm agents` lists what is installed, configured and when it was started last.
 

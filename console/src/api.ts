@@ -507,7 +507,7 @@ export interface SandboxStatus {
 }
 
 // A model that another node says it serves. 0: unknown. `size` is the file's size. `input_modalities` is null if
-// the node does not report it.
+// the node does not report it, `calls_tools` if it is not known there.
 export interface ServedStatus {
   name: string
   purpose: Purpose | null
@@ -517,12 +517,14 @@ export interface ServedStatus {
   active: number
   waiting: number
   input_modalities: Modality[] | null
+  calls_tools: boolean | null
 }
 
 // The engine process of a model. `socket` is its Unix socket, `memory` are the bytes that it may come to with its
 // caches full (planned), `memory_used` those that it takes now (null: unknown; RAM, and of GPUs what NVIDIA's driver
 // tells), `memory_parts` are those of the planned ones that are not weights, context or buffers. `placement_text`
-// describes which layers are in which memory. `tools`: whether the chat template renders definitions of tools.
+// describes which layers are in which memory. `tools`: whether the chat template renders definitions of tools;
+// `calls_tools`: whether the model called one when it was tested, or its owner says so (null: not tested yet).
 export interface ServerStatus {
   pid: number
   socket: string
@@ -535,6 +537,7 @@ export interface ServerStatus {
   serving_seconds: number
   speculation: SpeculationStatus
   tools: boolean
+  calls_tools: boolean | null
 }
 
 // Model files exchanged with the mesh. `upload_limit` in bytes/s, null if unlimited.

@@ -32,7 +32,7 @@ export function peer(id: string, more: Partial<PeerInfo> = {}): PeerInfo {
 
 export function serves(name: string): PeerInfo['serves'][number] {
   const known = { name, purpose: 'generate' as const, context_length: 4096, slots: 4, size: 1000 }
-  return { ...known, active: 1, waiting: 0, input_modalities: null }
+  return { ...known, active: 1, waiting: 0, input_modalities: null, calls_tools: null }
 }
 
 export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): NodeStatus {
@@ -104,6 +104,7 @@ export function model(
     input_modalities: null,
     loaded: phase === 'serving',
     idle_seconds: null,
+    warning: '',
     unload_seconds: null,
     ...more,
   }

@@ -182,6 +182,16 @@ describe('modelsOf', () => {
     expect([...'mnophq'].map((name) => found.get(name))).toEqual([false, true, null, null, false, null])
   })
 
+  it('call tools if the first host that knows it says so', () => {
+    const peers = [
+      peer('a', { serves: [serves('m'), { ...serves('n'), calls_tools: false }] }),
+      peer('b', { serves: ['m', 'n'].map((name) => ({ ...serves(name), calls_tools: true })) }),
+      peer('c', { serves: [serves('o')] }),
+    ]
+    const found = new Map(of(status(peers)).map((one) => [one.name, one.callsTools]))
+    expect([...'mno'].map((name) => found.get(name))).toEqual([true, false, null])
+  })
+
   it('offers text generation models that are served or starting for the chat', () => {
     const peers = [
       peer('a', { serves: [serves('m'), { ...serves('e'), purpose: 'embed' }, { ...serves('u'), purpose: null }] }),

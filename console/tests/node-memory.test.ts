@@ -15,6 +15,7 @@ describe('memory', () => {
     memory_parts: { 'prompt cache': 2_350_000_000 },
     placement_text: '',
     serving_seconds: 1,
+    calls_tools: null,
     tools: true,
     speculation: {
       kind: 'none' as const,

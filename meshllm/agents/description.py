@@ -32,10 +32,11 @@ PLACEHOLDER = re.compile(r"\{(\w+)(!s)?\}")
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """`value` is added at the path `at` of a file."""
+    """`value` is added at the path `at` of a file. `volatile`: members of it that the agent writes itself."""
 
     at: tuple[str, ...]
     value: Any
+    volatile: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,9 @@ def _setup(data: dict[str, Any], known: frozenset[str] | set[str]) -> Setup:
 
 def _file(data: dict[str, Any]) -> FileStep:
     path = data.pop("path")
-    merges = tuple(Merge(tuple(merge["at"]), merge["value"]) for merge in data.pop("merge", ()))
+    merges = tuple(
+        Merge(tuple(merge["at"]), merge["value"], tuple(merge.get("volatile", ()))) for merge in data.pop("merge", ())
+    )
     if data["format"] not in FORMATS or ("content" in data) == bool(merges):
         raise ValueError(f"{path}: a file has a format, and either content or merges")
     return FileStep(paths=(path,) if isinstance(path, str) else tuple(path), merges=merges, **data)

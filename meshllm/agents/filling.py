@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from meshllm.agents import json_text
+from meshllm.agents import json_text, toml_text
 from meshllm.agents.description import EACH_IN_LIST, EACH_IN_MAP, PLACEHOLDER
 from meshllm.core.routing.agent_choice import AgentModel
 from meshllm.errors import InternalError
@@ -18,7 +16,6 @@ from meshllm.errors import InternalError
 AGENT_KEY_VARIABLE = "MESH_LLM_AGENT_KEY"
 # What agents send to a node that needs no key: most refuse to start without any.
 NO_KEY = "mesh"
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _UNKNOWN = object()
 
 
@@ -91,23 +88,7 @@ def written(content: Any, form: str) -> str:
     """The text of a file with this content. YAML is written as JSON, which is YAML as well."""
     if form != "toml":
         return json_text.dump(content) + "\n"
-    text = _toml(content, ())
+    text = toml_text.dump(content)
     if tomllib.loads(text) != content:
         raise InternalError("A TOML file would not say what it should.")
     return text
-
-
-def _toml(table: Mapping[str, Any], path: tuple[str, ...]) -> str:
-    lines = [f"[{'.'.join(map(_toml_key, path))}]"] if path else []
-    lines += [f"{_toml_key(key)} = {_toml_value(one)}" for key, one in table.items() if not isinstance(one, dict)]
-    blocks = [_toml(one, (*path, key)) for key, one in table.items() if isinstance(one, dict)]
-    return "\n".join(["\n".join(lines) + "\n", *blocks]) if lines else "\n".join(blocks)
-
-
-def _toml_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
-
-
-def _toml_value(value: Any) -> str:
-    # Strings, numbers, booleans and lists of them are written as in JSON.
-    return json.dumps(value, ensure_ascii=False)

@@ -140,6 +140,9 @@ class Journal:
 
 
 def _entry(data: dict[str, Any]) -> FileEntry:
-    additions = [Addition(tuple(one["path"]), one["value"], int(one["created"])) for one in data.pop("additions")]
+    additions = [
+        Addition(tuple(one["path"]), one["value"], int(one["created"]), tuple(one.get("volatile", ())))
+        for one in data.pop("additions")
+    ]
     path, folders = Path(data.pop("path")), tuple(map(Path, data.pop("folders")))
     return FileEntry(path=path, folders=folders, additions=tuple(additions), **data)

@@ -138,7 +138,17 @@ class Launcher:
             )
         elif model.context and model.context < WANTED_CONTEXT:
             yield f"{model.name} serves {model.context:,} tokens of context; {WANTED_CONTEXT:,} suit agents better."
-        if model.tools is False:
+        if not model.chat_template:
+            yield (
+                f"{model.name} has no chat template: it was made to continue texts, and answers chats poorly. Use a "
+                "model whose name says Instruct, Chat or it."
+            )
+        elif model.calls_tools is False:
+            yield (
+                f"{model.name} made no tool call when it was tested: {self.agent.title} may only talk. Use a larger "
+                "model, or one made for tools."
+            )
+        elif model.calls_tools is None and model.tools is False:
             yield f"The chat template of {model.name} renders no tools. It may not call any."
         for step in self.agent.launch.files:
             if step.neighbours:

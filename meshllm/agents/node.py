@@ -145,7 +145,7 @@ def wait_for_models(
     first: float | None = None
     while True:
         status = _status(node)
-        models = read_model_cards(_models(node), _template_tools(status))
+        models = read_model_cards(_models(node), _template_tools(status), _speeds(status))
         now = time.monotonic()
         if models and (wanted is None or find_model(models, wanted) is not None):
             return models
@@ -226,6 +226,16 @@ def _template_tools(status: Mapping[str, Any]) -> dict[str, bool]:
         for name, engine in engines
         if isinstance(name, str) and isinstance(engine, dict) and isinstance(engine.get("tools"), bool)
     }
+
+
+def _speeds(status: Mapping[str, Any]) -> dict[str, float]:
+    """Tokens per second of the last answers, by model: of its fastest host."""
+    found: dict[str, float] = {}
+    for load in status.get("load", ()):
+        name, speed = (load.get("model"), load.get("tokens_per_second")) if isinstance(load, dict) else ("", None)
+        if isinstance(name, str) and name and isinstance(speed, int | float) and 0 < speed < float("inf"):
+            found[name] = max(float(speed), found.get(name, 0.0))
+    return found
 
 
 def _check_mesh(status: Mapping[str, Any]) -> None:

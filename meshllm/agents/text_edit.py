@@ -29,14 +29,18 @@ class TextFormat:
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """A value that was added at `path`; the steps of the path from number `created` on were not there before."""
+    """A value that was added at `path`; the steps of the path from number `created` on were not there before.
+    `volatile`: members of it that the agent writes itself, such as the time of the last use."""
 
     path: Path
     value: Any
     created: int
+    volatile: tuple[str, ...] = ()
 
 
-def add_checked(form: TextFormat, text: str, path: Path, value: Any) -> tuple[str, Addition]:
+def add_checked(
+    form: TextFormat, text: str, path: Path, value: Any, volatile: tuple[str, ...] = ()
+) -> tuple[str, Addition]:
     """`text` with `value` at `path`. The result is read again: it must say what was there, and the value.
 
     Raises CannotEdit.
@@ -46,14 +50,16 @@ def add_checked(form: TextFormat, text: str, path: Path, value: Any) -> tuple[st
     result = form.add(text, path, value)
     if not same(form.parse(result), _with(before, path, value)):
         raise CannotEdit("its layout is not understood")
-    return result, Addition(path, value, created)
+    return result, Addition(path, value, created, volatile)
 
 
 def remove_checked(form: TextFormat, text: str, addition: Addition) -> str:
     """`text` without what was added. Raises CannotEdit, also if the value there was changed meanwhile."""
-    result = form.remove(text, addition.path, addition.value, addition.created)
+    now = form.parse(text)
+    value = _current(addition, now)
+    result = form.remove(text, addition.path, value, addition.created)
     # Adding it again must give what was there. An item may have had others behind it.
-    again, now = _with(form.parse(result), addition.path, addition.value), form.parse(text)
+    again = _with(form.parse(result), addition.path, value)
     if not (same(again, now) or addition.path[-1] == APPEND):
         raise CannotEdit("its layout is not understood")
     return result
@@ -75,6 +81,15 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def _current(addition: Addition, data: Any) -> Any:
+    """The value that was added, with its volatile members as they are in `data` now."""
+    for key in addition.path if addition.volatile else ():
+        data = data.get(key) if isinstance(data, dict) else None
+    if not addition.volatile or not isinstance(data, dict):
+        return addition.value
+    return {key: data.get(key, one) if key in addition.volatile else one for key, one in addition.value.items()}
 
 
 def _present(value: Any, path: Path) -> int:

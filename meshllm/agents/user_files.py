@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meshllm.agents import json_text, yaml_text
+from meshllm.agents import json_text, toml_text, yaml_text
 from meshllm.agents.description import Agent, FileStep, Setup
 from meshllm.agents.filling import Values, fill, fill_text, written
 from meshllm.agents.journal import FileEntry, Journal, digest
@@ -26,7 +26,9 @@ from meshllm.util.atomic_file import replace_file
 FORMATS = {
     "json": TextFormat(json_text.parse, json_text.add, json_text.remove, "{}\n"),
     "yaml": TextFormat(yaml_text.parse, yaml_text.add, yaml_text.remove, ""),
+    "toml": TextFormat(toml_text.parse, toml_text.add, toml_text.remove, ""),
 }
+_FORMAT_OF = {".yml": "yaml", ".yaml": "yaml", ".toml": "toml"}
 # Larger than any settings file that a person keeps.
 MAX_BYTES = 4 << 20
 
@@ -142,13 +144,15 @@ def _merged(agent: Agent, step: FileStep, path: Path, values: Values, journal: J
         before = current if entry is None or current is None else _without_ours(form, current, entry, journal)
         text = "" if before is None else before.decode()
         if not text.strip("\ufeff \t\r\n"):
-            text = form.empty if step.initial is None else form.add(form.empty, (), step.initial)
+            text = form.empty
+            for key, one in (step.initial or {}).items():
+                text = form.add(text, (key,), one)
         additions = []
         for merge in step.merges:
             at, value = tuple(fill(list(merge.at), values)), fill(merge.value, values)
             if same(_value_at(form.parse(text), at), value):
                 continue  # the user wrote the same
-            text, addition = add_checked(form, text, at, value)
+            text, addition = add_checked(form, text, at, value, merge.volatile)
             additions.append(addition)
     except UnicodeDecodeError:
         raise FileRefused(f"{shown}: the file is not UTF-8. It is left as it is.", advice="Repair the file.") from None
@@ -223,7 +227,7 @@ def _undo(entry: FileEntry, journal: Journal) -> UndoResult:
         return UndoResult(entry.path, "removed", True)
     if entry.owned:
         return UndoResult(entry.path, "was changed since mesh-llm wrote it and is kept. Remove it by hand.", False)
-    form = FORMATS["yaml" if entry.format in (".yml", ".yaml") else "json"]
+    form = FORMATS[_FORMAT_OF.get(entry.format, "json")]
     text = current.decode()
     for addition in reversed(entry.additions):
         text = remove_checked(form, text, addition)

@@ -45,7 +45,17 @@ Write = Annotated[
 ]
 Undo = Annotated[bool, typer.Option("--undo", help="Take back everything that was written to the agent's files.")]
 NoBoard = Annotated[
-    bool, typer.Option("--no-board", hidden=True, help="Without effect: this version has no blackboard.")
+    bool,
+    typer.Option(
+        "--no-board", help="Give the agent no blackboard. This version has none yet, so that nothing changes."
+    ),
+]
+Auto = Annotated[
+    bool,
+    typer.Option(
+        "--auto",
+        help="Join a public mesh if no node runs. This version knows none yet: it says so and ends.",
+    ),
 ]
 # How often a node is asked again to take this launcher, while the last one lets go of it.
 ATTACH_TRIES = 3
@@ -63,6 +73,7 @@ def launcher(name: str) -> Callable[..., None]:
         print_only: Print = False,
         write: Write = False,
         undo: Undo = False,
+        auto: Auto = False,
         no_board: NoBoard = False,
     ) -> None:
         if sum((print_only, write, undo)) > 1:
@@ -73,7 +84,9 @@ def launcher(name: str) -> Callable[..., None]:
         elif print_only:
             _print(found, port, model, arguments or [])
         else:
-            _start(found, port, model, join or [], arguments or [], write=write)
+            if no_board:
+                typer.echo("--no-board: this version has no blackboard; nothing is left out.", err=True)
+            _start(found, port, model, join or [], arguments or [], write=write, auto=auto)
 
     from meshllm.agents.description import known_agents
 
@@ -175,11 +188,21 @@ def _print(found: Launcher, port: int | None, model: str | None, arguments: list
         chosen = nodes.find_model(models, model) if model else best.model if best else None
     else:
         typer.echo("# No node answers: MODEL and the limits of its context are filled in at the start.")
-    typer.echo(found.description(found.values(node, chosen, models), arguments))
+    values = found.values(node, chosen, models)
+    typer.echo(found.description(values, arguments))
+    for warning in found.warnings(values) if chosen is not None else ():
+        typer.echo(f"Warning: {warning}", err=True)
 
 
 def _start(
-    found: Launcher, port: int | None, model: str | None, join: list[str], arguments: list[str], *, write: bool
+    found: Launcher,
+    port: int | None,
+    model: str | None,
+    join: list[str],
+    arguments: list[str],
+    *,
+    write: bool,
+    auto: bool,
 ) -> None:
     """Find or start the node, choose the model, and start the agent or write its files. Exits with its status."""
     from meshllm.agents import node as nodes
@@ -188,7 +211,7 @@ def _start(
     if not write:
         found.program()  # before a node is started in vain
     invites = _invites(join)
-    with _progress() as say, _node(port, invites, say) as (node, started, attachment):
+    with _progress() as say, _node(port, invites, say, auto=auto) as (node, started, attachment):
         models = nodes.wait_for_models(node, model, started=started, say=say)
         choice = choose_model(models)
         assert choice is not None
@@ -250,7 +273,9 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _node(port: int | None, invites: str, say: Callable[[str], None]) -> Iterator[tuple[NodeAddress, bool, Attachment]]:
+def _node(
+    port: int | None, invites: str, say: Callable[[str], None], *, auto: bool
+) -> Iterator[tuple[NodeAddress, bool, Attachment]]:
     """The node to use, whether it was started here, and the attachment to it, for the length of the block."""
     from meshllm.agents.attachment import Attachment
     from meshllm.agents.launcher import AGENTS_FOLDER, locked
@@ -268,6 +293,12 @@ def _node(port: int | None, invites: str, say: Callable[[str], None]) -> Iterato
                 say("waiting for the end of a node that stops")
                 tries += 1
                 node = _gone(node) if tries < ATTACH_TRIES else None
+            if node is None and auto:
+                raise UsageError(
+                    "--auto: this version knows no public meshes, and no node runs here.",
+                    advice="Join a mesh with --join INVITE ('mesh-llm invite' prints one there). Without --auto a node "
+                    "joins the mesh that it was in.",
+                )
             if node is None:
                 say("starting a node")
                 started = _start_node(port or DEFAULT_PORT, invites)
@@ -275,8 +306,8 @@ def _node(port: int | None, invites: str, say: Callable[[str], None]) -> Iterato
                     node = started.wait_until_listening(_running)
                 finally:
                     (paths.home() / AGENTS_FOLDER / INVITE_FILE).unlink(missing_ok=True)
-        if invites and started is None:
-            typer.echo("A node runs already: --join is not used.", err=True)
+        if (invites or auto) and started is None:
+            typer.echo(f"A node runs already: {'--join' if invites else '--auto'} is not used.", err=True)
         yield _with_key(node), started is not None, attachment
     finally:
         attachment.close()

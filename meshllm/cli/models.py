@@ -326,6 +326,7 @@ def _refuse_if_served(wanted: Removal) -> None:
     """Raises UsageError while the running node serves or downloads the model."""
     from meshllm.cli.machine_info import running
     from meshllm.errors import UsageError
+    from meshllm.util.format import shell_word
 
     told = running()
     names = {wanted.item.name, *wanted.item.other_names}
@@ -335,8 +336,16 @@ def _refuse_if_served(wanted: Removal) -> None:
         drafts = {(engine.get("speculation") or {}).get("draft_model")} - {""}
         if model.get("phase") in ("stopped", "failed"):
             continue
-        if model.get("name") in names or file.get("path") in files or drafts & names:
-            raise UsageError(f"The running node uses {wanted.item.name}.", advice="Stop it first: 'mesh-llm stop'.")
+        if model.get("name") in names or file.get("path") in files:
+            raise UsageError(
+                f"The running node serves {model['name']}.",
+                advice=f"Drop it first: 'mesh-llm drop {shell_word(model['name'])}'.",
+            )
+        if drafts & names:
+            raise UsageError(
+                f"The running node uses {wanted.item.name} as the draft model of {model['name']}.",
+                advice=f"Drop that first: 'mesh-llm drop {shell_word(model['name'])}'.",
+            )
 
 
 def _removal_lines(wanted: Removal) -> list[str]:

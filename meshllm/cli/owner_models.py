@@ -12,6 +12,7 @@ from meshllm.cli.console_client import console_port
 from meshllm.cli.engines import Port, cells, engine_rows, state_text, status_of
 from meshllm.cli.start_command import absolute_file
 from meshllm.errors import EnvironmentFailure
+from meshllm.util.format import counted
 
 ModelName = Annotated[
     str,
@@ -83,4 +84,5 @@ def _follow(port: int, begun: dict[str, Any]) -> None:
         time.sleep(ASK_SECONDS)
     typer.echo("\r\033[K" if rewrite else "", nl=False)
     _, _, memory, slots, _, _, context, *_ = cells(row)
-    typer.echo(f"{begun['model']} is served: {memory}, {slots.partition('/')[2]} slots, context {context}.")
+    count = counted(int(slots.partition("/")[2] or 0), "slot")
+    typer.echo(f"{begun['model']} is served: {memory}, {count}, context {context}.")

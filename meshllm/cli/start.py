@@ -63,6 +63,20 @@ def aliases(texts: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
+def declared_tools(texts: list[str]) -> tuple[tuple[str, bool], ...]:
+    """(model, whether it calls tools) of each `MODEL=yes|no`. Raises BadParameter."""
+    import typer
+
+    found: dict[str, bool] = {}
+    for text in texts:
+        name, _, word = (part.strip() for part in text.rpartition("="))
+        if not name or word not in ("yes", "no") or not text.isprintable() or len(text) > MAX_ALIAS:
+            raise typer.BadParameter(f"{text[:80]!r}: give it as MODEL=yes or MODEL=no, such as Qwen3-8B=yes.")
+        if found.setdefault(name, word == "yes") != (word == "yes"):
+            raise typer.BadParameter(f"--tools says both yes and no of {name}. Remove one of them.")
+    return tuple(found.items())
+
+
 def node_name(given: str) -> str:
     """The node's name: as given, or the host name without its domain. Raises UsageError."""
     import platform
@@ -124,9 +138,14 @@ def check(settings: Settings) -> None:
         raise UsageError("--split needs a --model.", advice="Add --model NAME.")
     if settings.chat_template is not None:
         _check_template(settings.chat_template, settings.models)
-    on_demand = settings.on_demand or settings.fetch_on_demand
+    # A node that joined loads models of its disk for requests, unless its owner forbids it.
+    joins = bool(settings.invites) and settings.on_demand is not False
+    on_demand = settings.on_demand or settings.fetch_on_demand or joins
     if settings.context is not None and not settings.models and not on_demand:
-        raise UsageError("--ctx-size needs a --model or --on-demand.", advice="Add --model NAME.")
+        advice = "Add --model NAME, or --on-demand, or --join INVITE: such nodes load models for requests."
+        if settings.on_demand is False:
+            advice = "This node loads no model with --no-on-demand: add --model NAME, or remove that."
+        raise UsageError("--ctx-size needs a model that this node serves.", advice=advice)
 
 
 def _check_template(path: Path, models: tuple[str, ...]) -> None:

@@ -87,6 +87,16 @@ Alias = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+Tools = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tools",
+        metavar="MODEL=yes|no",
+        help="Say that a model calls tools, or does not. Default: this node asks each of its own models for one call "
+        "while it is idle. Agents prefer models that call tools. Repeatable.",
+        rich_help_panel=SERVE,
+    ),
+]
 BackendUrl = Annotated[
     list[str] | None,
     typer.Option(

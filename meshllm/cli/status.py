@@ -301,17 +301,19 @@ def _peer_table(status: dict[str, Any]) -> Table:
 
 
 def _demand_table(mesh: dict[str, Any] | None) -> Table:
-    """What callers ask for in the mesh, and how many nodes serve it."""
+    """What callers ask for in the mesh, and how many nodes serve it. "asked lately": a lower bound."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("demand", "requests", "asked on", "started on", "hosts", "loading", "waiting"):
+    for heading in ("demand", "asked lately", "asked on", "started on", "hosts", "loading", "waiting"):
         left = heading == "demand"
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     found = mesh["demand"] if mesh else []
     for entry in found[:MAX_DEMAND]:
-        numbers = (f"{entry['requests']:,}", counted(entry["nodes"], "node"), counted(entry["wishes"], "node"))
+        # Nodes publish levels (1, 4, 16 and so on), with their heartbeats: at least so many.
+        lately = f"{entry['requests']:,}+" if entry["requests"] else ""
+        numbers = (lately, counted(entry["nodes"], "node"), counted(entry["wishes"], "node"))
         hosts = str(entry["hosts"]) if entry["hosts"] else "[yellow]none[/]"
         coming = (str(entry["loading"] or ""), str(entry["waiting"] or ""))
         table.add_row(escape(printable(entry["model"])), *numbers, hosts, *coming)

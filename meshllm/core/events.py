@@ -199,6 +199,15 @@ class ServerReady(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallsTested(Event):
+    """The model of an engine process that is ready calls tools, or does not."""
+
+    model: str
+    generation: int
+    calls_tools: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ServerGone(Event):
     """An engine process has ended: stopped, crashed, or not started at all. `hopeless`: the model does not fit, or its
     chat template does not work, and a quick retry cannot help."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
@@ -24,7 +25,6 @@ from meshllm.core.membership.views import PeerStatus
 from meshllm.core.memory.observation import MachineFacts
 from meshllm.core.quantise import quantise
 from meshllm.core.records import (
-    MAX_BACKEND_MODELS,
     MAX_DEVICES,
     MAX_LOADING,
     MAX_ON_DISK,
@@ -34,24 +34,25 @@ from meshllm.core.records import (
     NodeId,
     OwnFacts,
     Role,
-    ServedModel,
     SplitCandidate,
 )
 from meshllm.core.serving import backend_states, next_step
-from meshllm.core.serving.demand_outlook import DemandOutlook, OwnSituation, outlook_of
 from meshllm.core.serving.demand_placement import PLACEMENT_SECONDS, DemandPlacement, LoadingClaims
 from meshllm.core.serving.disk_models import DiskModels
 from meshllm.core.serving.fetching import DOWNLOAD_CLAIM_SECONDS, FetchFacts
 from meshllm.core.serving.local_models import LocalModels, is_unloaded
 from meshllm.core.serving.placement import CONTEXT_PART, MIB, PlacementView
 from meshllm.core.serving.pressure import PressureWatch
-from meshllm.core.serving.published_models import published_models
+from meshllm.core.serving.published_models import published_backends, published_models
 from meshllm.core.serving.unserved import unserved_models
 from meshllm.core.serving.wishes import Wishes
 from meshllm.core.snapshot import BackendState, FilePhase, ModelOrigin, ModelPhase, ModelState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.corrections import Correction
 from meshllm.core.split.lease import LeaseMessage
+
+if TYPE_CHECKING:
+    from meshllm.core.serving.demand_outlook import DemandOutlook
 
 # A model that the owner dropped is not served for the mesh's request for this time.
 DROPPED_SECONDS = 86_400.0
@@ -74,13 +75,15 @@ class NodeCore:
         corrections: tuple[Correction, ...] = (),
         on_demand: bool | None = None,
         catalog: Mapping[str, int] | None = None,
+        declared_tools: Mapping[str, bool] | None = None,
     ) -> None:
         """Without `config` this node is in no mesh. With `config`, `rng` is required. `idle_unload`: models are
         unloaded when they have been idle for so many seconds (None: never). `dropped`: models that the owner dropped in
         an earlier run, and until when that counts. `corrections`: what forecasts of splits learned in earlier runs.
         `on_demand`: a request for a model of the disk loads it (None: if this is a node of a mesh that is not idle).
-        `catalog`: the models of the catalogue, with their bytes."""
+        `catalog`: the models of the catalogue, with their bytes. `declared_tools`: see `Snapshot`."""
         self._catalog = {} if catalog is None else catalog
+        self._declared_tools = {} if declared_tools is None else declared_tools
         self._backends: dict[str, BackendState] = {}
         self._machine = MachineFacts()
         self._free_memory = 0  # as last observed, not quantised
@@ -122,7 +125,7 @@ class NodeCore:
         self._demand = NodeDemand(self._mesh, self._own_names, self._catalog)
         self._stopping = self._leaving = False
         self._finished = False
-        self._snapshot = Snapshot(catalog=self._catalog)
+        self._snapshot = Snapshot(catalog=self._catalog, declared_tools=self._declared_tools)
         self._dirty = self._mesh is not None
 
     # -- what the daemon calls
@@ -186,6 +189,8 @@ class NodeCore:
         mesh. Changes nothing."""
         if not isinstance(member := self._mesh, Member):
             return None
+        from meshllm.core.serving.demand_outlook import OwnSituation, outlook_of  # for readers of the status alone
+
         lease = self._splitting.worker_lease if self._splitting is not None else None
         situation = OwnSituation(
             free=self._is_free(member),
@@ -249,6 +254,7 @@ class NodeCore:
             self._local.idle_unload,
             tuple(self._available()),
             self._catalog,
+            self._declared_tools,
             tuple([(name, reason) for name, reason, _ in self._machine.damaged]),
         )
         if new != self._snapshot:
@@ -328,9 +334,7 @@ class NodeCore:
     def _own_facts(self) -> OwnFacts:
         """What this node publishes. The signer cuts what exceeds the size of a record."""
         served = published_models(self._local.models.values(), self._placement.movable, self._pressure.pressed)
-        names = {model.name for model in served}
-        pooled = [name for b in self._backends.values() if b.healthy for name in b.models if name not in names]
-        served += [ServedModel(name) for name in list(dict.fromkeys(pooled))[:MAX_BACKEND_MODELS]]
+        served += published_backends(self._backends.values(), served, self._declared_tools)
         # A model that must be split is requested only together with its split candidate: else a node serves it whole.
         wants = [
             name

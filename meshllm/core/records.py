@@ -117,7 +117,8 @@ class ServedModel:
     `slots`: parallel requests (0: unknown, a backend; or, of a model with a size, none until a request has loaded it).
     `vision`: the model accepts images (None: unknown). `on_demand`: it is served because the mesh wants it, `movable`:
     for so long that the node may leave it for another. `pressed`: its slots have been taken for long
-    (`serving/pressure.py`).
+    (`serving/pressure.py`). `calls_tools`: it does when it is asked to (None: unknown); `chat_template`: it has one, as
+    far as is known.
     """
 
     name: str
@@ -129,6 +130,8 @@ class ServedModel:
     on_demand: bool = False
     movable: bool = False
     pressed: bool = False
+    calls_tools: bool | None = None
+    chat_template: bool = True
 
     @property
     def loaded(self) -> bool:

@@ -138,7 +138,8 @@ class ServerFacts:
     """What a ready engine process says of itself. `context_length` is what one request may use, in tokens;
     `speculation`: its source of draft tokens; `placement_text`: where its layers are, for users; `template`: what its
     chat template renders. `memory`: bytes that it may come to, with its caches full; `memory_parts`: those beside the
-    weights, the context and the buffers, by name."""
+    weights, the context and the buffers, by name. `calls_tools`: it does when it is asked to, by a test or its owner's
+    word (None: not tested yet)."""
 
     endpoint: str
     pid: int
@@ -149,6 +150,7 @@ class ServerFacts:
     placement_text: str = ""
     template: TemplateTraits = ANY_TEMPLATE
     memory_parts: tuple[tuple[str, int], ...] = ()
+    calls_tools: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,8 @@ class Snapshot:
     available: tuple[str, ...] = ()
     # The models that the catalogue knows, with their bytes: always the same object.
     catalog: Mapping[str, int] = field(default_factory=dict)
+    # Whether models call tools, by name, as the owner says: always the same object.
+    declared_tools: Mapping[str, bool] = field(default_factory=dict)
     # Why a file on the disk that has the name of a model is of no use, by that name.
     damaged: tuple[tuple[str, str], ...] = ()
 

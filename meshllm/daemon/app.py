@@ -187,7 +187,11 @@ class App:
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
         # The gateway is made later.
-        self._drains = Drains(lambda *it: self._gateway.is_busy(*it), lambda *it: self._gateway.had_guest(*it))  # noqa: PLW0108
+        self._drains = Drains(
+            lambda *it: self._gateway.is_busy(*it),  # noqa: PLW0108
+            lambda *it: self._gateway.had_guest(*it),  # noqa: PLW0108
+            self._is_working,
+        )
         supervisor = self._supervisor = Supervisor(
             wanted,
             keys,
@@ -198,9 +202,10 @@ class App:
             self._sandboxing,
             settings.lease_cache,
             settings.chat_template,
-            self._drains.drained,
+            self._drains,
             settings.download_limit,
             self._drains if settings.save_prompts else None,
+            dict(settings.declared_tools),
         )
         models = OwnerModels(settings, supervisor, self._post, lambda: self._snapshot, self._planner.machine)
         stack.push_async_callback(supervisor.close)
@@ -382,6 +387,7 @@ class App:
             corrections=session.corrections() if session is not None else (),
             on_demand=session.on_demand if session is not None else self._settings.loads_on_demand(founded=True),
             catalog=demand_downloads.CatalogSizes(),
+            declared_tools=dict(self._settings.declared_tools),
         )
 
         def execute(command: c.Command) -> None:

@@ -83,13 +83,17 @@ def _file(model: LocalModel, folder: Path, stop: StopSignal) -> Path | None:
     return path
 
 
+def engine_template(model: LocalModel) -> str:
+    """What tells the template apart that the engine gets: its text, and that of our place for tools. Reads files."""
+    return "\0".join((chat_template.TOOLS_PREFIX.read_text("utf-8"), _template(model)))
+
+
 def _key(model: LocalModel, engine: Path, stop: StopSignal) -> str:
     """Of the template as the engine gets it, the engine's build, and the conversations of the probe."""
     del stop
-    prefix = chat_template.TOOLS_PREFIX.read_text("utf-8")
     # A second template for tools is in no header that is read: then the file counts.
     model_file = str(model.digest or model.path) if model.header.tool_template else ""
-    parts = (str(engine), json.dumps(dict(PROBES), sort_keys=True), prefix, _template(model), model_file)
+    parts = (str(engine), json.dumps(dict(PROBES), sort_keys=True), engine_template(model), model_file)
     return sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()
 
 

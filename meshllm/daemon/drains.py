@@ -1,4 +1,5 @@
-"""What the gateway's requests do with an engine process: waits until it has none, before it is stopped or saved."""
+"""What the requests do with the engines here: waits until a process has none, before it is stopped or saved, until no
+engine works, and until one does."""
 
 from __future__ import annotations
 
@@ -12,19 +13,25 @@ DRAIN_SECONDS = 600.0
 CHECK_SECONDS = 1.0
 
 
+def _never(*_process: object) -> bool:
+    return False
+
+
 class Drains:
-    """Waits for engine processes that the gateway no longer sends requests to."""
+    """Waits for engine processes that the gateway no longer sends requests to, and for all of them to be idle."""
 
     def __init__(
         self,
         is_busy: Callable[[str, int], bool],
-        had_guest: Callable[[str, int], bool] = lambda model, generation: False,
+        had_guest: Callable[[str, int], bool] = _never,
+        works: Callable[[], bool] = _never,
         within: float = DRAIN_SECONDS,
     ) -> None:
         """`is_busy`: whether the engine process (model, generation) has a request; `had_guest`: whether it has had one
-        of a guest. `within`: the longest wait (s)."""
+        of a guest; `works`: whether any process of this node has one. `within`: the longest wait for a process (s)."""
         self._is_busy = is_busy
         self.had_guest = had_guest
+        self._works = works
         self._within = within
         self._changed = asyncio.Event()
 
@@ -38,10 +45,7 @@ class Drains:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._within):
                 while self._is_busy(model, generation):
-                    changed = self._changed
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(CHECK_SECONDS):
-                            await changed.wait()
+                    await self._change()
 
     async def used_and_idle(self, model: str, generation: int, seconds: float) -> None:
         """Return when requests began or ended, and then none did for `seconds` and that process has none."""
@@ -54,3 +58,24 @@ class Drains:
             except TimeoutError:
                 if not self._is_busy(model, generation):
                     return
+
+    async def until_idle(self) -> None:
+        """Return when no engine of this node has a request."""
+        while self._works():
+            await self._change()
+
+    async def until_busy(self) -> None:
+        """Return when an engine of this node has a request."""
+        while not self._works():
+            await self._change()
+
+    async def _change(self) -> None:
+        """Wait for a notice of a change, or for the time of the next look."""
+        changed = self._changed
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_SECONDS):
+                await changed.wait()
+
+
+NO_REQUESTS = Drains(_never)
+"""For a daemon without callers."""

@@ -30,6 +30,7 @@ from meshllm.daemon.log_file import engine_log
 from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.saved_slots import STOP_SECONDS, SavedModel, SavedSlots, token_bytes, unsupported
 from meshllm.daemon.start_planner import KeptMemory, StartPlan, StartPlanner
+from meshllm.daemon.tool_call_tests import ToolCallTests
 from meshllm.daemon.worker_process import ProcessContext, WorkerConnections, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
@@ -109,11 +110,12 @@ class EngineProcesses:
         drafts: DraftSelector,
         workers: WorkerProcesses,
         ensure_model: EnsureModel,
+        tool_calls: ToolCallTests,
         prompts: PromptStore,
         uses: Drains | None = None,
     ) -> None:
-        """`prompts`: where computed prompts are kept over restarts; `uses`: the requests of the processes (None: keep
-        nothing)."""
+        """`tool_calls`: which models call tools. `prompts`: where computed prompts are kept over restarts; `uses`: the
+        requests of the processes (None: keep nothing)."""
         self._prompts = prompts
         self._uses = uses
         self._context = context
@@ -129,6 +131,7 @@ class EngineProcesses:
         self._planned: dict[str, _PlannedStart] = {}
         self._tasks: dict[ServerKey, _ServerTask] = {}
         self._templates = ChatTemplates(context.home)
+        self._tool_calls = tool_calls
 
     def measure(
         self, model: LocalModel, name: str, engine: builder.Engine, *, split: bool, beside: Beside = tuple
@@ -186,6 +189,7 @@ class EngineProcesses:
     async def close(self) -> None:
         """End everything that still runs."""
         await self._owner.close()
+        await self._tool_calls.close()
 
     # -- memory
 
@@ -387,12 +391,19 @@ class EngineProcesses:
     async def _report_ready(
         self, model: LocalModel, command: c.StartServer, engine: builder.Engine, facts: ServerFacts
     ) -> None:
-        """Tell that a process is ready, and what its chat template renders."""
+        """Tell that a process is ready, and what its chat template renders; then whether the model calls tools, if that
+        is not known."""
+        name, generation = command.model, command.generation
         traits = await self._templates.traits(model, engine.server, facts.endpoint)
-        server = self._tasks.get((command.model, command.generation))
+        calls = await self._tool_calls.known(name, model, engine.server)
+        server = self._tasks.get((name, generation))
         if server is not None and server.saved is not None:
             await server.saved.ahead()
-        self._post(e.ServerReady(command.model, command.generation, replace(facts, template=traits)))
+        self._post(e.ServerReady(name, generation, replace(facts, template=traits, calls_tools=calls)))
+        if calls is None:
+            calls = await self._tool_calls.test(name, model, engine.server, facts.endpoint)
+            if calls is not None:
+                self._post(e.ToolCallsTested(name, generation, calls))
 
     async def _plan_split(self, model: LocalModel, command: c.StartServer) -> _PlannedStart:
         """How to serve `model` with the workers of its lease."""

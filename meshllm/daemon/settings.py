@@ -64,6 +64,7 @@ class Settings:
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
     addresses. `require_key`: programs of this machine need it, too. `only_from`: beginnings of node ids: requests
     go only to these nodes and to this one. `aliases`: (name, model): callers may ask for the model by that name.
+    `declared_tools`: (model, whether it calls tools): models that are not tested for it.
     `split`: spread the first model over several nodes even if it fits here.
     `chat_template`: a file that replaces the chat template of the first of `models`.
     `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where the system has it.
@@ -86,6 +87,7 @@ class Settings:
     require_key: bool = False
     only_from: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    declared_tools: tuple[tuple[str, bool], ...] = ()
     context: int | None = None
     invites: tuple[Invite, ...] = ()
     notices: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ def log_start(settings: Settings) -> None:
         "allowed_hosts": ",".join(settings.allowed_hosts),
         "only_from": ",".join(settings.only_from),
         "aliases": ",".join(f"{name}={model}" for name, model in settings.aliases),
+        "declared_tools": ",".join(f"{name}={calls}" for name, calls in settings.declared_tools),
         "bind_port": settings.bind_port,
         "context": settings.context,
         "max_memory": settings.max_memory,

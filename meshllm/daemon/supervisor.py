@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from meshllm.core.snapshot import ModelFacts
 from meshllm.core.split.planner import token_bytes
 from meshllm.daemon import demand_downloads, dropped_models
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
-from meshllm.daemon.drains import Drains
+from meshllm.daemon.drains import NO_REQUESTS, Drains
 from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progress_of
 from meshllm.daemon.engine_provider import EngineProvider
 from meshllm.daemon.kept_memory import kept_for
@@ -32,6 +32,7 @@ from meshllm.daemon.machine_observer import FreeMemory, MachineObserver, ModelsO
 from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.start_planner import KeptMemory, StartPlanner
 from meshllm.daemon.state_writer import StateWriter
+from meshllm.daemon.tool_call_tests import ToolCallTests
 from meshllm.daemon.wall_clock import system_time
 from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder
@@ -84,13 +85,6 @@ CHANGES = (e.EngineReady, e.FileReady, e.ServerReady, e.ServerGone, e.WorkerRead
 MAX_DAMAGED = 64
 
 
-DrainedProcess = Callable[[str, int], Awaitable[None]]
-
-
-async def _at_once(model: str, generation: int) -> None:
-    """For a daemon without callers."""
-
-
 class Supervisor:
     """Carries out commands. `wanted` maps the name of each requested model to its source; further models of the mesh
     are served only if they are on this disk."""
@@ -106,17 +100,18 @@ class Supervisor:
         sandboxing: Sandboxing = NO_SANDBOX,
         lease_cache: int | None = None,
         chat_template: Path | None = None,
-        drained: DrainedProcess = _at_once,
+        drains: Drains = NO_REQUESTS,
         max_download: int = 0,
         uses: Drains | None = None,
+        declared_tools: Mapping[str, bool] | None = None,
     ) -> None:
         """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`. `chat_template`: replaces that
-        of the first of `wanted`. `drained`: waits until an engine process (model, generation) has no request.
-        `max_download`: bytes of files that the mesh's demand may bring. `uses`: the requests of the engine processes,
-        for what is kept of their prompts (None: nothing is)."""
+        of the first of `wanted`. `drains`: the requests of the engine processes. `max_download`: bytes of files that
+        the mesh's demand may bring. `uses`: the same, for what is kept of their prompts (None: nothing is).
+        `declared_tools`: by the name of a model, whether it calls tools, as the owner says."""
         self._templates = {name: chat_template for name in list(wanted)[:1] if chat_template is not None}
         self._wanted = wanted
-        self._drained = drained
+        self._drained = drains.drained
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._on_disk: dict[str, Wanted] = {}
         self._misnamed: list[Wanted] = []
@@ -150,6 +145,7 @@ class Supervisor:
             DraftSelector(drafts, self._store, self._named),
             self._workers,
             self._ensure_model,
+            ToolCallTests(home, drains, declared_tools or {}),
             self._prompts,
             uses,
         )

@@ -15,9 +15,11 @@ ANSWER = "Hello from the mesh."
 
 @dataclass
 class FakeNode:
-    """What it serves: names with their context. `requests`: (method, path, headers, body)."""
+    """What it serves: names with their context, and further facts under `mesh`. `requests`: (method, path, headers,
+    body)."""
 
     models: Sequence[tuple[str, int]] = (("tiny", 32_768),)
+    mesh: dict[str, dict[str, Any]] = field(default_factory=dict)
     key: str = ""
     server_name: str = "mesh-llm"
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
@@ -26,13 +28,12 @@ class FakeNode:
     def cards(self) -> dict[str, Any]:
         """The body of /v1/models."""
         host = {"kind": "engine", "name": "this node", "slots": 4}
-        return {
-            "object": "list",
-            "data": [
-                {"id": name, "object": "model", "max_input_tokens": context, "mesh": {"hosts": [host], "loaded": True}}
-                for name, context in self.models
-            ],
-        }
+        facts = {"hosts": [host], "loaded": True}
+        cards = [
+            {"id": name, "object": "model", "max_input_tokens": context, "mesh": facts | self.mesh.get(name, {})}
+            for name, context in self.models
+        ]
+        return {"object": "list", "data": cards}
 
 
 def _events(path: str, model: str) -> list[tuple[str, Any]]:

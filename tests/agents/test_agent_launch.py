@@ -83,6 +83,23 @@ def test_model_with_less_context_than_the_agent_needs_is_reported(tmp_path: Path
     assert "Claude Code alone needs about 20,300. Serve it with more: --ctx-size 32768." in done.stderr
 
 
+def test_model_that_calls_tools_is_chosen_and_others_are_reported(tmp_path: Path, node: FakeNode) -> None:
+    env = install(tmp_path / "bin", "pi")
+    node.models = (("tiny", 65_536), ("large/model", 65_536), ("base", 65_536))
+    node.mesh = {
+        "tiny": {"calls_tools": True, "size": 10**8},
+        "large/model": {"calls_tools": False, "size": 10**10},
+        "base": {"calls_tools": False, "size": 10**11, "chat_template": False},
+    }
+    done = run(env, "pi", "--port", str(node.port))
+    assert "tiny: the best of 3 models (it calls tools, context 65,536, 0.1 GB)." in done.stderr
+    assert "Warning" not in done.stderr
+    done = run(env, "pi", "--port", str(node.port), "--model", "large/model")
+    assert "large/model made no tool call when it was tested" in done.stderr
+    done = run(env, "pi", "--port", str(node.port), "--model", "base")
+    assert "base has no chat template" in done.stderr
+
+
 def test_missing_agent_says_how_to_install_it(tmp_path: Path) -> None:
     done = run(install(tmp_path / "bin"), "opencode", "--port", "1")
     assert done.returncode == 1
@@ -109,6 +126,21 @@ def test_node_without_a_mesh_is_not_waited_for(tmp_path: Path) -> None:
     assert "--join INVITE" in done.stderr
 
 
+def test_options_of_later_versions_say_what_they_do_now(tmp_path: Path, node: FakeNode) -> None:
+    env = install(tmp_path / "bin", "pi")
+    done = run(env, "pi", "--port", str(node.port), "--auto", "--no-board", stdin="3\n")
+    assert done.returncode == 3
+    assert "A node runs already: --auto is not used." in done.stderr
+    assert "--no-board: this version has no blackboard; nothing is left out." in done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = run(env, "pi", "--port", str(port), "--auto")
+    assert done.returncode == 2
+    assert "--auto: this version knows no public meshes" in done.stderr
+    assert not (tmp_path / "bin" / "mesh" / "daemon.json").exists()
+
+
 def test_print_starts_nothing_and_writes_nothing(tmp_path: Path, node: FakeNode) -> None:
     env = install(tmp_path / "bin", "codex")
     shown = run(env, "codex", "--port", str(node.port), "--print", "--", "exec", "it's")
@@ -125,12 +157,17 @@ def test_print_starts_nothing_and_writes_nothing(tmp_path: Path, node: FakeNode)
 def test_write_and_undo_say_what_they_did(tmp_path: Path, node: FakeNode) -> None:
     env = install(tmp_path / "bin")
     done = run(env, "codex", "--port", str(node.port), "--write")
-    file = tmp_path / "bin/home/.codex/mesh.config.toml"
+    folder = tmp_path / "bin/home/.codex"
+    provider, profile = folder / "config.toml", folder / "mesh.config.toml"
     assert done.stdout.splitlines() == [
-        f"Written: {file}", "Start it: codex --profile mesh", "Take it back: mesh-llm codex --undo",
-    ]  # fmt: skip
-    assert file.exists()
-    assert run(env, "codex", "--undo").stdout == f"{file} removed\n"
+        f"Written: {provider}",
+        f"Written: {profile}",
+        "Start it: codex --profile mesh",
+        "Take it back: mesh-llm codex --undo",
+    ]
+    assert provider.exists()
+    assert profile.exists()
+    assert run(env, "codex", "--undo").stdout == f"{profile} removed\n{provider} removed\n"
     assert run(env, "codex", "--undo").stdout == "Nothing was written for Codex CLI.\n"
     assert not list((tmp_path / "bin" / "home").iterdir())
     assert run(env, "codex", "--undo", "--write").returncode == 2

@@ -1,4 +1,4 @@
-"""Edits of JSON and YAML as text: additions change no byte around them, and taking them out restores every byte."""
+"""Edits of JSON, YAML and TOML as text: additions change no byte around them; taking them out restores it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meshllm.agents import json_text, yaml_text
 from meshllm.agents.text_edit import APPEND, CannotEdit, TextFormat, add_checked, remove_checked, same
 from meshllm.agents.user_files import FORMATS
 
-JSON, YAML = FORMATS["json"], FORMATS["yaml"]
+JSON, YAML, TOML = FORMATS["json"], FORMATS["yaml"], FORMATS["toml"]
 VALUE = {"name": "mesh", "models": [{"id": "a/b", "context": 8192}], "on": True, "none": None}
 
 JSON_TEXTS = [
@@ -37,6 +37,18 @@ YAML_TEXTS = [
     "text: |\n  one\n\n  two\nmodels:\n  - prompt: >-\n      long\n      text\n",
     "# only a comment\n",
     "",
+]
+
+
+TOML_TABLE = {"name": "mesh-llm", "url": "http://x", "n": 3, "on": True, "list": ["a"], "deep": {"k.v": "é"}}
+TOML_TEXTS = [
+    "",
+    'model = "m" # mine\n',
+    '# mine\nmodel = "m"\n\n[model_providers.other]\nname = "o" # theirs\n\n[profiles.p]\nmodel = "z"\n',
+    "[model_providers]\n",
+    'model_providers.other.name = "o"\n[projects."/a.b"]\ntrust = "yes"\n\n\n',
+    'a = 1\r\n[t]\r\nb = """\r\n[model_providers.mesh]\r\n"""\r\n',
+    "[[list]]\na = 1\n[[list]]\na = 2\n# the end\n",
 ]
 
 
@@ -100,7 +112,7 @@ def test_entries_behind_ours_survive_the_removal() -> None:
     assert remove_checked(YAML, with_more, addition) == "models:\n  - a\n  - later\n"
 
 
-@pytest.mark.parametrize("form", [JSON, YAML])
+@pytest.mark.parametrize("form", [JSON, YAML, TOML])
 def test_value_that_was_changed_is_not_taken_out(form: TextFormat) -> None:
     after, addition = add_checked(form, form.empty, ("provider", "mesh"), {"context": 8192})
     with pytest.raises(CannotEdit, match="provider"):
@@ -169,3 +181,46 @@ def test_any_yaml_mapping_in_block_style_takes_an_addition(data: dict[str, Any],
     after, addition = add_checked(YAML, text, ("mesh", "x"), value)
     assert same(yaml_text.parse(after), data | {"mesh": {"x": value}})
     assert same(yaml_text.parse(remove_checked(YAML, after, addition)), data)
+
+
+@pytest.mark.parametrize("text", TOML_TEXTS)
+@pytest.mark.parametrize("path", [("model_providers", "mesh"), ("mesh",), ("new", "deep.er", "mesh")])
+def test_toml_table_is_added_behind_all_else_and_taken_out_exactly(text: str, path: tuple[str, ...]) -> None:
+    after, addition = add_checked(TOML, text, path, TOML_TABLE)
+    assert after.startswith(text)
+    assert "\r\n" not in text or "\n" not in after.replace("\r\n", "")
+    assert remove_checked(TOML, after, addition) == text
+    # With what the user wrote meanwhile, before it and behind it.
+    newline = "\r\n" if "\r\n" in text else "\n"
+    before, behind = f"first = 1{newline}", f"{newline}[last]{newline}a = 1 # theirs{newline}"
+    assert remove_checked(TOML, before + after + behind, addition) == before + text + behind
+
+
+def test_toml_without_a_last_newline_gets_one() -> None:
+    after, addition = add_checked(TOML, "a = 1", ("t", "mesh"), {"n": 1})
+    assert after == "a = 1\n\n[t.mesh]\nn = 1\n"
+    assert remove_checked(TOML, after, addition) == "a = 1\n"
+
+
+def test_toml_table_that_was_written_otherwise_is_taken_out_without_the_comments_behind_it() -> None:
+    after, addition = add_checked(TOML, "a = 1\n", ("t", "mesh"), {"name": "x", "n": 1})
+    other = after.replace('name = "x"\nn = 1\n', "n=1 # mine\nname='x'\n") + "\n# about u\n[u]\n"
+    assert remove_checked(TOML, other, addition) == "a = 1\n\n# about u\n[u]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a = ", "Invalid value"),
+        ("a = 1\na = 2\n", "line 2"),
+        ("[t.mesh]\n", "value of its own"),
+        ('t.mesh.n = "x"\n', "value of its own"),
+        ("t = { other = 1 }\n", "layout|line|inline|immutable|modify"),
+        ("t = 3\n", "layout|line|overwrite|value"),
+        ("[[t]]\n", "layout"),
+        ("a = " + "[" * 5000, "."),
+    ],
+)
+def test_toml_without_a_place_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(CannotEdit, match=reason):
+        add_checked(TOML, text, ("t", "mesh"), {"n": 1})

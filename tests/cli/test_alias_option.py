@@ -1,11 +1,11 @@
-"""`--alias NAME=MODEL`: read as pairs, or refused."""
+"""`--alias NAME=MODEL` and `--tools MODEL=yes|no`: read as pairs, or refused."""
 
 from __future__ import annotations
 
 import pytest
 import typer
 
-from meshllm.cli.start import aliases
+from meshllm.cli.start import aliases, declared_tools
 
 
 def test_aliases_are_pairs_of_names() -> None:
@@ -19,3 +19,12 @@ def test_aliases_are_pairs_of_names() -> None:
     assert aliases(["a=b", "a=b"]) == (("a", "b"),)
     with pytest.raises(typer.BadParameter, match="is given for b and for c"):
         aliases(["a=b", "a=c"])
+
+
+def test_tools_are_declared_by_model() -> None:
+    assert declared_tools(["Qwen3-8B=yes", " a=b = no ", "Qwen3-8B=yes"]) == (("Qwen3-8B", True), ("a=b", False))
+    for given in ("m", "m=", "=yes", "m=true", "", "m\x1b[2J=yes", "m" * 600 + "=no"):
+        with pytest.raises(typer.BadParameter, match="MODEL=yes or MODEL=no"):
+            declared_tools([given])
+    with pytest.raises(typer.BadParameter, match="both yes and no of m"):
+        declared_tools(["m=yes", "m=no"])

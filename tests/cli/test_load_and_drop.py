@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -13,6 +13,7 @@ from meshllm.cli import console_client, engines, entry, members, owner_models, s
 from meshllm.cli.last_seen import clock_text
 from meshllm.daemon.settings import DEFAULT_MAX_DOWNLOAD, Settings
 from meshllm.errors import EnvironmentFailure, UsageError
+from meshllm.wire.mesh.invite import Invite
 
 
 def model(name: str, phase: str, **more: Any) -> dict[str, Any]:
@@ -150,3 +151,16 @@ def test_downloads_on_demand_are_bounded_and_off_by_default(monkeypatch: pytest.
     ):
         with pytest.raises(UsageError, match=words[0]):
             run(*words)
+
+
+def test_context_is_for_models_that_requests_load_too(tmp_path: Path) -> None:
+    invites = (cast(Invite, object()),)
+    start.check(Settings(tmp_path, context=512, invites=invites))
+    start.check(Settings(tmp_path, context=512, on_demand=True))
+    for settings, said in (
+        (Settings(tmp_path, context=512), "--join INVITE"),
+        (Settings(tmp_path, context=512, invites=invites, on_demand=False), "--no-on-demand"),
+    ):
+        with pytest.raises(UsageError, match="--ctx-size needs a model") as caught:
+            start.check(settings)
+        assert said in caught.value.advice

@@ -308,8 +308,11 @@ def test_remove_rejects_a_model_in_use_by_the_node(
     if model_status.get("file"):
         model_status = {**model_status, "file": {"path": str(path)}}
     monkeypatch.setattr(machine_info, "running", lambda: {"machine": {}, "models": [model_status]})
-    with pytest.raises(UsageError, match="The running node uses mine"):
+    with pytest.raises(
+        UsageError, match=r"The running node (serves (mine|other)|uses mine as the draft model of other)"
+    ) as caught:
         run("remove", "mine", "--yes")
+    assert "'mesh-llm drop " in caught.value.advice
     assert path.exists()
 
 

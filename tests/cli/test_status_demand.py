@@ -113,9 +113,9 @@ def test_status_of_a_client_has_the_demand_without_an_outlook(
 def test_status_command_shows_the_demand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(told(), monkeypatch, capsys)
     lines = [line.split() for line in out.splitlines()]
-    assert ["demand", "requests", "asked", "on", "started", "on", "hosts", "loading", "waiting"] in lines
-    assert ["served", "260", "2", "nodes", "1", "node", "1"] in lines
-    assert ["[absent]", "2", "2", "nodes", "1", "node", "none"] in lines
+    assert ["demand", "asked", "lately", "asked", "on", "started", "on", "hosts", "loading", "waiting"] in lines
+    assert ["served", "260+", "2", "nodes", "1", "node", "1"] in lines
+    assert ["[absent]", "2+", "2", "nodes", "1", "node", "none"] in lines
     assert f"[absent]: {NO_FILE}" in out
     assert "next: this node was started with [absent], and does not serve it yet" in out
 

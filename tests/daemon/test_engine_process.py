@@ -20,10 +20,12 @@ from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftSelector
+from meshllm.daemon.drains import NO_REQUESTS
 from meshllm.daemon.engine_process import EngineProcesses
 from meshllm.daemon.memory_ledger import PlannedMemory
 from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
+from meshllm.daemon.tool_call_tests import ToolCallTests
 from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
@@ -51,7 +53,8 @@ class Hands:
         self.fitter = StartPlanner(context=64, cap=10**9)
         workers = cast(WorkerProcesses, self)
         prompts = PromptStore(folder, lambda: 0.0)
-        self.servers = EngineProcesses(context, self.store, self.fitter, drafter, workers, self._bring, prompts)
+        tools = ToolCallTests(folder, NO_REQUESTS, {})
+        self.servers = EngineProcesses(context, self.store, self.fitter, drafter, workers, self._bring, tools, prompts)
 
     async def _bring(self, *_: Any) -> LocalModel:
         raise AssertionError("no draft was asked for")

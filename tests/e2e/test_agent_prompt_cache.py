@@ -192,3 +192,19 @@ def test_background_requests_leave_the_conversation_in_the_cache(node: Daemon) -
     messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Go on."}]
     turn = json.loads(post(node, "/v1/chat/completions", body))["usage"]
     assert turn["prompt_tokens_details"]["cached_tokens"] >= first["prompt_tokens"] - 8
+
+
+def test_two_sessions_of_one_agent_that_take_turns_both_find_their_prompts(node: Daemon) -> None:
+    """They share more than half of what they send: each would take the other's slot, and the rest be lost."""
+    system = {"role": "system", "content": prose(4000, "instructions")}
+    sessions = [
+        [system, {"role": "user", "content": prose(1600, f"session {number}")}, {"role": "user", "content": "Begin."}]
+        for number in range(2)
+    ]
+    for turn in range(3):
+        for messages in sessions:
+            usage = json.loads(post(node, "/v1/chat/completions", {"messages": messages, "max_tokens": 4}))["usage"]
+            computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+            if turn:
+                assert computed <= usage["prompt_tokens"] * 0.05, (turn, usage)
+            messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": f"Go on with {turn}."}]

@@ -34,7 +34,8 @@ async def table(folder: Path) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway looks at the time two hundred times a second, and callers hear of it soon."""
+    """The gateway looks at the time two hundred times a second, and callers hear of it soon. Peers are as patient as
+    ever: on a busy machine they send nothing for longer than any short limit."""
     monkeypatch.setattr("meshllm.web.gateway.gateway.SWEEP_SECONDS", 0.005)
     monkeypatch.setattr("meshllm.web.gateway.relay.SILENCE_SECONDS", 0.02)
     monkeypatch.setattr("meshllm.web.gateway.request.AVOID_SECONDS", 0.005)

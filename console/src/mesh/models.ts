@@ -12,6 +12,7 @@ export interface MeshModel {
   phase: ModelPhase | null // on this node; null if this node does not serve it
   purpose: Purpose | null
   vision: boolean | null // whether it accepts images; null: unknown
+  callsTools: boolean | null // as the first host says that knows it; null: unknown
   hosts: MeshNode[] // nodes that serve it
   onDisk: string[] // names of nodes that have the file and do not serve it
   aliases: string[] // other names of the file
@@ -39,6 +40,7 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
         phase: null,
         purpose: null,
         vision: null,
+        callsTools: null,
         hosts: [],
         onDisk: [],
         aliases: [],
@@ -82,6 +84,7 @@ function addNode(node: MeshNode, at: (name: string) => MeshModel): void {
     model.hosts.push(node)
     if (node.status !== 'alive') continue
     model.purpose ??= served.purpose
+    model.callsTools ??= served.callsTools
     model.context = Math.max(model.context, served.context)
     model.slots += served.slots
     model.active += served.active

@@ -24,6 +24,7 @@ export interface NodeModel {
   phase: ModelPhase
   purpose: Purpose | null
   vision: boolean | null // whether it accepts images; null: unknown
+  callsTools: boolean | null // by a test or its owner's word; null: unknown
   context: number
   slots: number
   active: number
@@ -139,6 +140,7 @@ function ownModel(model: ModelStatus, load: readonly LoadStatus[]): NodeModel {
     phase: model.phase,
     purpose: model.purpose,
     vision: visionOf(model.input_modalities),
+    callsTools: engine?.calls_tools ?? null,
     context: engine?.context_length ?? 0,
     slots: engine?.slots ?? 0,
     active: busy?.active ?? 0,
@@ -228,6 +230,7 @@ function peerModel(served: ServedStatus, load: LoadStatus | undefined): NodeMode
     phase: 'serving',
     purpose: served.purpose,
     vision: visionOf(served.input_modalities),
+    callsTools: served.calls_tools,
     context: served.context_length,
     slots: served.slots,
     active: served.active,
@@ -251,6 +254,7 @@ function backendNode(backend: NodeStatus['backends'][number], load: readonly Loa
       phase: 'serving',
       purpose: null,
       vision: null,
+      callsTools: null,
       context: 0,
       slots: 0,
       active: 0,

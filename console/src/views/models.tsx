@@ -75,6 +75,11 @@ const Row = memo(function Row({ model, split, open }: RowProps): JSX.Element {
     model.purpose !== null && model.purpose !== 'generate'
       ? `for ${model.purpose === 'embed' ? 'embeddings' : 'ranking'}`
       : '',
+    model.callsTools === null || (model.purpose ?? 'generate') !== 'generate'
+      ? ''
+      : model.callsTools
+        ? 'calls tools'
+        : 'no tool calls',
     model.aliases.length > 0 ? `also ${model.aliases.join(', ')}` : '',
   ].filter(Boolean)
   const place = useRef<HTMLLIElement>(null)

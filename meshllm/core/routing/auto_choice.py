@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from meshllm.core.routing import routes
-from meshllm.core.routing.agent_choice import AgentModel, preference
+from meshllm.core.routing.agent_choice import AgentModel, preference, tool_rank
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import BACKEND, ENGINE, MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
@@ -56,7 +56,15 @@ def _model(name: str, offers: Sequence[TargetOffer], here: ModelState | None) ->
         loaded=any(offer.loaded for offer in offers),
         purpose=facts.purpose if facts is not None else _purpose(name, offers),
         vision=facts.vision if facts is not None else any(reported) if reported else None,
+        owned=local or here is not None or any(offer.owned for offer in offers),
+        calls_tools=calls_tools(offers),
     )
+
+
+def calls_tools(offers: Iterable[TargetOffer]) -> bool | None:
+    """Whether a model calls tools, as its hosts found out or were told (None: none of them knows): as the first that
+    knows it says, since hosts may have other files by the same name."""
+    return next((offer.calls_tools for offer in offers if offer.calls_tools is not None), None)
 
 
 def _free(offer: TargetOffer) -> int:
@@ -98,7 +106,8 @@ def choose(models: Iterable[AgentModel], needs: Needs) -> AgentModel | None:
     """The best of `models` for a request, or None if none of them suits.
 
     In this order: a context that holds the request; images, if it has some, rather than unknown; tools, if it has some;
-    a model in memory; then as for an agent (`agent_choice.preference`), without regard to contexts.
+    a machine of the owner, because others may claim any size; a model in memory; then as for an agent
+    (`agent_choice.preference`), without regard to contexts.
     """
     suitable = [model for model in models if suits(model, needs)]
     return min(suitable, key=lambda model: _rank(model, needs), default=None)
@@ -115,7 +124,8 @@ def _rank(model: AgentModel, needs: Needs) -> tuple[int | float | str, ...]:
         not holding,
         0 if holding else -model.context,
         needs.vision and model.vision is not True,
-        {True: 0, None: 1, False: 2}[model.tools] if needs.tools else 0,
+        tool_rank(model) if needs.tools else 0,
+        not model.owned,
         not model.loaded,
         *preference(model, tools=False, least=0, wanted=0),
     )

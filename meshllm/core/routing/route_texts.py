@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from meshllm.core.membership.views import AwayMember, MeshView
 from meshllm.core.records import UnservedCause, UnservedModel
-from meshllm.core.serving import demand_text, next_step
+from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelState, Purpose, Snapshot
 from meshllm.util.format import rough_duration
 
@@ -24,6 +24,8 @@ def dropped_text(snapshot: Snapshot, model: str, now: float) -> str:
     """That the owner dropped `model` here, and how to get it back, for callers; "" if it was not dropped."""
     for name, until in snapshot.dropped:
         if name.casefold() == model.casefold() and until > now:
+            from meshllm.core.serving import demand_text  # for a dropped model alone
+
             return f"{name} is not served. {demand_text.dropped_text(name, until - now)}"
     return ""
 

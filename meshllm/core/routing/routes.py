@@ -88,7 +88,7 @@ class TargetOffer:
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
     when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
     machines. `template`: what the chat template of an engine here renders. `loaded`: the model is in memory there.
-    `vectors`: what the embeddings of an engine here bear.
+    `vectors`: what the embeddings of an engine here bear. `calls_tools`, `chat_template`: see `ServedModel`.
     """
 
     target: Target
@@ -104,6 +104,8 @@ class TargetOffer:
     template: TemplateTraits = ANY_TEMPLATE
     loaded: bool = True
     vectors: VectorTraits = UNKNOWN_VECTORS
+    calls_tools: bool | None = None
+    chat_template: bool = True
 
     @property
     def busy(self) -> float:
@@ -238,6 +240,8 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
             vision=served.vision,
             owned=peer.owned,
             loaded=served.loaded,
+            calls_tools=served.calls_tools,
+            chat_template=served.chat_template,
         )
 
 
@@ -339,8 +343,9 @@ def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, message: 
 
 def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
     """The targets on this node: its engine, then its backends."""
+    calls = snapshot.declared_tools.get(model)
     offers = [
-        TargetOffer(Target(TargetKind.BACKEND, backend.url), backend.url)
+        TargetOffer(Target(TargetKind.BACKEND, backend.url), backend.url, calls_tools=calls)
         for backend in snapshot.backends
         if backend.healthy and model in backend.models
     ]
@@ -348,9 +353,10 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
     if here is not None and (facts := here.server_facts) is not None and here.wanted:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
-        offer = TargetOffer(target, "this node", facts.context_length, split=shared, template=facts.template)
-        if here.facts is not None:
-            offer = replace(offer, vision=here.facts.vision, vectors=here.facts.vectors)
+        offer = TargetOffer(target, "this node", facts.context_length, split=shared, calls_tools=facts.calls_tools)
+        offer = replace(offer, template=facts.template)
+        if (file := here.facts) is not None:
+            offer = replace(offer, vision=file.vision, vectors=file.vectors, chat_template=not file.warning)
         offers.insert(0, offer)
     return tuple(offers)
 

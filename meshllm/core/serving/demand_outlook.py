@@ -71,12 +71,14 @@ class NodeOutlook:
 @dataclass(frozen=True, slots=True)
 class ObstacleFacts:
     """One obstacle. `nodes`: those that have the file and are kept from serving it; `needed` bytes at least, of which
-    the first node has `free`; `seconds`: how long it lasts; `cause`: of a failure; `model`: the more urgent one."""
+    the first node has `free`, and `room` with what it would unload for a request; `seconds`: how long it lasts;
+    `cause`: of a failure; `model`: the more urgent one."""
 
     kind: Obstacle
     nodes: tuple[NodeId, ...] = ()
     needed: int = 0
     free: int = 0
+    room: int = 0
     seconds: float = 0.0
     cause: str = ""
     model: str = ""
@@ -214,7 +216,9 @@ def _next_act(view: PlacementView, record: NodeRecord, own: NodeId, situation: O
     if record.leaving:
         return NodeOutlook(node, NextAct.LEAVES)
     if record.loading:
-        return NodeOutlook(node, NextAct.MOVES if taken else NextAct.LOADS, record.loading[0])
+        # Only a node with one model that it may leave moves; others load a further one beside theirs.
+        moves = any(served.movable for served in kept if served.on_demand)
+        return NodeOutlook(node, NextAct.MOVES if moves else NextAct.LOADS, record.loading[0])
     if taken:
         last = view.score(taken).score > 0.0 and all(host.node == node for host, _ in view.hosts[taken])
         return NodeOutlook(node, NextAct.LAST_HOST if last else NextAct.STAYS, taken)
@@ -266,9 +270,9 @@ def _obstacles(
     short_of = [record for record in holders if not record.idle and not placement.holds(record, model)]
     rest = [record for record in holders if record not in idle and record not in short_of]
     if short_of:
-        best = max(short_of, key=lambda record: record.memory)
+        best = max(short_of, key=lambda record: (max(record.memory, record.room), record.memory))
         needed = placement.needed_memory(best, model)
-        yield ObstacleFacts(Obstacle.NO_MEMORY, (best.node,), needed=needed, free=best.memory)
+        yield ObstacleFacts(Obstacle.NO_MEMORY, (best.node,), needed=needed, free=best.memory, room=best.room)
     for kind, found in (
         (Obstacle.BUSY, [record for record in rest if not placement.stands_by(record)]),
         (Obstacle.NOT_ALLOWED, idle),

@@ -69,10 +69,7 @@ def obstacle_text(facts: ObstacleFacts, model: str, view: DemandOutlook) -> str:
         case Obstacle.NO_FILE:
             return f"No node offers it from its disk. 'mesh-llm download {shell_word(model)}' gets it."
         case Obstacle.NO_MEMORY:
-            return (
-                f"It needs at least {gigabytes(facts.needed)}; of the nodes that have it, {nodes} has the most free "
-                f"memory: {gigabytes(facts.free)}."
-            )
+            return _memory_text(facts, nodes)
         case Obstacle.BUSY:
             return f"{nodes} has it, and serves other models."
         case Obstacle.NOT_ALLOWED:
@@ -81,6 +78,18 @@ def obstacle_text(facts: ObstacleFacts, model: str, view: DemandOutlook) -> str:
             )
         case Obstacle.MORE_URGENT:
             return f"{nodes} has it, and takes {facts.model} first, which is wanted more."
+
+
+def _memory_text(facts: ObstacleFacts, nodes: str) -> str:
+    """What is counted: memory that is free, and idle models of the mesh's demand, which only a request unloads."""
+    needs = f"It needs at least {gigabytes(facts.needed)}"
+    has = f"of the nodes that have it, {nodes} has the most memory: {gigabytes(facts.free)} free"
+    if facts.room <= facts.free:
+        return f"{needs}; {has}."
+    unloads = f"{gigabytes(facts.room)} with the idle models that it unloads for a request"
+    if facts.needed <= facts.room:
+        return f"{needs}; {has}, {unloads}: a request for it makes {nodes} load it."
+    return f"{needs}; {has}, {unloads}."
 
 
 def dropped_text(model: str, seconds: float) -> str:

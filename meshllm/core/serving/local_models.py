@@ -89,6 +89,8 @@ class LocalModels:
                 self._server_progress(event, now)
             case e.ServerReady():
                 self._server_ready(event, now)
+            case e.ToolCallsTested():
+                self._tool_calls_tested(event)
             case e.ServerGone():
                 self._server_gone(event, now)
             case e.DecodeMeasured():
@@ -206,7 +208,7 @@ class LocalModels:
     @property
     def waiting(self) -> bool:
         """Whether a model is requested and not served, for whatever reason that may pass."""
-        return any(_waits(model) for model in self.models.values())
+        return any(next_step.waits(model) for model in self.models.values())
 
     def next_deadline(self, now: float) -> float | None:
         """When to decide again on the models that wait: at the next retry if there is one, else soon.
@@ -216,7 +218,7 @@ class LocalModels:
         retry = self.engine.not_before if self.engine.phase is EnginePhase.FAILED else None
         times = []
         for model in self.models.values():
-            if _waits(model):
+            if next_step.waits(model):
                 known = [at for at in (model.not_before, retry) if at is not None and at > now]
                 times.append(min(known, default=now + next_step.RECHECK_SECONDS))
             elif (at := unloading.idle_deadline(model, self.idle_unload)) is not None:
@@ -323,7 +325,7 @@ class LocalModels:
             for other in self.models.values()
             if other.name != name
             and other.origin is not ModelOrigin.MESH  # these take turns
-            and _waits(other)
+            and next_step.waits(other)
             and other.server is ServerPhase.NONE
             and not (other.measured is not None and other.measured.fits_locally)  # has its plan
             and not other.force_split
@@ -355,7 +357,7 @@ class LocalModels:
             if other == name:
                 return False
             model = self.models.get(other)
-            if model is None or not _waits(model) or model.server is not ServerPhase.NONE:
+            if model is None or not next_step.waits(model) or model.server is not ServerPhase.NONE:
                 continue
             if any(it.server is ServerPhase.STOPPING for it in self.models.values()):
                 return True
@@ -537,6 +539,12 @@ class LocalModels:
                 advice="",
             )
 
+    def _tool_calls_tested(self, event: e.ToolCallsTested) -> None:
+        model = self._current(event.model, event.generation)
+        if model is not None and model.server_facts is not None:
+            facts = replace(model.server_facts, calls_tools=event.calls_tools)
+            self.models[event.model] = replace(model, server_facts=facts)
+
     def _server_gone(self, event: e.ServerGone, now: float) -> None:
         model = self._current(event.model, event.generation)
         if model is None or model.server is ServerPhase.NONE:
@@ -579,8 +587,3 @@ class LocalModels:
 def is_unloaded(model: ModelState) -> bool:
     """Whether the model was loaded for the mesh's demand, and takes no memory now."""
     return model.origin is ModelOrigin.MESH and model.unloaded and model.server is ServerPhase.NONE
-
-
-def _waits(model: ModelState) -> bool:
-    wanted = model.wanted and not model.unloaded
-    return wanted and model.server is not ServerPhase.SERVING and model.file is not FilePhase.FAILED

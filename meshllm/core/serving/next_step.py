@@ -44,6 +44,12 @@ class ServingStep:
     until: float | None = None
 
 
+def waits(model: ModelState) -> bool:
+    """Whether `model` must be served, and is not yet."""
+    wanted = model.wanted and not model.unloaded
+    return wanted and model.server is not ServerPhase.SERVING and model.file is not FilePhase.FAILED
+
+
 def next_step(engine: EngineState, model: ModelState, now: float) -> ServingStep:
     """The next step for `model` at `now` (seconds, monotonic). Deterministic."""
     if not model.wanted or model.unloaded:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from meshllm.core.records import MAX_SERVED, ServedModel
-from meshllm.core.snapshot import ModelOrigin, ModelState, ServerPhase
+from meshllm.core.records import MAX_BACKEND_MODELS, MAX_SERVED, ServedModel
+from meshllm.core.snapshot import BackendState, ModelOrigin, ModelState, ServerPhase
 
 
 def published_models(models: Iterable[ModelState], movable: str, pressed: Collection[str]) -> list[ServedModel]:
@@ -28,6 +28,18 @@ def published_models(models: Iterable[ModelState], movable: str, pressed: Collec
                 on_demand=model.origin is ModelOrigin.MESH,
                 movable=model.name == movable,
                 pressed=model.name in pressed,
+                calls_tools=run.calls_tools,
+                chat_template=not model.facts.warning,
             )
         )
     return found[:MAX_SERVED]
+
+
+def published_backends(
+    backends: Iterable[BackendState], served: Iterable[ServedModel], declared_tools: Mapping[str, bool]
+) -> list[ServedModel]:
+    """The models of `backends` that are not among `served`. `declared_tools`: whether they call tools, by name."""
+    names = {model.name for model in served}
+    pooled = [name for b in backends if b.healthy for name in b.models if name not in names]
+    found = list(dict.fromkeys(pooled))[:MAX_BACKEND_MODELS]
+    return [ServedModel(name, calls_tools=declared_tools.get(name)) for name in found]

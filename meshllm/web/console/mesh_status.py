@@ -44,7 +44,7 @@ class JoinAttemptStatus(StatusModel):
 
 class ServedStatus(StatusModel):
     """A model that another node says it serves. 0: unknown. `size` is the file's size. `input_modalities` is null if
-    the node does not report it."""
+    the node does not report it, `calls_tools` if it is not known there."""
 
     name: str
     purpose: Purpose | None
@@ -54,6 +54,7 @@ class ServedStatus(StatusModel):
     active: int
     waiting: int
     input_modalities: list[Modality] | None = None
+    calls_tools: bool | None = None
 
 
 class PeerInfo(StatusModel):
@@ -211,6 +212,7 @@ def _serves(peer: PeerView) -> list[ServedStatus]:
                 active=0 if load is None else load.active,
                 waiting=0 if load is None else load.waiting,
                 input_modalities=input_modalities(served.vision),
+                calls_tools=served.calls_tools,
             )
         )
     return found

@@ -69,7 +69,8 @@ class ServerStatus(StatusModel):
     """The engine process of a model. `socket` is its Unix socket, `memory` are the bytes that it may come to with its
     caches full (planned), `memory_used` those that it takes now (null: unknown; RAM, and of GPUs what NVIDIA's driver
     tells), `memory_parts` are those of the planned ones that are not weights, context or buffers. `placement_text`
-    describes which layers are in which memory. `tools`: whether the chat template renders definitions of tools."""
+    describes which layers are in which memory. `tools`: whether the chat template renders definitions of tools;
+    `calls_tools`: whether the model called one when it was tested, or its owner says so (null: not tested yet)."""
 
     pid: int
     socket: str
@@ -82,6 +83,7 @@ class ServerStatus(StatusModel):
     serving_seconds: float
     speculation: SpeculationStatus
     tools: bool = True
+    calls_tools: bool | None = None
 
 
 class DeviceStatus(StatusModel):
@@ -423,6 +425,7 @@ def _server(server: ServerFacts, used: int, serving_seconds: float, drafts: Draf
         serving_seconds=serving_seconds,
         speculation=_speculation(server.speculation, drafts),
         tools=server.template.tools,
+        calls_tools=server.calls_tools,
     )
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from meshllm.core.records import short
 from meshllm.core.routing import route_texts, routes
-from meshllm.core.routing.auto_choice import AUTO, Needs, is_auto, served_models, suits
+from meshllm.core.routing.auto_choice import AUTO, Needs, calls_tools, is_auto, served_models, suits
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.serving.placement import size_on_disk
-from meshllm.core.snapshot import Snapshot
+from meshllm.core.snapshot import NO_TEMPLATE, Snapshot
 from meshllm.web.gateway.api_request import MAX_MODEL_NAME
 
 # Comparing a name with all models of a large backend takes 0.3 s on the event loop.
@@ -102,6 +102,9 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         known |= _peer_facts(offers, known)
     if not offers and here is None:
         known |= _facts_on_disk(snapshot, name, index)
+    known["calls_tools"] = calls_tools(offers)
+    if offers and not any(offer.chat_template for offer in offers):
+        known |= {"chat_template": False, "warning": f"{name} has {NO_TEMPLATE}"}
     known["served_by"] = [offer.name for offer in offers[:MAX_HOSTS_LISTED]]
     known["hosts"] = [_host(offer) for offer in offers[:MAX_HOSTS_LISTED]]
     context = max((offer.context_length for offer in offers), default=0) or known.get("context_length")
@@ -191,7 +194,11 @@ def known_models_text(snapshot: Snapshot, index: MeshIndex, now: float, aliases:
 
 
 def _known_models(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, str]) -> str:
-    names = [*(f"{alias} (alias of {model})" for alias, model in aliases.items()), *routes.models(snapshot, index)]
+    found = routes.models(snapshot, index)
+    known = ModelNames(found, {})
+    # An alias of a model that no node has cannot be used.
+    own = [f"{alias} (alias of {model})" for alias, model in aliases.items() if known.is_known(model)]
+    names = [*own, *found]
     if not names:
         return " No model is served here now."
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""

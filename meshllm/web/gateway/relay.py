@@ -46,9 +46,10 @@ SILENCE_SECONDS = 4.5
 # gets. Not sooner, because some SDKs stop at events that they do not know.
 EVENT_SILENCE_SECONDS = 60.0
 # The supervisor detects an engine process that hangs. A backend times out after this long without a byte. A peer's
-# gateway sends something every `SILENCE_SECONDS`, and counts as lost after missing three in a row; two if it answers no
-# pings either.
+# gateway sends something so often (its `SILENCE_SECONDS`), and counts as lost after missing three in a row; two if it
+# answers no pings either.
 BACKEND_SILENCE_SECONDS = 600.0
+PEER_SILENCE_SECONDS = SILENCE_SECONDS
 PEER_SILENCES = 3
 DOUBTED_PEER_SILENCES = 2
 # A connection attempt of this age is abandoned if another target has a free slot.
@@ -90,7 +91,7 @@ def overdue(
     if connecting:
         return Overdue.CONNECT if silent > CONNECT_TIMEOUT_SECONDS else None
     silences = DOUBTED_PEER_SILENCES if doubted else PEER_SILENCES
-    limit = silences * SILENCE_SECONDS if kind is PEER else BACKEND_SILENCE_SECONDS
+    limit = silences * PEER_SILENCE_SECONDS if kind is PEER else BACKEND_SILENCE_SECONDS
     return Overdue.SEND if silent > limit else None
 
 
@@ -311,7 +312,7 @@ class Relay:
             return
         kind, silent, repair, model = self.kind, now - self.heard, self.repair, self._owner.model
         connecting, complete = self._limit is not None, repair is not None and repair.complete
-        doubted = kind is PEER and silent > SILENCE_SECONDS and not self._owner.is_routed(self.queue)
+        doubted = kind is PEER and silent > PEER_SILENCE_SECONDS and not self._owner.is_routed(self.queue)
         match overdue(kind, silent, connecting=connecting, complete=complete, doubted=doubted):
             case Overdue.CLOSE:
                 self._end()

@@ -27,7 +27,7 @@ MAX_SAMPLERS = 32
 MAX_BREAKERS = 64
 MAX_BREAKER_LENGTH = 64
 MAX_WORDS = 64
-LARGEST = 1 << 63
+LARGEST = 1 << 64
 # Letters of a caller's text that a message repeats.
 MAX_SHOWN = 40
 

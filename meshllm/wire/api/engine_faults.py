@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 _FIELD = re.compile(r"Field '([^']{1,60})': (.*)", re.DOTALL)
+_BETWEEN = re.compile(r"Value must be between (\S{1,40}) <= value <= (\S{1,40}), but got (\S{1,40})")
 _REQUIRED = re.compile(r"['\"](\w{1,60})['\"] (?:is required|must be )")
 _TEMPLATE = re.compile(r"Jinja Exception: (.*)", re.DOTALL)
 _TEMPLATE_FAULT = re.compile(r"While executing \w+ at .*?Error: (.*)", re.DOTALL)
@@ -62,6 +63,8 @@ def engine_fault(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any
     """Status and error object, with `param`, where the request was at fault; both unchanged otherwise."""
     message = str(found["message"])
     if (match := _FIELD.fullmatch(message)) is not None:
+        if (bounds := _BETWEEN.fullmatch(match[2])) is not None:
+            return 400, _changed(found, match[1], _out_of_bounds(match[1], *bounds.groups()))
         return 400, _changed(found, match[1], f"'{match[1]}': {_plain(match[2])}")
     for part, param, code, words in _KNOWN:
         if part in message:
@@ -78,6 +81,13 @@ def engine_fault(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any
     if _JSON_TYPE.search(message) is not None:
         return 400, _changed(found, None, f"A field of the request has a wrong type: {_plain(message)}")
     return status, found
+
+
+def _out_of_bounds(field: str, least: str, most: str, value: str) -> str:
+    if field in ("n", "n_cmpl"):  # the engine computes all choices at once, each in a slot
+        slots = f"{most} slot" if most == "1" else f"{most} slots"
+        return f"'{field}' is {value}; the model is served with {slots}: at most {most}. Send several requests."
+    return f"'{field}' is {value}; it must be from {least} to {most}."
 
 
 def _changed(found: dict[str, Any], param: str | None, message: str, code: str | None = None) -> dict[str, Any]:

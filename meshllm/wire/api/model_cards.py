@@ -12,19 +12,22 @@ MAX_CARDS = 10_000
 MAX_NAME = 512
 
 
-def read_model_cards(body: bytes, tools: Mapping[str, bool] | None = None) -> tuple[AgentModel, ...]:
-    """The generating models that have a host. `tools`: what is known of their chat templates, by name.
+def read_model_cards(
+    body: bytes, tools: Mapping[str, bool] | None = None, speeds: Mapping[str, float] | None = None
+) -> tuple[AgentModel, ...]:
+    """The generating models that have a host. `tools`: what is known of their chat templates, by name; `speeds`: tokens
+    per second of their last answers.
 
     Raises ValueError for a body that is not a list of models.
     """
     cards = (loads_object(body) or {}).get("data")
     if not isinstance(cards, list):
         raise ValueError("no list of models")
-    found = [_read(card, tools or {}) for card in cards[:MAX_CARDS] if isinstance(card, dict)]
+    found = [_read(card, tools or {}, speeds or {}) for card in cards[:MAX_CARDS] if isinstance(card, dict)]
     return tuple(model for model in found if model is not None)
 
 
-def _read(card: dict[str, Any], tools: Mapping[str, bool]) -> AgentModel | None:
+def _read(card: dict[str, Any], tools: Mapping[str, bool], speeds: Mapping[str, float]) -> AgentModel | None:
     """The model of a card; None for one that writes no texts, that has no host, or whose name cannot be shown."""
     name, mesh = card.get("id"), card.get("mesh")
     if not isinstance(name, str) or not isinstance(mesh, dict):
@@ -35,6 +38,7 @@ def _read(card: dict[str, Any], tools: Mapping[str, bool]) -> AgentModel | None:
     if not hosts or mesh.get("purpose", "generate") != "generate":
         return None
     distances = [0.0 if host.get("kind") != "peer" else _float(host.get("rtt_ms")) for host in hosts]
+    calls = mesh.get("calls_tools")
     known = [distance for distance in distances if distance is not None]
     return AgentModel(
         name,
@@ -44,6 +48,9 @@ def _read(card: dict[str, Any], tools: Mapping[str, bool]) -> AgentModel | None:
         free_slots=_free_slots(hosts),
         rtt_ms=min(known, default=None),
         loaded=mesh.get("loaded") is not False,
+        calls_tools=calls if isinstance(calls, bool) else None,
+        chat_template=mesh.get("chat_template") is not False,
+        speed=speeds.get(name),
     )
 
 

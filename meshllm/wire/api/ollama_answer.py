@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from typing import Any
 
 from meshllm.wire.api import strict_json
@@ -47,12 +46,12 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """A call of a tool that is being told."""
+class _ToldCall:
+    """A call of a tool that is being told, in UTF-8: pieces of some characters each would take much more."""
 
     ident: object
-    name: StringIO = field(default_factory=StringIO)
-    arguments: StringIO = field(default_factory=StringIO)
+    name: bytearray = field(default_factory=bytearray)
+    arguments: bytearray = field(default_factory=bytearray)
 
 
 class BrokenCall(ValueError):
@@ -72,7 +71,7 @@ class OllamaAnswer:
         self.ended = False
         self._begun = False
         self._first: float | None = None  # seconds until the first token
-        self._calls: list[_Call] = []
+        self._calls: list[_ToldCall] = []
         self._room = MAX_EVENT
         self._reason = ""
         self._usage: Mapping[str, Any] = {}
@@ -149,10 +148,12 @@ class OllamaAnswer:
         if index is None or index == len(self._calls):
             if len(self._calls) >= MAX_CALLS:
                 raise ValueError("too many calls")
-            self._calls.append(_Call(call.get("id")))
+            self._calls.append(_ToldCall(call.get("id")))
         known = self._calls[-1 if index is None else index]
         for text, part in ((known.name, function.get("name")), (known.arguments, function.get("arguments"))):
-            self._room -= text.write(part or "")
+            new = (part or "").encode()
+            self._room -= len(new)
+            text.extend(new)
         if self._room < 0:
             raise ValueError("calls above the size limit")
 
@@ -264,11 +265,11 @@ class OllamaAnswer:
         }
 
 
-def _calls(found: list[_Call], *, cut: bool) -> list[dict[str, Any]]:
+def _calls(found: list[_ToldCall], *, cut: bool) -> list[dict[str, Any]]:
     """The calls with their arguments as objects. `cut`: the answer ended before the last one was complete."""
     calls = []
     for index, call in enumerate(found):
-        name, arguments = call.name.getvalue(), strict_json.loads_object(call.arguments.getvalue() or "{}")
+        name, arguments = call.name.decode(), strict_json.loads_object(bytes(call.arguments) or b"{}")
         if arguments is None:
             if cut and index == len(found) - 1:
                 break

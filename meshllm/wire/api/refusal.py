@@ -20,6 +20,14 @@ UNSUPPORTED = "unsupported_parameter"
 """The code of a valid field that an engine here cannot keep."""
 
 
+@dataclass(frozen=True, slots=True)
+class ToolSchemaProblem:
+    """Why the parameters of a tool are refused. `path`: of the field in the schema (".type"); `text`: a predicate."""
+
+    path: str
+    text: str
+
+
 class RequestRefused(ValueError):
     """Raised inside `wire/api` while a request is prepared; `engine_request.prepare` returns its `refusal`."""
 

@@ -12,11 +12,11 @@ import json
 from functools import lru_cache
 from typing import Any, cast
 
-from meshllm.wire.api.refusal import UNSUPPORTED, Refusal
+from meshllm.wire.api.refusal import UNSUPPORTED, Refusal, ToolSchemaProblem
 from meshllm.wire.api.schema_reader import Reader
 from meshllm.wire.api.schema_shapes import ObjectShape, SchemaProblem, Union
 from meshllm.wire.api.schema_writer import Writer
-from meshllm.wire.api.tool_schemas import ToolSchemaProblem, loosened, problem_of
+from meshllm.wire.api.tool_schemas import loosened, problem_of
 
 # Agents and structured-output clients send the same schemas with every request: the last ones are remembered, by text.
 _REMEMBERED = 256

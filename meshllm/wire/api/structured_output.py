@@ -12,10 +12,8 @@ from typing import Any
 from meshllm.wire.api.call_envelope import ANY_OBJECT, envelope_schema
 from meshllm.wire.api.offered_tools import MAX_SHOWN
 from meshllm.wire.api.prepared import Draft
-from meshllm.wire.api.refusal import Refusal, RequestRefused, invalid, unsupported
-from meshllm.wire.api.schemas import for_answer, for_strict_tool, for_tool
+from meshllm.wire.api.refusal import Refusal, RequestRefused, ToolSchemaProblem, invalid, unsupported
 from meshllm.wire.api.tool_choice import Mode, ToolChoice
-from meshllm.wire.api.tool_schemas import ToolSchemaProblem
 
 CHAT_FORMAT = "response_format"
 
@@ -77,6 +75,8 @@ def only_schema(draft: Draft, wanted: object, param: str) -> dict[str, Any] | No
 def _kept_answer(schema: object, where: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise invalid(where, f"'{where}' must be a JSON schema.")
+    from meshllm.wire.api.schemas import for_answer  # with all that reads schemas 0.7 MB, which an idle node lacks
+
     kept = for_answer(schema)
     if isinstance(kept, Refusal):
         raise _refused(kept, where)
@@ -103,6 +103,8 @@ def _loosened(tool: dict[str, Any], flat: bool, key: str, param: str) -> dict[st
     schema = function.get(key)
     if not isinstance(schema, dict):
         return tool
+    from meshllm.wire.api.schemas import for_strict_tool, for_tool
+
     kept = for_strict_tool(schema) if function.get("strict") is True else for_tool(schema)
     if isinstance(kept, Refusal):
         raise _refused(kept, f"{where}.{key}")

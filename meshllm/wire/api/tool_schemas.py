@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from meshllm.wire.api import schema_patterns
+from meshllm.wire.api.refusal import ToolSchemaProblem
 from meshllm.wire.api.schema_patterns import PatternProblem
 from meshllm.wire.api.schema_reader import Reader
 from meshllm.wire.api.schema_shapes import OF_TYPE, SchemaProblem
@@ -51,14 +51,6 @@ def loosened(schema: Any) -> dict[str, Any]:
         return {"type": "object", "properties": {}}
     fitted = _Fitting(schema).parameters()
     return schema if fitted == schema else fitted
-
-
-@dataclass(frozen=True, slots=True)
-class ToolSchemaProblem:
-    """Why the parameters of a tool are refused. `path`: of the field in the schema (".type"); `text`: a predicate."""
-
-    path: str
-    text: str
 
 
 def problem_of(schema: Any) -> ToolSchemaProblem | None:

@@ -42,7 +42,7 @@ TEXT, IMAGES = 1, 2
 INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | IMAGES}
 MAX_INPUTS = 0xFFFF
 # Flags of a served model; newer versions may know more.
-ON_DEMAND, MOVABLE, PRESSED = 1, 2, 4
+ON_DEMAND, MOVABLE, PRESSED, CALLS_TOOLS, NO_TOOL_CALLS, NO_CHAT_TEMPLATE = 1, 2, 4, 8, 16, 32
 # A demanded model in a record: its key and its level.
 ENTRY_BYTES = KEY_BYTES + 1
 MAX_FLAGS = 0xFFFF
@@ -229,12 +229,16 @@ def _model(value: Any) -> r.ServedModel | None:
         on_demand=bool(flags & ON_DEMAND),
         movable=bool(flags & MOVABLE),
         pressed=bool(flags & PRESSED),
+        calls_tools=bool(flags & CALLS_TOOLS) if flags & (CALLS_TOOLS | NO_TOOL_CALLS) else None,
+        chat_template=not flags & NO_CHAT_TEMPLATE,
     )
     return model if purpose in PURPOSE_OF else None
 
 
 def _flags(model: r.ServedModel) -> int:
-    return ON_DEMAND * model.on_demand + MOVABLE * model.movable + PRESSED * model.pressed
+    tools = {True: CALLS_TOOLS, False: NO_TOOL_CALLS, None: 0}[model.calls_tools]
+    others = tools | NO_CHAT_TEMPLATE * (not model.chat_template)
+    return ON_DEMAND * model.on_demand | MOVABLE * model.movable | PRESSED * model.pressed | others
 
 
 def _unserved(value: Any) -> tuple[r.UnservedModel, ...]:

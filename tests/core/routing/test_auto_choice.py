@@ -45,6 +45,12 @@ def test_a_model_in_memory_comes_before_a_larger_one() -> None:
     assert chosen == SMALL
 
 
+def test_a_machine_of_the_owner_comes_before_a_larger_model_of_another_member() -> None:
+    theirs = replace(TEXT, name="theirs", size=10**12, context=1 << 20, owned=False)
+    assert choose([theirs, SMALL], Needs()) == SMALL
+    assert choose([theirs, SMALL], Needs(tokens=99999)) == theirs  # no other holds it
+
+
 def test_nothing_that_cannot_answer_is_chosen() -> None:
     assert choose([EMBED, TEXT], Needs(Purpose.RERANK)) is None
     assert choose([TEXT], Needs(vision=True)) is None

@@ -158,7 +158,21 @@ SERVED = (ServedModel("other", slots=1, size=GIB),)
             ],
             {},
             [Obstacle.NO_MEMORY],
-            "It needs at least 4.7 GB; of the nodes that have it, n2 has the most free memory: 3.2 GB.",
+            "It needs at least 4.7 GB; of the nodes that have it, n2 has the most memory: 3.2 GB free.",
+        ),
+        (
+            [record(1, "a", memory=2 * GIB, room=5 * GIB, disk_sizes=(4 * GIB // MIB,))],
+            {},
+            [Obstacle.NO_MEMORY],
+            "It needs at least 4.7 GB; of the nodes that have it, n1 has the most memory: 2.1 GB free, 5.4 GB with the "
+            "idle models that it unloads for a request: a request for it makes n1 load it.",
+        ),
+        (
+            [record(1, "a", memory=2 * GIB, room=3 * GIB, disk_sizes=(4 * GIB // MIB,))],
+            {},
+            [Obstacle.NO_MEMORY],
+            "It needs at least 4.7 GB; of the nodes that have it, n1 has the most memory: 2.1 GB free, 3.2 GB with the "
+            "idle models that it unloads for a request.",
         ),
         ([record(1, "a", serves=SERVED)], {}, [Obstacle.BUSY], "N1 has it, and serves other models."),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.web.gateway.relay import SILENCE_SECONDS, Overdue, overdue
+from meshllm.web.gateway.relay import PEER_SILENCE_SECONDS, Overdue, overdue
 
 
 @pytest.mark.parametrize(("doubted", "silences"), [(False, 3), (True, 2)])
@@ -13,5 +13,5 @@ def test_peer_that_answers_no_pings_either_is_lost_sooner(doubted: bool, silence
     def after(seconds: float) -> Overdue | None:
         return overdue(TargetKind.PEER, seconds, connecting=False, complete=False, doubted=doubted)
 
-    assert after(silences * SILENCE_SECONDS) is None
-    assert after(silences * SILENCE_SECONDS + 0.1) is Overdue.SEND
+    assert after(silences * PEER_SILENCE_SECONDS) is None
+    assert after(silences * PEER_SILENCE_SECONDS + 0.1) is Overdue.SEND

@@ -41,6 +41,21 @@ def test_a_fault_of_the_caller_is_a_400(api: Api, status: int, message: str, par
         assert body["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("field", "most", "said"),
+    [
+        ("n", 4, "'n' is 9; the model is served with 4 slots: at most 4. Send several requests."),
+        ("n", 1, "'n' is 9; the model is served with 1 slot: at most 1. Send several requests."),
+        ("top_k", 5, "'top_k' is 9; it must be from 1 to 5."),
+    ],
+)
+def test_a_number_beyond_what_the_engine_takes_is_named_with_its_bounds(field: str, most: int, said: str) -> None:
+    message = f"Field '{field}': Value must be between 1 <= value <= {most}, but got 9"
+    upstream = json.dumps({"error": {"code": 400, "message": message}}).encode()
+    _, body = translate_error(Api.CHAT, 400, upstream)
+    assert (body["error"]["message"], body["error"]["param"]) == (said, field)
+
+
 def test_a_fault_of_the_server_stays_one() -> None:
     upstream = json.dumps({"error": {"code": 500, "message": "Compute error.", "type": "server_error"}}).encode()
     status, body = translate_error(Api.CHAT, 500, upstream)

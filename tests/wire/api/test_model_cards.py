@@ -32,6 +32,16 @@ def test_cards_give_context_size_tools_load_and_distance() -> None:
     )
 
 
+def test_cards_say_what_is_known_of_tool_calls_templates_and_speed() -> None:
+    cards = [card("a", calls_tools=True), card("b", calls_tools=False, chat_template=False), card("c", calls_tools=1)]
+    found = read_model_cards(json.dumps({"data": cards}).encode(), speeds={"a": 20.5})
+    assert [(one.calls_tools, one.chat_template, one.speed) for one in found] == [
+        (True, True, 20.5),
+        (False, False, None),
+        (None, True, None),
+    ]
+
+
 def test_models_that_no_agent_can_use_are_left_out() -> None:
     strange = [None, 3, {}, {"id": 5, "mesh": {}}, card("x\x1b[2J"), card(""), card("y" * 600)]
     assert read(card("embeds", purpose="embed"), card("wanted", hosts=[]), *strange) == ()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshllm.wire.api.refusal import Refusal
+from meshllm.wire.api.refusal import Refusal, ToolSchemaProblem
 from meshllm.wire.api.schemas import for_answer, for_strict_tool
 
 INT = {"type": "integer"}
@@ -226,7 +226,7 @@ def test_strict_tool_keeps_descriptions_and_is_an_object() -> None:
     kept = for_strict_tool(schema)
     assert isinstance(kept, dict)
     assert kept["properties"]["a"]["description"] == "the city"
-    assert isinstance(for_strict_tool({"type": "string"}), Refusal)
+    assert isinstance(for_strict_tool({"type": "string"}), ToolSchemaProblem)
     assert isinstance(for_strict_tool(objects(a={"type": "number", "minimum": 0})), Refusal)
 
 
@@ -264,7 +264,7 @@ values = st.recursive(
 @given(st.dictionaries(st.sampled_from(KEYWORDS), values, max_size=6))
 def test_any_json_is_written_or_refused(schema: dict[str, Any]) -> None:
     for kept in (for_answer(schema), for_strict_tool(schema)):
-        assert isinstance(kept, Refusal) or json.dumps(kept)
+        assert isinstance(kept, Refusal | ToolSchemaProblem) or json.dumps(kept)
 
 
 @pytest.mark.parametrize(

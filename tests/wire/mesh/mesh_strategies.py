@@ -60,6 +60,8 @@ models = st.builds(
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([None, False, True]),
+    st.booleans(),
 )
 loads = st.builds(r.ModelLoad, names, requests, requests)
 demands = st.lists(

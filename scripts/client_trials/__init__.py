@@ -1,0 +1,1 @@
+"""`scripts/clients`: real clients against a real mesh."""
