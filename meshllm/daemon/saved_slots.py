@@ -142,6 +142,10 @@ class SavedSlots:
             log.debug("%s: the engine does not read the saved prompt %s: %s", model.name, name, error)
             await in_thread(lambda stop: self._store.remove(model.key, name), "saved prompts")
             return False
+        except (OSError, TimeoutError):
+            # Perhaps the engine ended because of it: then the next one would, too, and the model would never be served.
+            await in_thread(lambda stop: self._store.remove(model.key, name), "saved prompts")
+            raise
         finally:
             (self._folder / name).unlink(missing_ok=True)
         return True

@@ -50,7 +50,11 @@ class Engine:
         for line in head.splitlines():
             if line.lower().startswith("content-length:"):
                 body = await reader.readexactly(int(line.partition(":")[2]))
-        status, reply = self._answer(head.split(" ")[1], json.loads(body or b"{}"))
+        try:
+            status, reply = self._answer(head.split(" ")[1], json.loads(body or b"{}"))
+        except EOFError:
+            writer.close()
+            return
         text = json.dumps(reply).encode()
         writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
         writer.close()
@@ -161,6 +165,23 @@ async def test_restored_into_empty_slots_only(kept: Kept, engine: Engine, tmp_pa
     engine.slots, engine.refuses = [(None, 0, False)] * 4, True
     assert await kept.slots.restore() == 0
     assert kept.store.find(kept.model.key) == [], "what the engine refuses is removed"
+
+
+async def test_file_during_whose_restore_the_engine_ends_is_removed(kept: Kept, engine: Engine) -> None:
+    """Else it would end each engine that follows."""
+    engine.slots[:2] = [(3, 500, False), (4, 600, False)]
+    await kept.slots.save(20)
+    engine.slots = [(None, 0, False)] * 4
+    last = kept.store.find(kept.model.key)[0]
+
+    def end() -> None:
+        raise EOFError
+
+    engine.meanwhile = end
+    assert await kept.slots.restore() == 0
+    assert last not in kept.store.find(kept.model.key)
+    assert len(kept.store.find(kept.model.key)) == 1
+    assert list(engine.folder.iterdir()) == []
 
 
 async def test_process_is_ready_when_its_prompts_are_restored(kept: Kept, engine: Engine) -> None:

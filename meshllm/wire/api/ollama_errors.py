@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshllm.wire.api import strict_json
-from meshllm.wire.api.errors import find_error, loads_error
+from meshllm.wire.api.errors import MAX_MESSAGE, clean, find_error, loads_error
 
 # OpenAI's names of fields in messages, and Ollama's; the longest of one beginning first.
 _FIELDS = {
@@ -53,7 +53,8 @@ def ollama_error(status: int, body: bytes, model: str = "") -> tuple[int, bytes]
 
 def error_line(found: Mapping[str, Any], model: str = "") -> bytes:
     """An error object as the JSON of this API."""
-    message, code = str(found.get("message")), found.get("code")
+    # An error within a stream of a hostile host can have the size of an event.
+    message, code = clean(str(found.get("message")), MAX_MESSAGE), found.get("code")
     message = _FIELD.sub(lambda match: f"'{_FIELDS[match[1]]}", message)
     if code == "model_not_found":
         # The words by which Ollama's clients know it.

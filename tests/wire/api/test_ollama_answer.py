@@ -281,3 +281,10 @@ def test_calls_without_number_are_an_error() -> None:
     part = chunk({"tool_calls": [{"function": {"name": "f"}}] * MAX_CALLS})
     assert answer.feed(part, AT) == b""
     assert set(json.loads(answer.feed(part, AT))) == {"error"}
+
+
+def test_long_error_of_a_host_is_cut() -> None:
+    """Patterns look for names in it."""
+    answer = OllamaAnswer(AnswerForm.CHAT, "m")
+    told = answer.feed(encode_event({"error": {"message": "Unknown model '" * 1000, "code": "model_not_found"}}), AT)
+    assert len(told) < 5000
