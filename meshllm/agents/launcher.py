@@ -132,9 +132,12 @@ class Launcher:
         loading its providers."""
         model, needed = values.model, self.agent.prompt_tokens
         if model.context and needed and model.context < needed:
+            more = f"Serve it with more: --ctx-size {min(WANTED_CONTEXT, model.trained or WANTED_CONTEXT)}."
+            if model.trained and model.context >= model.trained:
+                more = "It was made for no more: use another model."
             yield (
                 f"{model.name} serves {model.context:,} tokens of context, and {self.agent.title} alone needs about "
-                f"{needed:,}. Serve it with more: --ctx-size {WANTED_CONTEXT}."
+                f"{needed:,}. {more}"
             )
         elif model.context and model.context < WANTED_CONTEXT:
             yield f"{model.name} serves {model.context:,} tokens of context; {WANTED_CONTEXT:,} suit agents better."

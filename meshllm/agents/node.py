@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from meshllm.core.routing.agent_choice import AgentModel
+from meshllm.core.routing.agent_choice import AUTO, AgentModel
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.errors import AmbiguousModel, EnvironmentFailure, NotRunning, PortTaken, UnknownModel
 from meshllm.util.format import printable_message
@@ -165,13 +165,16 @@ def wait_for_models(
 
 
 def find_model(models: Sequence[AgentModel], name: str) -> AgentModel | None:
-    """The model that `name` means, by the rule of the API. Raises AmbiguousModel if it means several."""
+    """The model that `name` means, by the rule of the API; `auto` is one that may be any of them. Raises AmbiguousModel
+    if it means several."""
     names = ModelNames([model.name for model in models], {})
     if several := names.candidates(name):
         raise AmbiguousModel(
             f"{name!r} can mean {', '.join(several[:20])}.", advice="Use one of these names.", candidates=several[:20]
         )
     found = names.find(name)
+    if found.casefold() == AUTO and models and not names.is_known(found):
+        return AgentModel(AUTO, max(model.context for model in models), loaded=any(model.loaded for model in models))
     return next((model for model in models if model.name == found), None)
 
 

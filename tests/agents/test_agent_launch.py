@@ -83,6 +83,15 @@ def test_model_with_less_context_than_the_agent_needs_is_reported(tmp_path: Path
     assert "Claude Code alone needs about 20,300. Serve it with more: --ctx-size 32768." in done.stderr
 
 
+def test_auto_is_a_model_for_an_agent(tmp_path: Path, node: FakeNode) -> None:
+    env = install(tmp_path / "bin", "claude")
+    node.models = (("tiny", 4096), ("long", 65_536))
+    done = run(env, "claude", "--port", str(node.port), "--model", "auto", "--print")
+    assert done.returncode == 0, done.stderr
+    assert "--model auto" in done.stdout
+    assert "tokens of context" not in done.stderr
+
+
 def test_model_that_calls_tools_is_chosen_and_others_are_reported(tmp_path: Path, node: FakeNode) -> None:
     env = install(tmp_path / "bin", "pi")
     node.models = (("tiny", 65_536), ("large/model", 65_536), ("base", 65_536))

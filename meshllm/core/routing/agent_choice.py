@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from meshllm.core.snapshot import Purpose
 
+AUTO = "auto"
+"""The name by which a caller leaves the choice to the mesh, for each request."""
+
 # Coding agents send 5,000 to 20,000 tokens of tools and instructions before the first word of the user.
 LEAST_CONTEXT = 5_000
 WANTED_CONTEXT = 32_768
@@ -27,7 +30,8 @@ class AgentModel:
     `speed`: tokens per second of the last answer that this node got (None: none yet). `free_slots`: requests that begin
     at once; None where no host reports it. `rtt_ms`: distance of its nearest host (0: this node, None: unknown).
     `loaded`: some host has it in memory. `purpose` and `vision` (it accepts images): None if unknown. `owned`: some
-    host is this node, or another machine of its owner.
+    host is this node, or another machine of its owner. `trained`: the context that it was
+    made for (0: unknown).
     """
 
     name: str
@@ -43,6 +47,7 @@ class AgentModel:
     purpose: Purpose | None = None
     vision: bool | None = None
     owned: bool = True
+    trained: int = 0
 
     @property
     def output(self) -> int:

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from meshllm.core.routing import routes
-from meshllm.core.routing.agent_choice import AgentModel, preference, tool_rank
+from meshllm.core.routing.agent_choice import AUTO, AgentModel, preference, tool_rank
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import BACKEND, ENGINE, MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, Snapshot
 
-AUTO = "auto"
 _COMING = (ModelPhase.WAITING, ModelPhase.FETCHING, ModelPhase.LOADING, ModelPhase.RESTARTING)
-# Backends do not say what their models are for.
+# Backends do not say what their models are for, nor does a node that has a model only on its disk.
 _EMBEDS, _RERANKS = "embed", "rerank"
 
 
@@ -29,17 +28,21 @@ class Needs:
 
 
 def served_models(snapshot: Snapshot, index: MeshIndex) -> list[AgentModel]:
-    """The models that have a host, and those that this node is about to serve."""
+    """The models that have a host, those that this node is about to serve, and those that a request loads."""
+    on_request = {*snapshot.available, *index.loaders}
     found = []
     for name, offers in routes.all_offers(snapshot, index).items():
         here = snapshot.model(name)
-        coming = here is not None and here.wanted and next_step.phase(snapshot.engine, here) in _COMING
-        if offers or coming:
-            found.append(_model(name, offers, here))
+        phase = None if here is None else next_step.phase(snapshot.engine, here)
+        coming = here is not None and here.wanted and phase in _COMING
+        if offers or coming or phase is ModelPhase.AVAILABLE or name in on_request:
+            owned = name in snapshot.available or any(loader.owned for loader in index.loaders.of(name))
+            found.append(_model(name, offers, here, owned=owned))
     return found
 
 
-def _model(name: str, offers: Sequence[TargetOffer], here: ModelState | None) -> AgentModel:
+def _model(name: str, offers: Sequence[TargetOffer], here: ModelState | None, *, owned: bool) -> AgentModel:
+    """`owned`: a machine of the owner has it on its disk."""
     facts = here.facts if here is not None else None
     engine = next((offer for offer in offers if offer.target.kind is ENGINE), None)
     loads = [offer for offer in offers if offer.load is not None and offer.target.slots]
@@ -56,7 +59,7 @@ def _model(name: str, offers: Sequence[TargetOffer], here: ModelState | None) ->
         loaded=any(offer.loaded for offer in offers),
         purpose=facts.purpose if facts is not None else _purpose(name, offers),
         vision=facts.vision if facts is not None else any(reported) if reported else None,
-        owned=local or here is not None or any(offer.owned for offer in offers),
+        owned=owned or local or here is not None or any(offer.owned for offer in offers),
         calls_tools=calls_tools(offers),
     )
 
@@ -74,7 +77,7 @@ def _free(offer: TargetOffer) -> int:
 
 def _purpose(name: str, offers: Sequence[TargetOffer]) -> Purpose | None:
     stated = next((offer.purpose for offer in offers if offer.purpose is not None), None)
-    if stated is not None or not any(offer.target.kind is BACKEND for offer in offers):
+    if stated is not None or not all(offer.target.kind is BACKEND for offer in offers):
         return stated
     folded = name.casefold()
     return Purpose.RERANK if _RERANKS in folded else Purpose.EMBED if _EMBEDS in folded else None

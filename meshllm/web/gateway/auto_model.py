@@ -43,10 +43,11 @@ class AutoModels:
                 return model.name
         chosen = auto_choice.choose(models, needs)
         if chosen is None:
-            mesh = self._table.snapshot.mesh
-            if not models and mesh is not None and mesh.settling:
-                message = "'auto' has no model yet: this node is joining its mesh. Retry."
-                raise RequestFailed(503, "model_unavailable", message, "retry-after: 5\r\n")
+            if not models and (mesh := self._table.snapshot.mesh) is not None:
+                # A host may be about to start again, and this node may know of none yet.
+                message = "'auto' has no model at the moment: no node of the mesh serves one. Retry."
+                wait = 5 if mesh.settling else 30
+                raise RequestFailed(503, "model_unavailable", message, f"retry-after: {wait}\r\n")
             raise RequestFailed(404, "model_not_found", auto_choice.none_suits(models, needs), param="model")
         if key is not None:
             self._sessions.remember(key, chosen.name, now)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from meshllm.core.routing.auto_choice import AUTO
+from meshllm.core.routing.agent_choice import AUTO
 from meshllm.errors import BadBackend
 from meshllm.util.threads import in_thread
 

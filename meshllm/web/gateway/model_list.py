@@ -7,7 +7,8 @@ from typing import Any
 
 from meshllm.core.records import short
 from meshllm.core.routing import route_texts, routes
-from meshllm.core.routing.auto_choice import AUTO, Needs, calls_tools, is_auto, served_models, suits
+from meshllm.core.routing.agent_choice import AUTO
+from meshllm.core.routing.auto_choice import Needs, calls_tools, is_auto, served_models, suits
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step

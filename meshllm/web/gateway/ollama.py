@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 
 from meshllm import __version__
-from meshllm.core.routing.auto_choice import AUTO, is_here
+from meshllm.core.routing.agent_choice import AUTO
+from meshllm.core.routing.auto_choice import is_here
 from meshllm.core.routing.ollama_names import ollama_name
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.web.gateway.api_request import parsed

@@ -14,7 +14,8 @@ from dataclasses import replace
 from meshllm.core.records import ModelLoad, short
 from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
-from meshllm.core.routing.auto_choice import AUTO, is_auto
+from meshllm.core.routing.agent_choice import AUTO
+from meshllm.core.routing.auto_choice import is_auto
 from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.prefixes import PrefixHosts
 from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Place, Target, TargetKind, TargetOffer

@@ -15,8 +15,8 @@ MAX_NAME = 512
 def read_model_cards(
     body: bytes, tools: Mapping[str, bool] | None = None, speeds: Mapping[str, float] | None = None
 ) -> tuple[AgentModel, ...]:
-    """The generating models that have a host. `tools`: what is known of their chat templates, by name; `speeds`: tokens
-    per second of their last answers.
+    """The generating models that have a host, or that a request loads. `tools`: what is known of their chat templates,
+    by name; `speeds`: tokens per second of their last answers.
 
     Raises ValueError for a body that is not a list of models.
     """
@@ -28,14 +28,15 @@ def read_model_cards(
 
 
 def _read(card: dict[str, Any], tools: Mapping[str, bool], speeds: Mapping[str, float]) -> AgentModel | None:
-    """The model of a card; None for one that writes no texts, that has no host, or whose name cannot be shown."""
+    """The model of a card; None for one that writes no texts, that nobody has, or whose name cannot be shown."""
     name, mesh = card.get("id"), card.get("mesh")
     if not isinstance(name, str) or not isinstance(mesh, dict):
         return None
     if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
         return None
     hosts = [host for host in _list(mesh.get("hosts")) if isinstance(host, dict)]
-    if not hosts or mesh.get("purpose", "generate") != "generate":
+    available = not hosts and mesh.get("phase") == "available"
+    if not (hosts or available) or mesh.get("purpose", "generate") != "generate":
         return None
     distances = [0.0 if host.get("kind") != "peer" else _float(host.get("rtt_ms")) for host in hosts]
     calls = mesh.get("calls_tools")
@@ -47,10 +48,11 @@ def _read(card: dict[str, Any], tools: Mapping[str, bool], speeds: Mapping[str, 
         tools=tools.get(name),
         free_slots=_free_slots(hosts),
         rtt_ms=min(known, default=None),
-        loaded=mesh.get("loaded") is not False,
+        loaded=not available and mesh.get("loaded") is not False,
         calls_tools=calls if isinstance(calls, bool) else None,
         chat_template=mesh.get("chat_template") is not False,
         speed=speeds.get(name),
+        trained=_whole(meta.get("n_ctx_train")) if isinstance(meta := card.get("meta"), dict) else 0,
     )
 
 

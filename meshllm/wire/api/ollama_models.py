@@ -129,11 +129,12 @@ def _parameter_count(size: str) -> int:
 
 def _capabilities(mesh: Mapping[str, Any]) -> list[str]:
     """What the model can be asked for. Tools are offered to every model that writes texts: as text, where its template
-    has no place for them."""
+    has no place for them. Not to one that made no call in its test."""
     purpose = mesh.get("purpose", "generate")
     if purpose == "embed":
         return ["embedding"]
     if purpose != "generate":
         return []
     seeing = ["vision"] if "image" in (mesh.get("input_modalities") or ()) else []
-    return ["completion", "tools", *seeing]
+    tools = ["tools"] if mesh.get("calls_tools") is not False else []
+    return ["completion", *tools, *seeing]

@@ -84,6 +84,18 @@ def test_the_choice_suits_whenever_one_does(served: list[AgentModel], need: Need
         assert choose(reversed(served), need) == chosen
 
 
+def test_a_model_that_a_request_loads_is_chosen_after_those_in_memory() -> None:
+    snapshot = Snapshot(available=("disk", "some-embedder"), backends=(BackendState("http://b", True, models=("up",)),))
+    found = served_models(snapshot, NO_MESH)
+    assert {(model.name, model.loaded, model.owned, model.purpose) for model in found} == {
+        ("disk", False, True, None),
+        ("some-embedder", False, True, Purpose.EMBED),
+        ("up", True, True, None),
+    }
+    assert choose(found, Needs()) == next(model for model in found if model.name == "up")
+    assert choose([model for model in found if not model.loaded], Needs()).name == "disk"  # type: ignore[union-attr]
+
+
 def test_models_with_more_context_are_named_the_largest_first() -> None:
     larger = with_more_context(ALL, Purpose.GENERATE, 5000, 4096)
     assert [model.name for model in larger] == ["small", "sees", "text"]

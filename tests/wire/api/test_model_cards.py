@@ -42,6 +42,11 @@ def test_cards_say_what_is_known_of_tool_calls_templates_and_speed() -> None:
     ]
 
 
+def test_a_model_that_a_request_loads_counts_as_not_loaded() -> None:
+    (found,) = read(card("unloaded", hosts=[], phase="available"))
+    assert (found.name, found.loaded) == ("unloaded", False)
+
+
 def test_models_that_no_agent_can_use_are_left_out() -> None:
     strange = [None, 3, {}, {"id": 5, "mesh": {}}, card("x\x1b[2J"), card(""), card("y" * 600)]
     assert read(card("embeds", purpose="embed"), card("wanted", hosts=[]), *strange) == ()
@@ -77,3 +82,9 @@ def test_any_values_are_read_without_an_error(found: list[Any]) -> None:
     for model in read(*found):
         assert model.context >= 0
         assert model.size >= 0
+
+
+def test_the_context_that_a_model_was_made_for_is_read() -> None:
+    (found,) = read({**card("a"), "meta": {"n_ctx": 4096, "n_ctx_train": 8192}})
+    assert found.trained == 8192
+    assert read({**card("a"), "meta": {"n_ctx_train": "8192"}})[0].trained == 0
