@@ -206,7 +206,7 @@ def test_taken_port_is_refused_with_advice(tmp_path: Path) -> None:
         (["--backend", "http://localhost:1,key=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
         (["--backend", "http://localhost:1,token=X"], "key=VARIABLE"),
         (["--port", "3000", "--console", "3000"], "both listen on port 3000"),
-        (["--ctx-size", "4096"], "needs a --model"),
+        (["--ctx-size", "4096"], "Add --model NAME, or --on-demand"),
         (["--port", "70000"], "65535"),
         (["--modle", "x"], "--modle"),
         (["--model", MODEL, "status"], "--model"),

@@ -28,7 +28,7 @@ def test_remove_rejects_a_served_model(served: Daemon) -> None:
     """Without --yes: were it not refused, nobody would be there to be asked, and the model stayed all the same."""
     done = run(served, "models", "remove", MODEL)
     assert done.returncode == 2
-    assert f"The running node uses {MODEL}" in done.stderr
+    assert f"The running node serves {MODEL}" in done.stderr
     listed = json.loads(run(served, "models", "--json").stdout)
     assert MODEL in [item["name"] for item in listed]
 
