@@ -122,7 +122,7 @@ Arguments of the agent stand behind `--`.
 
 | option | what it does |
 |---|---|
-| `--print` | shows what would be set, written and run |
+| `--print` | shows what would be set, written and run; with `--write`, what that would write |
 | `--write` | writes the agent's own configuration, for starts without mesh-llm while a node runs |
 | `--undo` | takes back everything that was written; a file that was changed since keeps the changes |
 | `--auto` | where no node runs: a public mesh. This version knows none: it says so, and starts nothing |

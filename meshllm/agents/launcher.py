@@ -98,15 +98,25 @@ class Launcher:
 
     def write(self, values: Values) -> list[Path]:
         """Write the agent's own configuration; returns the files that changed. Raises UsageError if it has none."""
-        setup = self.agent.write
-        if setup is None:
+        setup = self._own_setup()
+        with locked(self._home) as folder:
+            journal = Journal(folder)
+            return apply(self.agent, plan(self.agent, setup, values, journal), journal)
+
+    def written(self, values: Values) -> str:
+        """What `write` would write, for people; without the key. Raises UsageError as that does."""
+        setup, shown = self._own_setup(), replace(values, key=HIDDEN_KEY if values.key else "")
+        blocks = [file_lines(step, shown, lambda step: str(locate(step, shown))) for step in setup.files]
+        return "\n\n".join("\n".join(lines) for lines in [*blocks, [f"# then: {self.how_to_start(values)}"]])
+
+    def _own_setup(self) -> Setup:
+        """How the agent's own configuration is written. Raises UsageError if there is no way."""
+        if self.agent.write is None:
             raise UsageError(
                 f"{self.agent.title} has no place for a provider beside the user's own.",
                 advice=f"Start it with 'mesh-llm {self.agent.name}', which needs no change of its files.",
             )
-        with locked(self._home) as folder:
-            journal = Journal(folder)
-            return apply(self.agent, plan(self.agent, setup, values, journal), journal)
+        return self.agent.write
 
     def how_to_start(self, values: Values) -> str:
         """How the user starts the agent once its files are written."""

@@ -140,6 +140,7 @@ def _owned(step: FileStep, path: Path, values: Values, journal: Journal) -> User
 def _merged(agent: Agent, step: FileStep, path: Path, values: Values, journal: Journal) -> UserFileChange:
     form, current, entry = FORMATS[step.format], _read(path), journal.entry(path)
     shown = f"{agent.title} is not configured in {path}"
+    option = "--print" if step in agent.launch.files else "--print --write"
     try:
         before = current if entry is None or current is None else _without_ours(form, current, entry, journal)
         text = "" if before is None else before.decode()
@@ -159,7 +160,7 @@ def _merged(agent: Agent, step: FileStep, path: Path, values: Values, journal: J
     except CannotEdit as error:
         raise FileRefused(
             f"{shown}: {error}. The file is left as it is.",
-            advice=f"Correct it, or add this by hand (mesh-llm {agent.name} --print shows it).",
+            advice=f"Correct it, or add this by hand (mesh-llm {agent.name} {option} shows it).",
         ) from None
     after = text.encode()
     if not additions and entry is None:

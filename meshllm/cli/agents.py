@@ -76,13 +76,13 @@ def launcher(name: str) -> Callable[..., None]:
         auto: Auto = False,
         no_board: NoBoard = False,
     ) -> None:
-        if sum((print_only, write, undo)) > 1:
-            raise UsageError("--print, --write and --undo exclude each other.", advice="Give one of them.")
+        if undo and (print_only or write):
+            raise UsageError("--undo excludes --print and --write.", advice="Give one of them.")
         found = _launcher(name)
         if undo:
             _undo(found)
         elif print_only:
-            _print(found, port, model, arguments or [])
+            _print(found, port, model, arguments or [], write=write)
         else:
             if no_board:
                 typer.echo("--no-board: this version has no blackboard; nothing is left out.", err=True)
@@ -173,8 +173,8 @@ def _undo(found: Launcher) -> None:
         raise EnvironmentFailure("Some files still have entries of mesh-llm.", advice="They are named above.")
 
 
-def _print(found: Launcher, port: int | None, model: str | None, arguments: list[str]) -> None:
-    """Show what a start would do, with the models of the node if one answers."""
+def _print(found: Launcher, port: int | None, model: str | None, arguments: list[str], *, write: bool) -> None:
+    """Show what a start would do, or what would be written, with the models of the node if one answers."""
     from meshllm.agents import node as nodes
     from meshllm.core.routing.agent_choice import choose_model
 
@@ -189,7 +189,7 @@ def _print(found: Launcher, port: int | None, model: str | None, arguments: list
     else:
         typer.echo("# No node answers: MODEL and the limits of its context are filled in at the start.")
     values = found.values(node, chosen, models)
-    typer.echo(found.description(values, arguments))
+    typer.echo(found.written(values) if write else found.description(values, arguments))
     for warning in found.warnings(values) if chosen is not None else ():
         typer.echo(f"Warning: {warning}", err=True)
 

@@ -163,6 +163,16 @@ def test_print_starts_nothing_and_writes_nothing(tmp_path: Path, node: FakeNode)
     assert not list((tmp_path / "bin" / "home").iterdir())
 
 
+def test_what_write_would_write_is_shown(tmp_path: Path, node: FakeNode) -> None:
+    env = install(tmp_path / "bin")
+    done = run(env, "codex", "--port", str(node.port), "--print", "--write")
+    folder = tmp_path / "bin/home/.codex"
+    assert f"# added to {folder / 'config.toml'}" in done.stdout
+    assert f"# {folder / 'mesh.config.toml'}" in done.stdout
+    assert done.stdout.endswith("# then: codex --profile mesh\n")
+    assert not list((tmp_path / "bin" / "home").iterdir())
+
+
 def test_write_and_undo_say_what_they_did(tmp_path: Path, node: FakeNode) -> None:
     env = install(tmp_path / "bin")
     done = run(env, "codex", "--port", str(node.port), "--write")

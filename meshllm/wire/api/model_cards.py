@@ -28,7 +28,7 @@ def read_model_cards(
 
 
 def _read(card: dict[str, Any], tools: Mapping[str, bool], speeds: Mapping[str, float]) -> AgentModel | None:
-    """The model of a card; None for one that writes no texts, that nobody has, or whose name cannot be shown."""
+    """The model of a card; None for one that writes no texts, that no node has, or whose name cannot be shown."""
     name, mesh = card.get("id"), card.get("mesh")
     if not isinstance(name, str) or not isinstance(mesh, dict):
         return None
