@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from meshllm import paths
 from scripts.client_trials.trial import Trial
 from tests.daemons import MODEL, PROGRAM, Daemon, daemon
@@ -59,7 +61,7 @@ class Place:
         env = trial.environment(home, values) | {"MESH_LLM_HOME": str(self.node.home)}
         seen = {request["id"] for request in self._requests()}
         begun = time.monotonic()
-        status, said = _run(trial.command(PROGRAM, values), env, home, self.folder / f"{trial.name}.txt", seconds)
+        status, said = run_client(trial.command(PROGRAM, values), env, home, self.folder / f"{trial.name}.txt", seconds)
         took = time.monotonic() - begun
         own = [request for request in self._requests() if request["id"] not in seen]
         statuses = tuple(sorted(request["status"] or 0 for request in own))
@@ -114,7 +116,7 @@ def _until_model(node: Daemon) -> None:
     raise AssertionError("the client node knows no model")
 
 
-def _run(words: list[str], env: dict[str, str], home: Path, log: Path, seconds: float) -> tuple[int | None, str]:
+def run_client(words: list[str], env: dict[str, str], home: Path, log: Path, seconds: float) -> tuple[int | None, str]:
     """Status (None: it took too long) and output of a command, in a process group of its own that ends with it."""
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -132,4 +134,13 @@ def _run(words: list[str], env: dict[str, str], home: Path, log: Path, seconds: 
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    _end_those_that_left(env["HOME"])
     return status, log.read_text(errors="replace")
+
+
+def _end_those_that_left(home: str) -> None:
+    """Kill what a client has started in a session of its own (Cline's hub): it has the client's home."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("HOME") == home:
+                process.kill()

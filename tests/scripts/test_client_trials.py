@@ -6,11 +6,12 @@ import re
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from meshllm.agents.description import known_agents
 from scripts.client_trials import __main__ as program
-from scripts.client_trials.place import Outcome
+from scripts.client_trials.place import Outcome, run_client
 from scripts.client_trials.trial import PROGRAMS, NotInstalled, Trial, all_trials
 
 PINNED = {"pip": re.compile(r"[\w.\[\]-]+==[\d.]+(a\d+)?"), "npm": re.compile(r"@?[\w./-]+@[\d.]+")}
@@ -73,3 +74,22 @@ def test_list_names_each_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(sys, "argv", ["clients", "--list"])
     assert program.main() == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(all_trials())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the command setsid and the environment of processes are Linux's")
+def test_what_a_client_leaves_in_another_session_is_ended(tmp_path: Path) -> None:
+    words = ["/bin/sh", "-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 & echo $!; sleep 0.2"]
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    status, said = run_client(words, env, tmp_path, tmp_path / "log", 30.0)
+    assert status == 0
+    assert said.strip().isdigit()
+    left = [process for process in psutil.process_iter() if _home(process) == str(tmp_path)]
+    _, alive = psutil.wait_procs(left, 10.0)
+    assert not alive
+
+
+def _home(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("HOME")
+    except psutil.Error:
+        return None
