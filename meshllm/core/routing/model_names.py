@@ -1,5 +1,6 @@
 """Finds the model that a name means: an alias of the owner, the exact name, one that differs in case or `.gguf`, or one
-that states its quantization besides ("m" is m.Q4_1, if the mesh has one such model only) or otherwise ("m:Q4_1"). Pure.
+that states its quantization besides ("m" is m.Q4_1, if the mesh has one such model only) or otherwise ("m:Q4_1"). A tag
+"m:latest", which clients of Ollama add, says nothing. Pure.
 
 The API, wishes (`--model`), demand, `mesh-llm load` and `mesh-llm drop` read names by this rule."""
 
@@ -11,6 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 SUFFIX = ".gguf"
+LATEST = ":latest"
 # Names of quantizations, as files and repositories of models state them.
 QUANTIZATION: Final = (
     r"(?:UD[-_])?(?:I?Q[1-8](?:[-_][01K])?(?:[-_](?:XXS|XS|S|M|L|XL|NL))?(?:[-_][48][-_][48])?"
@@ -98,6 +100,10 @@ class ModelNames:
         return asked if alias is None else alias
 
     def _similar(self, name: str) -> list[str]:
+        if name[-len(LATEST) :].casefold() == LATEST:
+            name = name[: -len(LATEST)]
+            if name in self._names:
+                return [name]
         folded = _folded(name)
         if found := self._folded.get(folded):
             return found

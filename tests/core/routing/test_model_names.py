@@ -27,6 +27,10 @@ ALIASES = {"gpt-4o": "Qwen3-8B", "small": "smollm2-135m-instruct", "twin": "Qwen
         ("Qwen3", "Qwen3"),
         ("GPT-4o", "Qwen3-8B"),
         ("TWIN", "Qwen3-8B"),
+        ("Qwen3-8B:latest", "Qwen3-8B"),
+        ("qwen3-8b:Latest", "Qwen3-8B"),
+        (":latest", ":latest"),
+        ("other:latest", "other:latest"),
         ("", ""),
     ],
 )
