@@ -78,7 +78,7 @@ def test_name_without_its_quantization_is_the_name_of_the_only_such_model(
         ("Tiny:UD-IQ2_XXS", "Tiny-UD-IQ2_XXS"),
         ("Plain:bf16", "Plain-BF16"),
         ("Other-Model:Q5_0", "Other-Model:Q5_0"),  # no such one
-        ("Other-Model:latest", "Other-Model:latest"),  # no quantization
+        ("Other-Model:latest", "Other-Model.Q4_1"),  # no quantization
     ],
 )
 def test_quantization_may_be_stated_in_another_form(asked: str, meant: str) -> None:
