@@ -172,7 +172,7 @@ class Fetcher:
         Raises DownloadFailed when every source has failed.
         """
         reasons: list[str] = []
-        completed = False  # whether a source has ended because the file was complete
+        completed = False  # whether every byte had arrived at some time
         owner = Owner("sources", awaited=True)
         try:
             complete = owner.start(_until_complete(partial), "until complete")
@@ -182,7 +182,7 @@ class Fetcher:
                 await asyncio.wait({complete, *sources}, timeout=HEAD_START_SECONDS, return_when="FIRST_COMPLETED")
             if hubs and not partial.complete:
                 sources.add(owner.start(self._from_hubs(partial, file, hubs), "hub"))
-            while sources and not partial.complete:
+            while sources and not (partial.complete or complete.done()):
                 done, _ = await asyncio.wait({complete, *sources}, return_when=asyncio.FIRST_COMPLETED)
                 for task in done & sources:
                     sources.remove(task)
@@ -193,6 +193,7 @@ class Fetcher:
                         raise
                     except MeshError as failure:
                         reasons.append(str(failure))
+            completed = completed or partial.complete or complete.done()
         finally:
             await owner.close()
         if not partial.complete and not completed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -121,14 +122,15 @@ async def test_stalled_connection_is_left_behind(
     fake: FakeHub, entry: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its timeout is an hour; other connections take over its range."""
-    monkeypatch.setattr(assembly_module, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(assembly_module, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(assembly_module, "LOOK_AGAIN_SECONDS", 0.05)
     fake.faults = ["stall:5000"]
     hub = Hub(HubSettings(endpoint=fake.endpoint, decide_within=20.0, stall=3600.0, pause=0.001))
     async with asyncio.timeout(60):
         model = await ensure(entry, store, ignore, hub=hub)
     assert model.path.read_bytes() == fake.content
-    assert fake.sent == len(fake.content)
+    # A connection that this machine holds up for so long is left behind, too.
+    assert fake.sent - len(fake.content) <= 2 * CHUNK
 
 
 # -- peers
@@ -238,7 +240,7 @@ async def test_peers_with_false_digests_are_rejected(
     assert peers.disowned == 1
 
 
-async def test_chunk_rejected_before_its_source_has_ended_is_downloaded_again(
+async def test_chunk_rejected_before_the_end_of_its_source_is_seen_is_downloaded_again(
     fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Peers claim a false digest of the last chunk: it is rejected once everything has arrived."""
@@ -254,6 +256,32 @@ async def test_chunk_rejected_before_its_source_has_ended_is_downloaded_again(
 
     monkeypatch.setattr(fetcher, "_until_complete", never)
     monkeypatch.setattr(hub, "fetch", ends_late)
+    peers = Peers(fake.content, range(0), digests_of(fake.content)[:-32] + bytes(32))
+    async with asyncio.timeout(60):
+        model = await ensure(entry, store, ignore, hub=hub, peers=peers)
+    assert model.path.read_bytes() == fake.content
+
+
+async def test_chunk_rejected_while_its_source_is_ended_is_downloaded_again(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, after the file was found complete, and its sources were told to end."""
+    fetch, reject, ending = hub.fetch, PartialFile.reject_chunk, threading.Event()
+
+    def reject_late(partial: PartialFile, chunk: int) -> None:
+        assert ending.wait(30)
+        reject(partial, chunk)
+
+    async def stays(source: HubSource, file: ModelFile, partial: PartialFile) -> None:
+        try:
+            await fetch(source, file, partial)
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await partial.changed(0.5, complete=False)
+
+    monkeypatch.setattr(PartialFile, "reject_chunk", reject_late)
+    monkeypatch.setattr(hub, "fetch", stays)
     peers = Peers(fake.content, range(0), digests_of(fake.content)[:-32] + bytes(32))
     async with asyncio.timeout(60):
         model = await ensure(entry, store, ignore, hub=hub, peers=peers)
