@@ -10,7 +10,7 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,7 +44,7 @@ class Scrubbed:
 def scrub(text: str, names: Iterable[tuple[str, str]] = ()) -> Scrubbed:
     """Replace what must not be shared. `names`: further texts, each with its label (the host's and the user's name)."""
     replaced: Counter[str] = Counter()
-    lowered = text.casefold() if text.isascii() else text.lower()
+    lowered = text.lower()
     for rule in _RULES:
         if any(hint in lowered for hint in rule.hints):
             text = _apply(rule, text, replaced)
@@ -237,7 +237,7 @@ def _is_private_address(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return address.is_private and any(address in network for network in _PRIVATE if network.version == address.version)
+    return any(address in network for network in _PRIVATE if network.version == address.version)
 
 
 _PRIVATE: Final = tuple(
@@ -248,30 +248,24 @@ _PRIVATE: Final = tuple(
 )
 
 
-def _rule(
-    label: str, hints: tuple[str, ...], pattern: re.Pattern[str], check: Callable[[str], bool] | None = None
-) -> SecretPattern:
-    return SecretPattern(label, hints, pattern, check)
-
-
 _RULES: Final = (
     *SECRET_PATTERNS,
-    _rule("password", ("://",), _IN_URL, _is_url_password),
-    _rule("token", ("@",), _LONE_IN_URL, _is_bearer),
-    _rule("authorization", ("authorization",), _HEADER, _is_header_value),
-    _rule("authorization", ("x-",), _API_HEADER, _is_header_value),
-    _rule("token", ("bearer",), _BEARER, _is_bearer),
-    _rule("cookie", ("cookie",), _COOKIE),
-    _rule("secret", ("pass", "pwd", "secret", "credential", "token", "key"), _ASSIGNED, is_secret_value),
-    _rule("secret", ("--", "-p", "-t"), _OPTION, is_secret_value),
-    _rule("password", ("-u", "--"), _USER_OPTION, _is_url_password),
-    _rule("email", ("@",), _EMAIL, _is_personal_email),
-    _rule("phone", ("+",), _PHONE, _is_phone),
-    _rule("iban", ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"), _IBAN, _is_iban),
-    _rule("card", ("2", "3", "4", "5", "6"), _CARD, _is_card),
-    _rule(HOME, ("/users/", "/home/"), _HOME_PATH),
-    _rule(HOME, ("users",), _WINDOWS_HOME),
-    _rule("private-address", (".",), _IPV4, _is_private_address),
-    _rule("private-address", (":",), _IPV6, _is_private_address),
-    _rule("mac-address", (":", "-"), _MAC),
+    SecretPattern("password", ("://",), _IN_URL, _is_url_password),
+    SecretPattern("token", ("@",), _LONE_IN_URL, _is_bearer),
+    SecretPattern("authorization", ("authorization",), _HEADER, _is_header_value),
+    SecretPattern("authorization", ("x-",), _API_HEADER, _is_header_value),
+    SecretPattern("token", ("bearer",), _BEARER, _is_bearer),
+    SecretPattern("cookie", ("cookie",), _COOKIE),
+    SecretPattern("secret", ("pass", "pwd", "secret", "credential", "token", "key"), _ASSIGNED, is_secret_value),
+    SecretPattern("secret", ("--", "-p", "-t"), _OPTION, is_secret_value),
+    SecretPattern("password", ("-u", "--"), _USER_OPTION, _is_url_password),
+    SecretPattern("email", ("@",), _EMAIL, _is_personal_email),
+    SecretPattern("phone", ("+",), _PHONE, _is_phone),
+    SecretPattern("iban", ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"), _IBAN, _is_iban),
+    SecretPattern("card", ("2", "3", "4", "5", "6"), _CARD, _is_card),
+    SecretPattern(HOME, ("/users/", "/home/"), _HOME_PATH),
+    SecretPattern(HOME, ("users",), _WINDOWS_HOME),
+    SecretPattern("private-address", (".",), _IPV4, _is_private_address),
+    SecretPattern("private-address", (":",), _IPV6, _is_private_address),
+    SecretPattern("mac-address", (":", "-"), _MAC),
 )

@@ -128,9 +128,7 @@ SECRET_PATTERNS: Final = (
     _token(
         "api-key", r"r8_[A-Za-z0-9]{37}|tvly-[A-Za-z0-9-]{20,60}|nvapi-[A-Za-z0-9_-]{60,80}", "r8_", "tvly-", "nvapi-"
     ),
-    _token(
-        "api-key", r"dop_v1_[a-f0-9]{64}|figd_[A-Za-z0-9_-]{40,60}|CFPAT-[A-Za-z0-9_-]{43}", "dop_", "figd_", "cfpat-"
-    ),
+    _token("api-key", r"figd_[A-Za-z0-9_-]{40,60}|CFPAT-[A-Za-z0-9_-]{43}", "figd_", "cfpat-"),
     _token(
         "api-key",
         r"pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.=-]{32,64}|sntry[su]_[A-Za-z0-9+/=_-]{60,300}",
