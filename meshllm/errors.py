@@ -131,6 +131,13 @@ class BadMessage(InputError):
     default_advice = "Update mesh-llm on both nodes."
 
 
+class BoardRefused(InputError):
+    """The blackboard refuses a message, a claim or a query; its message says why."""
+
+    code = "blackboard_refused"
+    default_advice = "Correct it and try again. The options: mesh-llm blackboard --help"
+
+
 # -- circumstances
 
 
@@ -178,6 +185,13 @@ class NotRunning(EnvironmentFailure):
 
     code = "not_running"
     default_advice = "Start the node with 'mesh-llm', or name the port of its console."
+
+
+class BoardOff(EnvironmentFailure):
+    """This node has no blackboard."""
+
+    code = "blackboard_off"
+    default_advice = "Start a node of a private mesh without --no-blackboard."
 
 
 class NodeRefused(EnvironmentFailure):

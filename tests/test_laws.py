@@ -23,7 +23,7 @@ STANDARD = {
 }  # fmt: skip
 # Modules of `util` that `core` and `wire` may import: they keep the same rules themselves.
 PURE_UTIL = {"backoff", "format", "progress", "rate_limiter", "rate_meter"}
-SIDEWAYS = ("net", "engine", "models", "machine", "web", "agents")
+SIDEWAYS = ("net", "engine", "models", "machine", "web", "board", "agents")
 ONLY_IN = {
     "aioquic": ("net",),
     "aiohttp": ("web", "models", "net", "cli"),

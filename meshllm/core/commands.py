@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meshllm.core.board.entries import EntryId, SignedEntry
 from meshllm.core.membership.certificates import Certificate, CertificateTerms, MeshKey
 from meshllm.core.membership.messages import AskInvite, GrantedInvite, Message, RenewedCertificate, ReplaceKey
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId
@@ -295,3 +296,39 @@ class Expelled(Command):
     """
 
     successor: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavePost(Command):
+    """Save this node's own `entry`, with its number and time, so that a crash uses neither again. Answered by
+    `PostSaved` or `PostFailed`."""
+
+    number: int
+    entry: SignedEntry
+
+
+@dataclass(frozen=True, slots=True)
+class RefusePost(Command):
+    """The answer to a `PostWanted` that was not done. `reason`: one sentence for the writer."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BoardChanged(Command):
+    """The blackboard changed: save it, and tell its readers.
+
+    `added`: new entries, own ones included. `erased`: entries that lost their text. `removed`: entries that expired or
+    had no room. `certificates` of authors that were not known. `waiting`: entries that wait because their time is ahead
+    of this machine's clock. `flagged`: authors that broke the rules of the log. `numbers`: the `PostSaved` that this
+    answers.
+    """
+
+    added: tuple[SignedEntry, ...] = ()
+    erased: tuple[EntryId, ...] = ()
+    removed: tuple[EntryId, ...] = ()
+    certificates: tuple[bytes, ...] = ()
+    waiting: int = 0
+    flagged: tuple[NodeId, ...] = ()
+    numbers: tuple[int, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meshllm.core.board.entries import EntryDraft, SignedEntry
 from meshllm.core.membership.certificates import Certificate, SignedCertificate
 from meshllm.core.membership.messages import AskInvite, Message, ReplaceKey
 from meshllm.core.memory.speculation import DraftCounts
@@ -399,3 +400,49 @@ class InviteWanted(Event):
     """The owner wants an invite and this node cannot make one: ask a member that can. Answered by `TakeInvite`."""
 
     ask: AskInvite
+
+
+@dataclass(frozen=True, slots=True)
+class BoardOpened(Event):
+    """The blackboard's store was read. Answered by `BoardChanged` with all that counts.
+
+    `epoch` (unix ms) of this node's own numbering, the last `seq` and `time` that it used, the `entries` and the
+    certificates of their authors. `unix`: the wall clock now (seconds).
+    """
+
+    epoch: int
+    last_seq: int
+    last_time: int
+    entries: tuple[SignedEntry, ...]
+    certificates: tuple[bytes, ...]
+    unix: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClockRead(Event):
+    """The wall clock of this machine (unix seconds): posted every minute, and when it was set."""
+
+    unix: float
+
+
+@dataclass(frozen=True, slots=True)
+class PostWanted(Event):
+    """A person or an agent on this node writes on the blackboard. Answered by `SavePost` or `RefusePost` with `number`."""
+
+    number: int
+    draft: EntryDraft
+
+
+@dataclass(frozen=True, slots=True)
+class PostSaved(Event):
+    """The entry of a `SavePost` is on the disk. It is sent to the mesh now; answered by `BoardChanged`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PostFailed(Event):
+    """The entry of a `SavePost` could not be saved: it does not count. Answered by `RefusePost`."""
+
+    number: int
+    reason: str

@@ -31,5 +31,7 @@ def failure(command: c.Command, reason: str) -> e.Event | None:
             return e.BackendSilent(url, f"{reason} {DEFECT_ADVICE}")
         case c.DialPeer(target):
             return e.DialFailed(target, reason, DEFECT_ADVICE, local=True)
+        case c.SavePost(number):
+            return e.PostFailed(number, reason)
         case _:
             return None
