@@ -427,7 +427,8 @@ class ClockRead(Event):
 
 @dataclass(frozen=True, slots=True)
 class PostWanted(Event):
-    """A person or an agent on this node writes on the blackboard. Answered by `SavePost` or `RefusePost` with `number`."""
+    """A person or an agent on this node writes on the blackboard. Answered by `SavePost` or `RefusePost` with
+    `number`."""
 
     number: int
     draft: EntryDraft
