@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from meshllm.core import events as e
 from meshllm.core.memory.devices import MachineMemory
 from meshllm.core.routing import routes
-from meshllm.core.routing.model_names import ModelNames, near_names
+from meshllm.core.routing.model_names import ModelNames
 from meshllm.core.routing.routes import MeshIndex
 from meshllm.core.snapshot import ServerPhase, Snapshot
 from meshllm.daemon.settings import Settings
@@ -17,6 +17,7 @@ from meshllm.daemon.supervisor import Supervisor
 from meshllm.errors import AmbiguousModel, MeshError, UnknownModel, UsageError
 from meshllm.models.catalog import catalog
 from meshllm.models.catalog.entry import Wanted
+from meshllm.util.near_names import near_names
 from meshllm.util.threads import in_thread
 from meshllm.web.console.model_acts import LoadBegun
 

@@ -19,9 +19,6 @@ QUANTIZATION: Final = (
     r"|TQ[12][-_]0|MXFP4(?:[-_]MOE)?|NVFP4|BF16|FP?16|FP?32)"
 )
 _AT_END = re.compile(rf"[-._: ]({QUANTIZATION})$", re.IGNORECASE)
-_WORDS = re.compile(r"[a-z]+|[0-9]+")
-# Letters of an unknown name that are compared: longer names do not exist, and comparing them is slow.
-MAX_COMPARED: Final = 200
 # A name, folded, and its quantization ("" if it states none).
 _Spelling = tuple[str, str]
 
@@ -144,19 +141,6 @@ def quantization_at_end(name: str) -> str:
 def without_quantization(name: str) -> str:
     """A model's name, folded, without the quantization at its end."""
     return _spelling(name)[0]
-
-
-def near_names(asked: str, names: Collection[str], most: int = 3) -> list[str]:
-    """The `names` that `asked` seems to mean, for a hint: those with all of its words and numbers ("smollm2:135m" in
-    SmolLM2-135M-Instruct), or else those spelt like it, the most similar first."""
-    import difflib  # needed for unknown names only
-
-    asked = asked[:MAX_COMPARED].casefold().removesuffix(LATEST)
-    words = set(_WORDS.findall(asked))
-    holding = [name for name in names if words and words <= set(_WORDS.findall(name.casefold()))]
-    folded = {name.casefold(): name for name in holding or names}
-    close = difflib.get_close_matches(asked, folded, n=most, cutoff=0.0 if holding else 0.5)
-    return [folded[name] for name in close]
 
 
 # Names in use at a time: those on the disks of a large mesh.

@@ -9,11 +9,12 @@ from meshllm.core.records import short
 from meshllm.core.routing import route_texts, routes
 from meshllm.core.routing.agent_choice import AUTO
 from meshllm.core.routing.auto_choice import Needs, calls_tools, is_auto, served_models, suits
-from meshllm.core.routing.model_names import ModelNames, near_names, quantization_at_end, without_quantization
+from meshllm.core.routing.model_names import ModelNames, quantization_at_end, without_quantization
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.serving.placement import size_on_disk
 from meshllm.core.snapshot import NO_TEMPLATE, ModelState, Snapshot
+from meshllm.util.near_names import near_names
 from meshllm.web.gateway.api_request import MAX_MODEL_NAME
 
 # Comparing a name with all models of a large backend takes 0.3 s on the event loop.

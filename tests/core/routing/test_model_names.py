@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meshllm.core.routing.model_names import ModelNames, means_of, near_names
+from meshllm.core.routing.model_names import ModelNames, means_of
 
 KNOWN = ("Qwen3-8B", "SmolLM2-135M-Instruct", "org/Model:Q4_K_M", "twin", "Twin")
 ALIASES = {"gpt-4o": "Qwen3-8B", "small": "smollm2-135m-instruct", "twin": "Qwen3-8B", "later": "not-here"}
@@ -115,19 +115,3 @@ def test_meanings_are_those_of_all_names_together() -> None:
         "qwen3-8b": ("Qwen3-8B-Q4_K_M", "Qwen3-8B-Q8_0"),
         "SmolLM2:Q4_1": ("SmolLM2",),
     }
-
-
-@pytest.mark.parametrize(
-    ("asked", "near"),
-    [
-        ("smollm2:135m", ["SmolLM2-135M-Instruct"]),  # as Ollama spells it
-        ("smollm2:latest", ["SmolLM2-135M-Instruct"]),
-        ("SMOLLM2-135M-Instrct", ["SmolLM2-135M-Instruct"]),
-        ("qwen3", ["Qwen3-8B"]),
-        ("gemma", []),
-        ("", []),
-        ("x" * 10_000, []),
-    ],
-)
-def test_hints_for_unknown_names(asked: str, near: list[str]) -> None:
-    assert near_names(asked, ["Qwen3-8B", "SmolLM2-135M-Instruct", "llama"]) == near
