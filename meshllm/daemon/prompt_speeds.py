@@ -113,7 +113,7 @@ class PromptSpeeds:
         try:
             replace_file(self._path, json.dumps({"format": FORMAT, "models": models}, indent=1), mode=0o600)
         except OSError as error:
-            log.warning("%s cannot be written (%s): batches are chosen anew after a restart.", self._path, error)
+            log.warning("%s cannot be written (%s): a restart measures them again.", self._path, error)
 
 
 def _key(model: LocalModel) -> str:
