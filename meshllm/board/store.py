@@ -149,7 +149,7 @@ CREATE TABLE cursors (reader TEXT PRIMARY KEY, arrival INTEGER NOT NULL, seen RE
 """
 _SAVE_ENTRY: Final = (
     "INSERT INTO entries (id, header, signature, body, first_seen, arrival) VALUES (?, ?, ?, ?, ?, ?)"
-    " ON CONFLICT (id) DO UPDATE SET body = excluded.body, arrival = coalesce(arrival, excluded.arrival)"
+    " ON CONFLICT (id) DO UPDATE SET body = excluded.body, arrival = coalesce(excluded.arrival, arrival)"
 )
 _SAVE_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 _SAVE_CURSOR: Final = (

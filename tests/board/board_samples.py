@@ -92,13 +92,14 @@ class SampleNode:
         return self.write(time, kind=EntryKind.RELEASE, target=target)
 
 
-WORDS = (
+_TEXT = (
     "parser lexer tokenizer scheduler retry timeout socket buffer kernel cache build docker compile failed passed "
     "branch merge conflict review deploy staging issue patch hotfix gguf model layer split memory oom vram driver "
     "cuda metal vulkan quantise context prompt template stream sse json schema http header cookie session login "
     "database index migration sqlite wal checkpoint lock deadlock race thread async await future coroutine task "
     "test fixture flaky coverage lint mypy ruff types release changelog version upgrade downgrade dependency"
-).split()
+)
+WORDS = _TEXT.split()
 
 
 def sample_text(rng: Random) -> str:
