@@ -45,7 +45,7 @@ class DraftMaker:
 
     def writer(self, writer: BoardWriter) -> BoardWriter:
         """The writer with its name filled in, as the board shows it."""
-        report = _Report(())
+        report = _DraftScrubber(())
         name = _bounded(report.name(writer.name), MAX_AUTHOR_NAME_BYTES, "name")
         program = _bounded(report.name(writer.program), MAX_AUTHOR_NAME_BYTES, "program's name")
         return BoardWriter(name or _shortened(report.name(self._writer), MAX_AUTHOR_NAME_BYTES), program)
@@ -110,23 +110,23 @@ class DraftMaker:
         )
         return draft, report.replaced
 
-    def _report(self) -> _Report:
+    def _report(self) -> _DraftScrubber:
         """Names that the board shows anyway are not replaced: a text could not address them any more."""
         public = {name.casefold() for name in (self._writer, *self._public())}
-        return _Report(tuple((name, label) for name, label in self._names if name.casefold() not in public))
+        return _DraftScrubber(tuple((name, label) for name, label in self._names if name.casefold() not in public))
 
-    def _counted_writer(self, writer: BoardWriter, report: _Report) -> BoardWriter:
+    def _counted_writer(self, writer: BoardWriter, report: _DraftScrubber) -> BoardWriter:
         report.name(writer.name)
         report.name(writer.program)
         return self.writer(writer)
 
-    def _room(self, room: str, report: _Report) -> str:
+    def _room(self, room: str, report: _DraftScrubber) -> str:
         cleaned = report.line(room)
         if cleaned == ALL_ROOMS:
             raise BoardRefused("A message is for one room.", advice="Name a room, or none for the common room.")
         return _bounded(cleaned, MAX_ROOM_BYTES, "name of a room")
 
-    def _recipients(self, to: Iterable[str], text: str, report: _Report) -> tuple[str, ...]:
+    def _recipients(self, to: Iterable[str], text: str, report: _DraftScrubber) -> tuple[str, ...]:
         """The names that are given, then those in the text."""
         lines = [report.line(name.strip().removeprefix("@")) for name in to]
         given = different_names(name for name in lines if name)
@@ -138,7 +138,7 @@ class DraftMaker:
         return different_names([*given, *found])[:MAX_RECIPIENTS]
 
 
-class _Report:
+class _DraftScrubber:
     """Scrubs the parts of one draft, and counts what it replaces."""
 
     def __init__(self, names: tuple[tuple[str, str], ...]) -> None:
