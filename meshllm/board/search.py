@@ -69,7 +69,8 @@ class SearchIndex(Protocol):
 
 def terms_of(words: str) -> tuple[str, ...]:
     """The terms of a search, as typed; each once."""
-    found = (term[:MAX_TERM_LETTERS] for term in words.replace("\0", " ").casefold().split())
+    words = words.replace("\0", " ").encode(errors="replace").decode().casefold()
+    found = (term[:MAX_TERM_LETTERS] for term in words.split())
     return tuple(dict.fromkeys(term for term in found if any(map(str.isalnum, term)) or len(term) > 1))[:MAX_TERMS]
 
 
@@ -92,7 +93,7 @@ class ScanIndex:
 
     def add(self, document: SearchDocument) -> None:
         """See `SearchIndex`."""
-        fields = f"{document.room}\n{document.kind}\n{document.name}".casefold()
+        fields = f"{document.room}\n{document.name}".casefold()
         self._documents[document.id] = (document, document.text.casefold(), fields)
 
     def remove(self, document: EntryId) -> None:
@@ -105,7 +106,9 @@ class ScanIndex:
         for document, text, fields in self._documents.values():
             if document.time < wanted.since or (wanted.room is not None and document.room != wanted.room):
                 continue
-            score = sum((term in text) + _FIELD_FACTOR * (term in fields) for term in wanted.terms)
+            score = sum(
+                (term in text) + _FIELD_FACTOR * (term in fields or term == document.kind) for term in wanted.terms
+            )
             if score:
                 found.append((math.log2(score) + document.time / HALF_LIFE_SECONDS, document.id))
         found.sort(reverse=True)
@@ -131,6 +134,11 @@ _FIND: Final = """
 SELECT facts.id, bm25({table}, {weights}) * facts.weight
 FROM {table} JOIN facts ON facts.number = {table}.rowid
 WHERE {table} MATCH ? AND facts.time >= ? AND (? IS NULL OR facts.room = ?) ORDER BY {table}.rowid DESC LIMIT ?
+"""
+# Words of Chinese and Japanese are neither separated nor long enough for trigrams.
+_FIND_SHORT: Final = """
+SELECT facts.id, -facts.weight FROM docs JOIN facts USING (number)
+WHERE instr(docs.text, ?) AND facts.time >= ? AND (? IS NULL OR facts.room = ?) ORDER BY number DESC LIMIT ?
 """
 _FIND_WORDS: Final = _FIND.format(table="words", weights=f"1, {_FIELD_FACTOR}, {_FIELD_FACTOR}, {_FIELD_FACTOR}")
 _FIND_PARTS: Final = _FIND.format(table="parts", weights=f"1, {_FIELD_FACTOR}, {_FIELD_FACTOR}")
@@ -216,14 +224,20 @@ class FullTextIndex:
             terms = [term for term in wanted.terms if len(term) >= _TRIGRAM]
             for item, score in self._scores(_FIND_PARTS, terms, wanted).items():
                 scores[item] = scores.get(item, 0.0) + _PART_FACTOR * score
+        if len(scores) < wanted.limit:
+            short = [term for term in wanted.terms if 1 < len(term) < _TRIGRAM and not term.isascii()]
+            for item, score in self._scores(_FIND_SHORT, short, wanted, quoted=False).items():
+                scores.setdefault(item, score)
         return sorted(scores, key=lambda item: (scores[item], item))[: wanted.limit]
 
-    def _scores(self, query: str, terms: Sequence[str], wanted: SearchTerms) -> dict[EntryId, float]:
+    def _scores(
+        self, query: str, terms: Sequence[str], wanted: SearchTerms, *, quoted: bool = True
+    ) -> dict[EntryId, float]:
         """The sum of each document's scores for the terms. Of a term that is in most messages the newest count."""
         scores: dict[EntryId, float] = {}
         for term in terms:
-            quoted = '"' + term.replace('"', '""') + '"'
-            values = (quoted, wanted.since, wanted.room, wanted.room, max(wanted.limit, _RANKED // len(terms)))
+            text = '"' + term.replace('"', '""') + '"' if quoted else term
+            values = (text, wanted.since, wanted.room, wanted.room, max(wanted.limit, _RANKED // len(terms)))
             for item, score in self._connection.execute(query, values):
                 scores[item] = scores.get(item, 0.0) + score
         return scores

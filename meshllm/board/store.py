@@ -14,11 +14,10 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol
 
-from meshllm.core.board.entries import ENTRY_ID_BYTES, MAX_BYTES, EntryHeader, EntryId, SignedEntry
+from meshllm.core.board.entries import MAX_BYTES, EntryHeader, EntryId, SignedEntry, entry_id
 from meshllm.core.ids import NodeId
 from meshllm.errors import MeshError
 
@@ -103,7 +102,7 @@ class EntryStore(Protocol):
         """Read all. `author`: this node; `unix`: the wall clock. Raises StoreFailed."""
 
     def save_post(self, entry: SignedEntry) -> None:
-        """Save an own entry with its number and time. Raises StoreFailed: it is not saved then."""
+        """Save an own entry with its epoch, number and time. Raises StoreFailed: it is not saved then."""
 
     def apply(self, change: StoreChange) -> None:
         """Save a change. Raises StoreFailed: nothing of it is saved then."""
@@ -143,7 +142,7 @@ PRAGMA user_version = {VERSION};
 CREATE TABLE entries (
   number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, header BLOB NOT NULL, signature BLOB NOT NULL, body TEXT,
   first_seen INTEGER NOT NULL, arrival INTEGER);
-CREATE TABLE authors (id BLOB PRIMARY KEY, certificate BLOB NOT NULL);
+CREATE TABLE authors (number INTEGER PRIMARY KEY, certificate BLOB NOT NULL UNIQUE);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE cursors (reader TEXT PRIMARY KEY, arrival INTEGER NOT NULL, seen REAL NOT NULL) WITHOUT ROWID;
 """
@@ -262,13 +261,15 @@ class SqliteStore:
         with self._transaction() as transaction:
             transaction.execute("DELETE FROM cursors WHERE seen < ?", (unix - CURSOR_SECONDS,))
         entries, arrivals = self._load_entries()
-        certificates = [certificate for (certificate,) in connection.execute("SELECT certificate FROM authors")]
+        certificates = [
+            certificate for (certificate,) in connection.execute("SELECT certificate FROM authors ORDER BY number")
+        ]
         return StoredBoard(
             meta["epoch"],
             meta["last_seq"],
             meta["last_time"],
             tuple(entries),
-            tuple(item for item in certificates if isinstance(item, bytes)),
+            tuple(item for (item,) in certificates if isinstance(item, bytes)),
             arrivals,
             max([meta["last_arrival"], *arrivals.values()]),
             {
@@ -308,9 +309,9 @@ class SqliteStore:
             header = self._decode(data)
         except MeshError:
             return None
-        if blake2b(data, digest_size=ENTRY_ID_BYTES).digest() != item:
+        if (own := entry_id(data)) != item:
             return None
-        return SignedEntry(header, data, signature, EntryId(item), body, first_seen)
+        return SignedEntry(header, data, signature, own, body, first_seen)
 
     def _move_aside(self, aside: Path, unix: float) -> None:
         if aside.is_dir() and not aside.is_symlink():
@@ -328,7 +329,8 @@ class SqliteStore:
         header = entry.header
         with self._saving() as transaction:
             transaction.execute(_SAVE_ENTRY, (*_row(entry), None))
-            transaction.executemany(_SAVE_META, (("last_seq", header.seq), ("last_time", header.time)))
+            own = {"epoch": header.epoch, "last_seq": header.seq, "last_time": header.time}
+            transaction.executemany(_SAVE_META, own.items())
 
     def apply(self, change: StoreChange) -> None:
         """See `EntryStore`. What is removed goes first: a full disk can be emptied."""
@@ -360,10 +362,9 @@ class SqliteStore:
     def _save_certificates(self, transaction: sqlite3.Connection, certificates: Iterable[bytes]) -> None:
         """The log bounds its authors; the newest certificates are kept here."""
         for certificate in certificates:
-            item = blake2b(certificate, digest_size=ENTRY_ID_BYTES).digest()
-            transaction.execute("INSERT OR IGNORE INTO authors VALUES (?, ?)", (item, certificate))
+            transaction.execute("INSERT OR IGNORE INTO authors (certificate) VALUES (?)", (certificate,))
         transaction.execute(
-            "DELETE FROM authors WHERE rowid NOT IN (SELECT rowid FROM authors ORDER BY rowid DESC LIMIT ?)",
+            "DELETE FROM authors WHERE number NOT IN (SELECT number FROM authors ORDER BY number DESC LIMIT ?)",
             (_MAX_CERTIFICATES,),
         )
 

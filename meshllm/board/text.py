@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from meshllm.core.board.entries import EntryKind
+from meshllm.wire.mesh.fields import UNPRINTABLE
 
 # Sequences that terminals obey (ECMA-48): CSI, OSC and other strings up to their end, then escapes of two characters.
 _TERMINAL: Final = re.compile(
@@ -47,8 +48,8 @@ def clean_text(text: str) -> str:
 
 
 def clean_line(text: str) -> str:
-    """As `clean_text`, on one line, with single blanks."""
-    return " ".join(clean_text(text).split())
+    """As `clean_text`, on one line, with single blanks; what the header of an entry may have."""
+    return " ".join(UNPRINTABLE.sub(" ", clean_text(text)).split())
 
 
 def clean_name(text: str) -> str:

@@ -7,6 +7,7 @@ entries decides. A writer that lost releases its claim at once, so that it does 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -16,8 +17,10 @@ from meshllm.core.board.claims import BoardClaim, ClaimFold
 from meshllm.core.board.entries import EntryDraft, EntryId, EntryKind, SignedEntry
 from meshllm.core.board.service import ALL_ROOMS, ClaimAnswer, ClaimFacts, ClaimWish
 from meshllm.core.ids import NodeId
-from meshllm.errors import BoardOff
+from meshllm.errors import BoardOff, BoardRefused
 from meshllm.tasks import Owner
+
+log = logging.getLogger(__name__)
 
 # How long a claim waits for those of other nodes.
 SETTLE_SECONDS: Final = 2.0
@@ -101,7 +104,10 @@ class ClaimKeeper:
         holder = self._holder(draft)
         if holder is not None and self._is_of(holder, draft):
             return True
-        await self._post(_about(draft, EntryKind.RELEASE, entry.id))
+        try:
+            await self._post(_about(draft, EntryKind.RELEASE, entry.id))
+        except BoardRefused as error:
+            log.warning("a claim that was lost ends by itself only: %s", error.message)
         return False
 
     async def _renew(self, draft: EntryDraft) -> bool:

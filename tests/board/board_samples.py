@@ -1,23 +1,21 @@
-"""Entries of the blackboard for tests: real headers in bytes of a codec of the tests' own, unsigned."""
+"""Entries of the blackboard for tests: real headers, with a stand-in for the signature."""
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from random import Random
 
-import msgpack
-
 from meshllm.core.board.entries import (
-    ENTRY_ID_BYTES,
-    NO_ENTRY,
+    MAX_CLAIM_SECONDS,
     EntryDraft,
     EntryHeader,
     EntryId,
     EntryKind,
     SignedEntry,
+    body_hash,
+    entry_id,
 )
 from meshllm.core.ids import MeshId, NodeId
-from meshllm.errors import InputError
+from tests.saved_board import sign_entry
 
 MESH = MeshId(b"m" * 16)
 # A time of the board, unix ms.
@@ -29,37 +27,15 @@ def node(number: int) -> NodeId:
     return NodeId(number.to_bytes(2, "big") * 16)
 
 
-def encode_header(header: EntryHeader) -> bytes:
-    """The bytes of a header."""
-    data: bytes = msgpack.packb([getattr(header, name) for name in header.__slots__])
-    return data
-
-
-def decode_header(data: bytes) -> EntryHeader:
-    """The header in `data`; raises InputError."""
-    try:
-        fields = msgpack.unpackb(data)
-        fields[10] = tuple(fields[10])
-        return EntryHeader(*fields)
-    except (ValueError, TypeError, IndexError) as error:
-        raise InputError("no header") from error
-
-
-def signed(header: EntryHeader, body: str | None, first_seen: int | None = None) -> SignedEntry:
-    """An entry with that header."""
-    data = encode_header(header)
-    item = EntryId(blake2b(data, digest_size=ENTRY_ID_BYTES).digest())
-    return SignedEntry(header, data, blake2b(data).digest(), item, body, first_seen or header.time)
-
-
 def written(author: NodeId, seq: int, time: int, draft: EntryDraft, *, epoch: int = START) -> SignedEntry:
-    """The entry that a node makes of a draft."""
+    """The entry that a node makes of a draft, with a stand-in for the signature."""
     body = draft.body.encode()
     header = EntryHeader(
         MESH, author, epoch, seq, time, int(draft.kind), draft.room, draft.name, draft.program, draft.reply_to,
-        draft.to, draft.subject, draft.seconds, draft.target, len(body), blake2b(body, digest_size=16).digest(),
+        draft.to, draft.subject, draft.seconds, draft.target, len(body), body_hash(body),
     )  # fmt: skip
-    return signed(header, draft.body)
+    data, signature = sign_entry(header)
+    return SignedEntry(header, data, signature, entry_id(data), draft.body, time)
 
 
 class SampleNode:
@@ -81,6 +57,7 @@ class SampleNode:
 
     def claim(self, time: int, key: str, seconds: int, room: str = "") -> SignedEntry:
         """A claim."""
+        seconds = min(seconds, MAX_CLAIM_SECONDS)
         return self.write(time, kind=EntryKind.CLAIM, subject=key, seconds=seconds, room=room)
 
     def renew(self, time: int, target: EntryId, seconds: int) -> SignedEntry:
@@ -107,6 +84,3 @@ def sample_text(rng: Random) -> str:
     words = rng.choices(WORDS, k=rng.randint(6, 60))
     words.insert(rng.randrange(len(words)), f"{rng.choice(WORDS)}_{rng.choice(WORDS)}_{rng.randrange(500)}")
     return f"{rng.choice(['STATUS: ', 'FINDING: ', 'QUESTION: ', ''])}{' '.join(words)} #{rng.randrange(3000)}"
-
-
-NOTHING = NO_ENTRY

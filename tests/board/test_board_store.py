@@ -24,7 +24,8 @@ from meshllm.board.store import (
     StoreFailed,
 )
 from meshllm.core.board.entries import MAX_AUTHOR_ENTRIES, MAX_ENTRIES, EntryId, SignedEntry
-from tests.board.board_samples import START, SampleNode, decode_header, node, sample_text
+from meshllm.wire.mesh.board import decode_header
+from tests.board.board_samples import START, SampleNode, node, sample_text
 
 UNIX = START / 1000
 ME = node(1)

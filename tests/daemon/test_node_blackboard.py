@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -22,7 +23,8 @@ from meshllm.core.board.service import (
 )
 from meshllm.daemon.board import NodeBlackboard
 from meshllm.errors import BoardOff, BoardRate, BoardRefused
-from tests.board.board_samples import SampleNode, decode_header, node
+from meshllm.wire.mesh.board import decode_header
+from tests.board.board_samples import SampleNode, node
 from tests.daemon.small_board import SmallMesh, until
 
 # Built from parts, so that no scanner takes it for a real one.
@@ -265,9 +267,9 @@ async def test_board_that_is_off_says_why(mesh: SmallMesh, tmp_path: Path) -> No
 
 async def test_texts_of_others_are_masked_and_cleaned_again(mesh: SmallMesh) -> None:
     board, core = await mesh.board()
-    entry = SampleNode(2, name="eve\x1b[2J@node1", program="a\u202eb").write(
-        int(mesh.now() * 1000), f"leak {SECRET}\x07 and\u202e x", EntryKind.FINDING, room="r\n1", to=("a\x00nn",)
-    )
+    entry = SampleNode(2).write(int(mesh.now() * 1000), f"leak {SECRET}\x07 and\u202e x", EntryKind.FINDING)
+    header = replace(entry.header, name="eve\x1b[2J@node1", program="a\u202eb", room="r\n1", to=("a\x00nn",))
+    entry = replace(entry, header=header)
     core.take([entry])
     (post,) = (await board.feed(FeedQuery())).posts
     assert post.text == "leak [github-token] and x"
