@@ -52,9 +52,10 @@ async def with_token(target: str, token: str = TOKEN) -> AsyncIterator[str]:
         body = await request.read()
         url = target + (f"?{request.query_string}" if request.query_string else "")
         sent = [*headers, ("x-mesh-llm-token", token)]
-        async with ClientSession(auto_decompress=False) as session, session.request(
-            request.method, url, headers=sent, data=body
-        ) as answer:
+        async with (
+            ClientSession(auto_decompress=False) as session,
+            session.request(request.method, url, headers=sent, data=body) as answer,
+        ):
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in ("transfer-encoding",)}
             response = web.StreamResponse(status=answer.status, headers=kept)
             await response.prepare(request)

@@ -204,16 +204,16 @@ class _Arguments:
             raise BadArgument(f"{tool} has no argument {unknown[0]!r}. It has: {', '.join(known)}.")
         self._given = {key: value for key, value in given.items() if value is not None}
 
-    def text(self, key: str, limit: int, default: str | None = "") -> str:
-        value = self._given.get(key, default)
+    def text(self, key: str, limit: int, *, needed: bool = False) -> str:
+        value = self._given.get(key, "")
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str):
             raise BadArgument(f"{key} must be a text.")
         if len(value) > limit:
             raise BadArgument(f"{key} has {len(value)} characters; at most {limit} are allowed.")
-        if default is None and not value.strip():
-            raise BadArgument(f"{key} is empty.")
+        if needed and not value.strip():
+            raise BadArgument(f"{key} is missing or empty.")
         return value.strip() if key != "text" else value
 
     def one_of(self, key: str, choices: tuple[str, ...]) -> str:
@@ -256,7 +256,7 @@ class _Arguments:
 
 async def _post(context: ToolContext, taken: _Arguments) -> ToolResult:
     wish = PostWish(
-        taken.text("text", MAX_TEXT, None),
+        taken.text("text", MAX_TEXT, needed=True),
         context.room,
         taken.one_of("kind", KINDS),
         taken.text("reply_to", MAX_SHORT),
@@ -277,7 +277,7 @@ async def _post(context: ToolContext, taken: _Arguments) -> ToolResult:
 
 async def _search(context: ToolContext, taken: _Arguments) -> ToolResult:
     query = SearchQuery(
-        taken.text("query", MAX_WORDS, None),
+        taken.text("query", MAX_WORDS, needed=True),
         hours=taken.number("since_hours", MAX_HOURS, MAX_HOURS),
         limit=max(1, int(taken.number("limit", DEFAULT_LISTED, MAX_RESULTS))),
         reader=context.writer,
