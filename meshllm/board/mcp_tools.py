@@ -397,7 +397,7 @@ def _claim_text(answer: ClaimAnswer, op: str, key: str, now: float) -> str:
     if op == "release":
         return f"Released {name}." if answer.granted else f"{name} was not yours to release."
     if holder is None:
-        return f"Granted: {name}." if answer.granted else f"Not granted: {name}. Nobody holds it; acquire it again."
+        return f"Granted: {name}." if answer.granted else f"Not granted: {name}. It is free; acquire it again."
     minutes = max(1, round((holder.until - now) / 60))
     if answer.granted:
         return f"Granted: {name}, for {minutes} min. Soft: an agreement, not a lock. Release it when done."

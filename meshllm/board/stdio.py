@@ -19,6 +19,7 @@ from collections.abc import Callable
 from meshllm.board.mcp import McpSetting
 from meshllm.board.mcp_connection import McpConnection
 from meshllm.board.mcp_protocol import INVALID_REQUEST, MAX_MESSAGE_BYTES, Json, McpError, encode
+from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Lines:
 
 
 class _Writer:
-    """Writes lines to a descriptor in a thread. `broken` is called there once nobody reads any more."""
+    """Writes lines to a descriptor in a thread. `broken` is called there once no reader is left."""
 
     def __init__(self, descriptor: int, broken: Callable[[], None]) -> None:
         self._descriptor, self._broken = descriptor, broken
@@ -165,13 +166,14 @@ async def serve(
         await connection.idle(LAST_ANSWERS_SECONDS)
         stopped.set()
 
-    from meshllm.tasks import Owner
-
     owner = Owner("mcp input")
     owner.start(take(), "take")
     try:
         await stopped.wait()
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
+                loop.remove_signal_handler(number)
         await owner.close()
         await connection.close()
         writer.close(LAST_WRITE_SECONDS)
