@@ -89,6 +89,7 @@ from meshllm.wire.mesh.invite import Invite, InviteTerms
 from meshllm.wire.mesh.invite import decode as decode_invite
 from meshllm.wire.mesh.invite import encode as encode_invite
 from meshllm.wire.mesh.records import decode_record, encode_record
+from tests.fuzz.mcp_target import mcp, mcp_messages
 
 _MESH = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 _KEY = MeshKey(_MESH.public_key().public_bytes_raw())
@@ -576,6 +577,7 @@ TARGETS = {
         FuzzTarget("streams", _streams, _event_streams),
         FuzzTarget("json", _json, _jsons),
         FuzzTarget("gguf", _gguf, _ggufs),
+        FuzzTarget("mcp", mcp, mcp_messages),
         FuzzTarget("mesh-state", _mesh_state, _mesh_states),
         FuzzTarget("resume-table", _resume_table, _resume_tables),
     )
