@@ -194,6 +194,13 @@ class BoardOff(EnvironmentFailure):
     default_advice = "Start a node of a private mesh without --no-blackboard."
 
 
+class BoardRate(EnvironmentFailure):
+    """A node posted more messages than it may in this time."""
+
+    code = "blackboard_rate"
+    default_advice = "Wait a minute and post again; put what belongs together in one message."
+
+
 class NodeRefused(EnvironmentFailure):
     """The running node refuses what its owner asks for; its message says why."""
 
