@@ -109,7 +109,7 @@ export interface CheckStatus {
 }
 
 // `granted`: whether the writer holds the claim now (with `release`: whether it was released). `holder`: who holds
-// it and until when, None if nobody. Claims are soft: an agreement, not a lock.
+// it and until when, None if no writer does. Claims are soft: an agreement, not a lock.
 export interface ClaimAnswer {
   granted: boolean
   holder: ClaimFacts | null

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from meshllm.core.board.service import (
 from meshllm.errors import BoardOff, BoardRate, BoardRefused, InputError, MeshError
 from meshllm.web.console import endpoints
 from meshllm.web.console.board_models import (
+    MAX_FIELD,
     ClaimRequest,
     ClaimsAnswer,
     ClaimsParameters,
@@ -211,6 +213,10 @@ class BoardHandlers:
     ) -> web.Response:
         try:
             if query is not None:
+                given = Counter(name for name, _ in request.query.items())
+                if twice := [name for name, count in given.items() if count > 1]:
+                    said = f"The query has {twice[0][:MAX_FIELD]!r} twice."
+                    return error_response(400, "invalid_request", said)
                 asked = query.model_validate_strings(_parameters(request))
             else:
                 assert body is not None, "an endpoint has a body or parameters"
@@ -257,16 +263,9 @@ async def _news(request: web.Request, board: Blackboard, query: FeedQuery, secon
         query = replace(query, after=page.cursor or query.after)
 
 
-def _parameters(request: web.Request) -> dict[str, Any]:
-    """The parameters of the URL, without empty ones; an empty room is the common one. One that is given twice is a
-    list, which no field accepts."""
-    found: dict[str, Any] = {}
-    for name, value in request.query.items():
-        if name in found:
-            found[name] = [found[name], value]
-        elif value or name in ("room", "words"):
-            found[name] = value
-    return found
+def _parameters(request: web.Request) -> dict[str, str]:
+    """The parameters of the URL, without empty ones; an empty room is the common one."""
+    return {name: value for name, value in request.query.items() if value or name in ("room", "words")}
 
 
 @functools.cache

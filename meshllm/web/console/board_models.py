@@ -40,7 +40,7 @@ MAX_WORDS_BYTES = 1024
 MAX_FIELD = 60
 
 
-class _Line:
+class _OneLine:
     """Checks a text of one line."""
 
     def __init__(self, most: int) -> None:
@@ -65,12 +65,12 @@ def _message(text: str) -> str:
 
 
 MessageText = Annotated[str, AfterValidator(_message)]
-Room = Annotated[str, AfterValidator(_Line(MAX_ROOM_BYTES))]
-PersonName = Annotated[str, AfterValidator(_Line(MAX_AUTHOR_NAME_BYTES))]
-Recipient = Annotated[str, AfterValidator(_Line(MAX_AUTHOR_NAME_BYTES)), Field(min_length=1)]
+Room = Annotated[str, AfterValidator(_OneLine(MAX_ROOM_BYTES))]
+PersonName = Annotated[str, AfterValidator(_OneLine(MAX_AUTHOR_NAME_BYTES))]
+Recipient = Annotated[str, AfterValidator(_OneLine(MAX_AUTHOR_NAME_BYTES)), Field(min_length=1)]
 # An id or the beginning of one.
 MessageId = Annotated[str, Field(pattern=rf"^[0-9a-f]{{0,{2 * ENTRY_ID_BYTES}}}$")]
-Cursor = Annotated[str, AfterValidator(_Line(MAX_CURSOR_BYTES))]
+Cursor = Annotated[str, AfterValidator(_OneLine(MAX_CURSOR_BYTES))]
 Kind = Literal["", "note", "status", "question", "finding", "tip", "done"]
 
 
@@ -106,7 +106,7 @@ class PostRequest(WriterBody):
 class ClaimRequest(WriterBody):
     """Acquires, renews or releases a claim of `key` in `room` for `seconds`."""
 
-    key: Annotated[str, AfterValidator(_Line(MAX_CLAIM_KEY_BYTES)), Field(min_length=1)]
+    key: Annotated[str, AfterValidator(_OneLine(MAX_CLAIM_KEY_BYTES)), Field(min_length=1)]
     op: Literal["acquire", "renew", "release"] = "acquire"
     room: Room = ""
     seconds: int = Field(default=DEFAULT_CLAIM_SECONDS, ge=1, le=MAX_CLAIM_SECONDS)
@@ -157,7 +157,7 @@ class FeedParameters(_Listing):
 class SearchParameters(_Listing):
     """The words to search for, any of which counts, and where."""
 
-    words: Annotated[str, AfterValidator(_Line(MAX_WORDS_BYTES)), Field(min_length=1)]
+    words: Annotated[str, AfterValidator(_OneLine(MAX_WORDS_BYTES)), Field(min_length=1)]
     hours: float = Field(default=LIFETIME_SECONDS / 3600, gt=0, allow_inf_nan=False)
 
 
