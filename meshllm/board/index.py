@@ -48,7 +48,7 @@ NodeName = Callable[[NodeId], str]
 
 @dataclass(slots=True, eq=False)
 class _Message:
-    """An entry that readers see. `text` is masked when it is first read."""
+    """An entry that readers see. `text` is masked when it is first read: few messages of a full board ever are."""
 
     id: EntryId
     header: EntryHeader
@@ -56,10 +56,6 @@ class _Message:
     body: str | None
     arrival: int
     mine: bool
-    name: str
-    program: str
-    room: str
-    to: tuple[str, ...]
     masked: str | None = None
 
     @property
@@ -145,18 +141,7 @@ class BoardIndex:
 
     def _put(self, entry: SignedEntry, kind: EntryKind, arrival: int) -> None:
         header = entry.header
-        message = _Message(
-            entry.id,
-            header,
-            kind,
-            entry.body,
-            arrival,
-            header.author == self._me,
-            shown_name(header.name),
-            shown_name(header.program),
-            shown_line(header.room),
-            tuple(shown_line(name) for name in header.to),
-        )
+        message = _Message(entry.id, header, kind, entry.body, arrival, header.author == self._me)
         self._messages[entry.id] = message
         insort(self._acts if kind in _ACTS else self._order, message.order)
         insort(self._arrived, (arrival, entry.id))
@@ -214,15 +199,15 @@ class BoardIndex:
             id=message.id.hex(),
             kind=message.kind.name.lower(),
             text=message.text,
-            room=message.room,
-            name=message.name,
-            program=message.program,
+            room=shown_line(header.room),
+            name=shown_name(header.name),
+            program=shown_name(header.program),
             node=shown_line(self._node_name(header.author)),
             author=header.author.hex(),
             time=header.time / 1000,
             reply_to=header.reply_to.hex(),
             thread=self._root(message).hex(),
-            to=message.to,
+            to=tuple(map(shown_line, header.to)),
             mine=message.mine,
             flagged=header.author in self._flagged,
             retracted=message.retracted,
@@ -315,25 +300,26 @@ class BoardIndex:
 
     def _filter(self, query: FeedQuery, now: float) -> Callable[[_Message], bool]:
         """Whether a message is wanted. In a thread, those of any time and the places of retracted ones are."""
-        tests: list[Callable[[_Message], bool]] = []
-        kind = _kind(query.kind)
-        if kind is not None:
-            tests.append(lambda message: message.kind is kind)
-        else:
-            tests.append(lambda message: message.kind not in _ACTS)
-        if not query.thread:
-            start = _start(query.hours, now)
-            tests.append(lambda message: message.header.time >= start and message.body is not None)
-        if query.room != ALL_ROOMS:
-            tests.append(lambda message: message.room == query.room)
-        if query.mine:
-            tests.append(lambda message: message.mine)
-        if query.author:
-            tests.append(self._author_test(query.author))
-        if query.to_me:
-            names = self._names(query.reader)
-            tests.append(lambda message: self._addresses(message, names, query.reader))
-        return lambda message: all(test(message) for test in tests)
+        kind, mine, in_thread = _kind(query.kind), query.mine, bool(query.thread)
+        start = 0 if in_thread else _start(query.hours, now)
+        room = None if query.room == ALL_ROOMS else query.room
+        by_author = self._author_test(query.author) if query.author else None
+        names = self._names(query.reader) if query.to_me else None
+
+        # One function of plain comparisons: it is called for each message of the board.
+        def wanted(message: _Message) -> bool:
+            header = message.header
+            return (
+                (message.kind is kind if kind is not None else message.kind not in _ACTS)
+                and (room is None or header.room == room)
+                and header.time >= start
+                and (message.body is not None or in_thread)
+                and (message.mine or not mine)
+                and (names is None or self._addresses(message, names, query.reader))
+                and (by_author is None or by_author(message))
+            )
+
+        return wanted
 
     def _author_test(self, part: str) -> Callable[[_Message], bool]:
         part = part.casefold()
@@ -343,8 +329,9 @@ class BoardIndex:
             author = message.header.author
             node = nodes.get(author)
             if node is None:
-                node = nodes[author] = shown_line(self._node_name(author)).casefold()
-            return part in f"{message.name.casefold()}@{node}" or part in message.program.casefold()
+                node = nodes[author] = shown_line(self._node_name(author))
+            name, program = message.header.name, message.header.program
+            return part in f"{name}@{node}".casefold() or part in program.casefold()
 
         return matches
 
@@ -355,10 +342,11 @@ class BoardIndex:
         for time, item in self._order:
             message = self._messages[item]
             if message.body is not None:
-                counts[message.room] = counts.get(message.room, 0) + 1
-                last[message.room] = time
+                room = message.header.room
+                counts[room] = counts.get(room, 0) + 1
+                last[room] = time
         latest_first = sorted(counts, key=lambda room: (-last[room], room))
-        return tuple(RoomFacts(room, counts[room], last[room] / 1000) for room in latest_first)
+        return tuple(RoomFacts(shown_line(room), counts[room], last[room] / 1000) for room in latest_first)
 
     # -- search
 
@@ -367,10 +355,11 @@ class BoardIndex:
         message = self._messages.get(item)
         if message is None or message.body is None or message.kind in _ACTS:
             return None
-        name = f"{message.name} {message.program} {shown_line(self._node_name(message.header.author))}"
-        kind, time = message.kind.name.lower(), message.header.time / 1000
+        header = message.header
+        name = f"{header.name} {header.program} {shown_line(self._node_name(header.author))}"
         text = message.body if message.masked is None else message.masked
-        return SearchDocument(item, text, message.room, kind, name, time), message.masked is None
+        document = SearchDocument(item, text, header.room, message.kind.name.lower(), name, header.time / 1000)
+        return document, message.masked is None
 
     def ids(self) -> list[EntryId]:
         """The messages of people."""
@@ -438,17 +427,18 @@ class BoardIndex:
     def _is_own(self, message: _Message, reader: BoardWriter) -> bool:
         return (
             message.mine
-            and message.name.casefold() == shown_name(reader.name).casefold()
-            and message.program.casefold() == shown_name(reader.program).casefold()
+            and message.header.name.casefold() == reader.name.casefold()
+            and message.header.program.casefold() == reader.program.casefold()
         )
 
     def _addresses(self, message: _Message, names: frozenset[str], reader: BoardWriter) -> bool:
         """Whether another one's message names the reader, or replies to it."""
         if self._is_own(message, reader):
             return False
-        if any(name.removeprefix("@").casefold() in names for name in message.to):
+        header = message.header
+        if header.to and any(name.removeprefix("@").casefold() in names for name in header.to):
             return True
-        replied = self._messages.get(message.header.reply_to)
+        replied = self._messages.get(header.reply_to) if header.reply_to else None
         return replied is not None and self._is_own(replied, reader)
 
 
