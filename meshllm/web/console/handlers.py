@@ -27,6 +27,7 @@ from meshllm.web.console.board import BoardHandlers
 from meshllm.web.console.downloads import Download, DownloadHandler
 from meshllm.web.console.endpoints import TOKEN_HEADER, ConsoleRoute, Handler, InviteAnswer, InviteOptions, KeyAnswer
 from meshllm.web.console.invitation import Invitation, InviteWish
+from meshllm.web.console.mcp import McpExchange, McpHandler
 from meshllm.web.console.members import MemberHandlers, Members
 from meshllm.web.console.model_acts import ModelActs, ModelHandlers
 from meshllm.web.console.openapi import document
@@ -75,6 +76,7 @@ class ConsoleSources:
     models: Callable[[], ModelActs]
     attach: Callable[[], AbstractContextManager[None]]
     board: Callable[[], Blackboard]
+    mcp: McpExchange | None = None
 
 
 class ConsoleHandlers:
@@ -107,7 +109,7 @@ class ConsoleHandlers:
         models = ModelHandlers(sources.models)
         attaching = AttachHandler(sources.attach)
         self._board = BoardHandlers(sources.board, lambda request: request[OWNER])
-        more = (*members.routes(), *models.routes(), *attaching.routes(), *self._board.routes())
+        more = (*members.routes(), *models.routes(), *attaching.routes(), *self._board.routes(), *self._mcp(sources))
         for route in (*self._routes(), *more, *sources.routes):
             app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
             if route.endpoint.method == "GET":
@@ -132,6 +134,11 @@ class ConsoleHandlers:
             ConsoleRoute(endpoints.KEY, self._key),
             ConsoleRoute(endpoints.DOWNLOADS, self._download),
         )
+
+    def _mcp(self, sources: ConsoleSources) -> tuple[ConsoleRoute, ...]:
+        if sources.mcp is None:
+            return ()
+        return McpHandler(self._policy, sources.mcp, lambda request: (request[NEAR], request[OWNER])).routes()
 
     async def start(self) -> None:
         """Prepare for connections."""

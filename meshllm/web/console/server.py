@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meshllm.web.console.downloads import Download
     from meshllm.web.console.endpoints import ConsoleRoute
     from meshllm.web.console.handlers import ConsoleHandlers, ConsoleSources
+    from meshllm.web.console.mcp import McpExchange
     from meshllm.web.console.members import Members
     from meshllm.web.console.page_files import PageFiles
     from meshllm.web.console.status import NodeStatus
@@ -66,7 +67,7 @@ class Console:
     last API requests, the newest first. `download` downloads models for the command line (None: refused). `routes` are
     additional endpoints.
     `attach` is entered while a launcher of an agent is attached. `board` returns the blackboard; `board_changed` must
-    be called whenever it changes.
+    be called whenever it changes. `mcp` answers messages of the Model Context Protocol (None: there is none).
     `token` is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
@@ -85,11 +86,13 @@ class Console:
         models: Callable[[], ModelActs] = no_models,
         attach: Callable[[], AbstractContextManager[None]] = nullcontext,
         board: Callable[[], Blackboard] = no_board,
+        mcp: McpExchange | None = None,
     ) -> None:
         self._policy = policy
 
         def sources(make: type[ConsoleSources]) -> ConsoleSources:
-            return make(status, invite, page, requests, download, routes, token, audit, members, models, attach, board)
+            facts = (status, invite, page, requests, download, routes, token, audit, members, models, attach)
+            return make(*facts, board, mcp)
 
         self._sources = sources
         self._handlers: ConsoleHandlers | None = None
