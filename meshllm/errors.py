@@ -138,6 +138,13 @@ class BoardRefused(InputError):
     default_advice = "Correct it and try again. The options: mesh-llm blackboard --help"
 
 
+class BoardRate(BoardRefused):
+    """This node has posted as much on the blackboard as it may for now."""
+
+    code = "blackboard_rate"
+    default_advice = "Try again in a minute; post results rather than each step."
+
+
 # -- circumstances
 
 
@@ -192,13 +199,6 @@ class BoardOff(EnvironmentFailure):
 
     code = "blackboard_off"
     default_advice = "Start a node of a private mesh without --no-blackboard."
-
-
-class BoardRate(EnvironmentFailure):
-    """A node posted more messages than it may in this time."""
-
-    code = "blackboard_rate"
-    default_advice = "Wait a minute and post again; put what belongs together in one message."
 
 
 class NodeRefused(EnvironmentFailure):

@@ -184,7 +184,7 @@ class BoardReplica:
         if not self._open:
             self._refuse(number, "The blackboard is not open yet.")
         elif len(self._drafts) >= MAX_PENDING:
-            self._refuse(number, "Too many messages wait to be saved.")
+            self._refuse(number, "Too many messages wait to be saved.", rate=True)
         else:
             self._drafts.append((number, draft))
             self._next_draft(now)
@@ -194,7 +194,8 @@ class BoardReplica:
             number, draft = self._drafts.popleft()
             entry = self._written(draft, now)
             if (reason := self._refusal(entry, draft)) != "":
-                self._refuse(number, reason)
+                # All else that is refused may be posted later.
+                self._refuse(number, reason, rate=draft.kind is not EntryKind.RETRACT)
                 continue
             self._pending = (number, entry)
             self._out.append(c.SavePost(number, entry))
@@ -242,8 +243,8 @@ class BoardReplica:
             return f"This node has posted {b.ENTRIES_PER_LIFETIME} messages in 48 hours, which is the limit."
         return ""
 
-    def _refuse(self, number: int, reason: str) -> None:
-        self._out.append(c.RefusePost(number, reason))
+    def _refuse(self, number: int, reason: str, *, rate: bool = False) -> None:
+        self._out.append(c.RefusePost(number, reason, rate))
 
     def _post_saved(self, number: int, now: float) -> None:
         if self._pending is None or self._pending[0] != number:
