@@ -301,6 +301,8 @@ ATTACH: Final = ConsoleEndpoint(
 LIBRARY: Final = ConsoleEndpoint(
     "POST", "/api/models/library", "The models that can be loaded or downloaded.", LibraryAnswer, owner_only=True
 )
+# Spoken by agents, whose protocol describes itself. Checks its callers itself: token or key, on this machine.
+MCP: Final = ConsoleEndpoint("POST", "/mcp", documented=False)
 _BOARD: Final = "/api/blackboard"
 BOARD_POST: Final = ConsoleEndpoint(
     "POST", f"{_BOARD}/post", "Posts a message.", PostAnswer, board_models.PostRequest, owner_only=True

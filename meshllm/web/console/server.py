@@ -91,8 +91,9 @@ class Console:
         self._policy = policy
 
         def sources(make: type[ConsoleSources]) -> ConsoleSources:
-            facts = (status, invite, page, requests, download, routes, token, audit, members, models, attach)
-            return make(*facts, board, mcp)
+            return make(
+                status, invite, page, requests, download, routes, token, audit, members, models, attach, board, mcp
+            )
 
         self._sources = sources
         self._handlers: ConsoleHandlers | None = None
