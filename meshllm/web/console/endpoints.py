@@ -369,8 +369,6 @@ BOARD_NOTICE: Final = ConsoleEndpoint(
     board_models.NoticeRequest,
     owner_only=True,
 )
-# Spoken by agents, whose protocol describes itself. Checks its callers itself: token or key, on this machine.
-MCP: Final = ConsoleEndpoint("POST", "/mcp", documented=False)
 OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
 
 ENDPOINTS: Final = (
