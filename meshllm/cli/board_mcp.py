@@ -6,9 +6,6 @@ It is a client of the running node. No node has to run when it starts: each call
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 
 def serve_mcp(*, name: str = "", room: str | None = None, node_port: int | None = None) -> None:
@@ -42,17 +39,3 @@ def _room_of(directory: str) -> str:
     from meshllm.board.rooms import room_of
 
     return room_of(Path(directory))
-
-
-def blackboard(
-    mcp: Annotated[
-        bool, typer.Option("--mcp", help="Serve the blackboard to an agent on the standard streams.")
-    ] = False,
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the writer. Default: the node's.")] = "",
-    room: Annotated[str | None, typer.Option(metavar="ROOM", help="Default: that of the working directory.")] = None,
-    node_port: Annotated[int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Console port.")] = None,
-) -> None:
-    """Serve the blackboard to coding agents."""
-    if not mcp:
-        raise typer.BadParameter("Only --mcp is known.")
-    serve_mcp(name=name, room=room, node_port=node_port)
