@@ -85,8 +85,8 @@ class LocalCalls:
 @dataclass(slots=True)
 class ToolContext:
     """Where the tools act: for `writer`, in `room`. `now`: unix seconds. `nonce`: 8 new random hexadecimal digits.
-    `clock`: seconds that only grow. `seen`: for each filter of the feed, up to where the client has read; `posted`: ids of
-    its own messages. Both keep the last ones only."""
+    `clock`: seconds that only grow. `seen`: for each filter of the feed, up to where the client has read; `posted`: ids
+    of its own messages. Both keep the last ones only."""
 
     board: BoardCalls
     writer: BoardWriter

@@ -1,7 +1,7 @@
 """`mesh-llm blackboard --mcp`: the MCP server of the blackboard on the standard streams, for coding agents.
 
-It is a client of the running node. No node has to run when it starts: each call looks for one. Agents wait for its first
-answer at their own start, so that it does not load Typer, which takes longer than all the rest.
+It is a client of the running node. No node has to run when it starts: each call looks for one. Agents wait for its
+first answer at their own start, so that it does not load Typer, which takes longer than all the rest.
 """
 
 from __future__ import annotations
