@@ -67,19 +67,34 @@ class BoardCalls(Protocol):
 
 
 class LocalCalls:
-    """The blackboard of this process."""
+    """The blackboard of this process. `board` returns it, or raises MeshError."""
 
-    def __init__(self, board: Blackboard) -> None:
-        self.post, self.feed, self.search, self.claim = board.post, board.feed, board.search, board.claim
+    def __init__(self, board: Callable[[], Blackboard]) -> None:
         self._board = board
+
+    async def post(self, wish: PostWish) -> PostAnswer:
+        """See `Blackboard`."""
+        return await self._board().post(wish)
+
+    async def feed(self, query: FeedQuery) -> BoardPage:
+        """See `Blackboard`."""
+        return await self._board().feed(query)
+
+    async def search(self, query: SearchQuery) -> BoardPage:
+        """See `Blackboard`."""
+        return await self._board().search(query)
+
+    async def claim(self, wish: ClaimWish) -> ClaimAnswer:
+        """See `Blackboard`."""
+        return await self._board().claim(wish)
 
     async def claims(self, room: str) -> tuple[ClaimFacts, ...]:
         """See `Blackboard`."""
-        return self._board.claims(room)
+        return self._board().claims(room)
 
     async def rooms(self) -> tuple[RoomFacts, ...]:
         """See `Blackboard`."""
-        return self._board.rooms()
+        return self._board().rooms()
 
 
 @dataclass(slots=True)

@@ -162,7 +162,8 @@ async def test_a_flood_of_input_waits_until_it_is_taken() -> None:
     source, flood = os.pipe()
     drain, target = os.pipe()
     clock = Clock()
-    setting = McpSetting(LocalCalls(MemoryBoard(clock)), "1", clock, asyncio.get_running_loop().time, nonces())
+    board = MemoryBoard(clock)
+    setting = McpSetting(LocalCalls(lambda: board), "1", clock, asyncio.get_running_loop().time, nonces())
     serving = asyncio.create_task(stdio.serve(setting, source=source, target=target))  # noqa: TID251 - ends here
     sent = 0
     os.set_blocking(flood, False)
