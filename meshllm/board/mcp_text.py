@@ -20,7 +20,7 @@ _JOINERS = "\u200c\u200d"
 _ROLES = (
     "system|assistant|user|human|developer|tool|function|model|instructions?|admin|antml|"
     "im_start|im_end|im_sep|start_of_turn|end_of_turn|bos|eos|s|inst|sys|think|thinking|thought|reasoning|"
-    "tool_?\\w*|function_\\w*|system[-_]\\w*|user[-_]\\w*|assistant[-_]\\w*|invoke|parameter|result|output|context|"
+    "tool_?\\w*|function_\\w*|system[\\w-]*|user[-_]\\w*|assistant[-_]\\w*|invoke|parameter|result|output|context|"
     "documents?|untrusted\\w*|command-\\w*|local-command-\\w*"
 )
 # <system-reminder>, </tool_result>, <|im_start|>, <<SYS>>, <invoke ...>
