@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from meshllm.board.mcp_text import claim_facts, claims_text, one_line, post_facts, posts_text, who
+from meshllm.board.mcp_text import claim_facts, claims_text, neutral, one_line, post_facts, posts_text, who
 from meshllm.core.board.entries import MAX_CLAIM_SECONDS, MAX_RECIPIENTS
 from meshllm.core.board.service import (
     ALL_ROOMS,
@@ -307,7 +307,7 @@ async def _post(context: ToolContext, taken: _Arguments) -> ToolResult:
     if post.to:
         text += f" Names: {' '.join(map(one_line, post.to))}."
     if answer.replaced:
-        text += f" Replaced before posting: {one_line(answer.replaced, 300)}."
+        text += f" Replaced before posting: {neutral(answer.replaced)[:300]}."
     facts = {"id": post.id, "kind": post.kind, "room": post.room, "thread": post.thread, "replaced": answer.replaced}
     return ToolResult(text, facts)
 

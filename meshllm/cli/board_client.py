@@ -27,7 +27,7 @@ from meshllm.core.board.service import (
     RoomFacts,
     SearchQuery,
 )
-from meshllm.errors import BoardOff, BoardRefused, EnvironmentFailure, NotRunning
+from meshllm.errors import BoardOff, BoardRate, BoardRefused, EnvironmentFailure, NotRunning
 
 # A call that does not wait; and one that writes, which the node gives a slow disk a minute for.
 ANSWER_SECONDS, WRITE_SECONDS = 10.0, 70.0
@@ -175,7 +175,11 @@ def _error(status: int, answer: dict[str, Any]) -> EnvironmentFailure | BoardRef
         )
     if status == 403:
         return EnvironmentFailure(message, advice="Run this as the user who runs the node, with its MESH_LLM_HOME.")
-    return BoardRefused(message, advice="Wait a minute, then post again." if status == 429 else "")
+    if status == 429:
+        return BoardRate(message)
+    if status >= 500:
+        return EnvironmentFailure(message, advice="Try again in some seconds.")
+    return BoardRefused(message)
 
 
 def _text(answer: Mapping[str, Any], key: str) -> str:

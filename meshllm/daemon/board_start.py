@@ -8,21 +8,19 @@ from __future__ import annotations
 import asyncio
 import getpass
 import logging
-import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from meshllm import __version__
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.ids import NODE_ID_BYTES, NodeId
+from meshllm.daemon.board_mcp import BoardMcp
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.wall_clock import system_time
 
 if TYPE_CHECKING:
-    from meshllm.board.mcp_http import McpHttp
     from meshllm.board.store import EntryStore
     from meshllm.daemon.board import NodeBlackboard
     from meshllm.daemon.mesh_session import MeshSession
@@ -37,11 +35,10 @@ STARTING: Final = "The node is starting."
 SWITCHED_OFF: Final = "This node was started with --no-blackboard."
 GUEST: Final = "This node is a guest of its mesh. Guests do not share its blackboard."
 
-Emit = Callable[[bytes], Awaitable[None]]
-
 
 class BoardPart:
-    """What `App` holds of the blackboard: `board` is always one, also before `open` and where there is none."""
+    """What `App` holds of the blackboard: `board` is always one, also before `open` and where there is none; `mcp`
+    answers agents."""
 
     def __init__(self, settings: Settings, post: Callable[[e.Event], None], on_change: Callable[[str], None]) -> None:
         """`on_change` is called with the cursor of each change."""
@@ -49,7 +46,7 @@ class BoardPart:
         self._post = post
         self._on_change = on_change
         self._timer: asyncio.TimerHandle | None = None
-        self._mcp: McpHttp | None = None
+        self.mcp = BoardMcp(lambda: self.board, system_time)
         self.board: NodeBlackboard = self._made_off(SWITCHED_OFF if not settings.blackboard else STARTING)
 
     async def open(self, session: MeshSession | None, reason: str) -> None:
@@ -76,9 +73,6 @@ class BoardPart:
     async def _replace(self, board: NodeBlackboard) -> None:
         old, self.board = self.board, board
         await old.close()
-        if self._mcp is not None:
-            await self._mcp.close()
-            self._mcp = None
 
     def _made_off(self, reason: str) -> NodeBlackboard:
         from meshllm.board.store import MemoryStore
@@ -113,24 +107,9 @@ class BoardPart:
         """Begin a command of the core; False if it does not concern the blackboard."""
         return self.board.carry_out(command)
 
-    async def exchange(
-        self, body: bytes, headers: Mapping[str, str], room: str, emit: Emit | None
-    ) -> tuple[int, bytes]:
-        """Answer a message of the Model Context Protocol (`web.console.mcp.McpExchange`)."""
-        if self._mcp is None:
-            from meshllm.board.mcp import McpSetting
-            from meshllm.board.mcp_http import McpHttp
-            from meshllm.board.mcp_tools import LocalCalls
-
-            clock = asyncio.get_running_loop().time
-            setting = McpSetting(LocalCalls(self.board), __version__, system_time, clock, lambda: secrets.token_hex(4))
-            self._mcp = McpHttp(setting)
-        return await self._mcp.exchange(body, headers, room, emit)
-
     async def close(self) -> None:
         """Save what changed, and refuse what waits."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._mcp is not None:
-            await self._mcp.close()
+        await self.mcp.close()
         await self.board.close()

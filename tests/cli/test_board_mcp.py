@@ -27,7 +27,6 @@ from tests.memory_board import MemoryBoard
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
-pytest.importorskip("meshllm.web.console.board", reason="the console's endpoints of the blackboard are not there yet")
 COMMAND = (sys.executable, "-m", "meshllm.cli.program", "blackboard", "--mcp")
 
 
