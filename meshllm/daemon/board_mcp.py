@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
+from meshllm.util.threads import in_thread
+
 if TYPE_CHECKING:
     from meshllm.board.mcp_http import McpHttp
     from meshllm.core.board.service import Blackboard
@@ -27,7 +29,9 @@ class BoardMcp:
         if self._closed:
             return 503, b""
         if self._http is None:
-            self._http = self._made()
+            # In a thread: other callers must not wait for imports. Of two that load it, the first counts.
+            made = await in_thread(lambda stop: self._made(), "load the MCP server")
+            self._http = self._http or made
         return await self._http.exchange(body, headers, room, emit)
 
     async def close(self) -> None:
