@@ -61,8 +61,8 @@ class _Message:
     @property
     def text(self) -> str:
         if self.masked is None:
-            text = clean_text(self.body or "") if self.kind not in _ACTS else clean_line(self.header.subject)
-            self.masked = text if self.mine else scrub(text).text
+            text = self.header.subject if self.kind in _ACTS else self.body or ""
+            self.masked = clean_text(text) if self.mine else masked_text(text)
         return self.masked
 
     @property
@@ -72,6 +72,29 @@ class _Message:
     @property
     def order(self) -> tuple[int, EntryId]:
         return self.header.time, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSelection:
+    """Messages of a page before they are shown; fields as in `BoardPage`."""
+
+    messages: tuple[_Message, ...]
+    more: int
+    cursor: str
+
+    def unmasked(self) -> dict[EntryId, str]:
+        """The texts that have to be masked."""
+        return {
+            message.id: message.body
+            for message in self.messages
+            if message.body is not None and message.masked is None and not message.mine and message.kind not in _ACTS
+        }
+
+    def put(self, bodies: Mapping[EntryId, str], texts: Mapping[EntryId, str]) -> None:
+        """The masked `texts` of `bodies`; of those that were erased meanwhile they are not kept."""
+        for message in self.messages:
+            if message.body is not None and message.body is bodies.get(message.id):
+                message.masked = texts[message.id]
 
 
 def reader_names(reader: BoardWriter, node: str) -> frozenset[str]:
@@ -247,7 +270,15 @@ class BoardIndex:
     # -- lists
 
     def feed(self, query: FeedQuery, now: float) -> BoardPage:
-        """A page of messages, newest first; `now`: unix seconds. The reader's name must be filled in.
+        """The page of `select`."""
+        return self.page(self.select(query, now))
+
+    def page(self, selection: BoardSelection) -> BoardPage:
+        """The messages as readers see them. Masks those that are not masked yet, which takes up to 5 ms for each."""
+        return BoardPage(tuple(map(self._shown, selection.messages)), selection.more, selection.cursor)
+
+    def select(self, query: FeedQuery, now: float) -> BoardSelection:
+        """The messages of a feed, newest first; `now`: unix seconds. The reader's name must be filled in.
 
         With `after` the page has the oldest of what came since, so that the next page goes on where it ends.
         """
@@ -269,7 +300,7 @@ class BoardIndex:
             page = found[:limit]
             last = page[-1].arrival if len(found) > limit else self.last_arrival
             page = sorted(page, key=lambda message: message.order, reverse=True)
-        return BoardPage(tuple(map(self._shown, page)), len(found) - len(page), self.cursor(last))
+        return BoardSelection(tuple(page), len(found) - len(page), self.cursor(last))
 
     def cursor(self, arrival: int | None = None) -> str:
         """The cursor of all that came up to `arrival`, by default up to now."""
@@ -377,7 +408,11 @@ class BoardIndex:
         return SearchTerms(terms, room, _start(query.hours, now) / 1000, matches)
 
     def found(self, query: SearchQuery, matches: Iterable[EntryId]) -> BoardPage:
-        """The page of a search: of each thread the message that matches best."""
+        """The page of `select_found`."""
+        return self.page(self.select_found(query, matches))
+
+    def select_found(self, query: SearchQuery, matches: Iterable[EntryId]) -> BoardSelection:
+        """The messages of a search: of each thread the one that matches best."""
         limit = max(1, min(query.limit, MAX_LISTED))
         by_author = self._author_test(query.author) if query.author else None
         best: dict[EntryId, _Message] = {}
@@ -386,8 +421,8 @@ class BoardIndex:
             if message is None or message.body is None or (by_author is not None and not by_author(message)):
                 continue
             best.setdefault(self._root(message), message)
-        shown = [self._shown(message) for message in list(best.values())[:limit]]
-        return BoardPage(tuple(shown), len(best) - len(shown), self.cursor())
+        page = tuple(best.values())[:limit]
+        return BoardSelection(page, len(best) - len(page), self.cursor())
 
     # -- notices
 
@@ -443,8 +478,13 @@ class BoardIndex:
 
 
 def mask(document: SearchDocument) -> SearchDocument:
-    """A document with its text as readers see it. Takes up to milliseconds."""
-    return replace(document, text=scrub(clean_text(document.text)).text)
+    """A document with its text as readers see it."""
+    return replace(document, text=masked_text(document.text))
+
+
+def masked_text(text: str) -> str:
+    """The text of another node's message as readers see it. Takes up to 5 ms."""
+    return scrub(clean_text(text)).text
 
 
 _KINDS: Final = {int(kind): kind for kind in EntryKind if kind is not EntryKind.RETRACT}

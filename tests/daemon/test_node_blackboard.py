@@ -312,6 +312,22 @@ async def test_texts_of_others_are_masked_and_cleaned_again(mesh: SmallMesh) -> 
     assert (await board.search(SearchQuery(SECRET))).posts == ()
 
 
+async def test_many_texts_are_masked_while_the_node_goes_on(mesh: SmallMesh) -> None:
+    board, core = await mesh.board()
+    author = SampleNode(2)
+    entries = [author.write(int(mesh.now() * 1000), f"{number} {SECRET} " + "x " * 1500) for number in range(50)]
+    core.take(entries)
+    reading = asyncio.get_running_loop().create_task(board.feed(FeedQuery(limit=50)))
+    await asyncio.sleep(0)
+    retract = author.write(int(mesh.now() * 1000), kind=EntryKind.RETRACT, target=entries[0].id)
+    core.take([retract])  # meanwhile: its text is not kept
+    page = await reading
+    assert sum("[github-token]" in post.text for post in page.posts) == 49
+    assert not any(SECRET in post.text for post in page.posts)
+    (thread,) = (await board.feed(FeedQuery(thread=entries[0].id.hex()))).posts
+    assert (thread.retracted, thread.text) == (True, "")
+
+
 async def test_feed_waits_for_news_that_count(mesh: SmallMesh) -> None:
     board, core = await mesh.board()
     await board.post(PostWish("old"))
