@@ -103,17 +103,30 @@ def apply(agent: Agent, changes: Sequence[UserFileChange], journal: Journal) -> 
 
 def undo(agent: Agent, journal: Journal) -> list[UndoResult]:
     """Take back every change that was made for `agent`, the last one first."""
-    results = []
-    for entry in reversed(journal.entries(agent.name)):
-        try:
-            result = _undo(entry, journal)
-        except (OSError, CannotEdit) as error:
-            reason = error.strerror or error if isinstance(error, OSError) else error
-            result = UndoResult(entry.path, f"left as it is: {reason}. Remove the entry of mesh-llm by hand.", False)
-        if result.done:
-            journal.remove(entry)
-        results.append(result)
-    return results
+    return [undo_entry(entry, journal) for entry in reversed(journal.entries(agent.name))]
+
+
+def undo_entry(entry: FileEntry, journal: Journal) -> UndoResult:
+    """Take back one change, and forget it if nothing of it is left."""
+    try:
+        result = _undo(entry, journal)
+    except (OSError, CannotEdit) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        result = UndoResult(entry.path, f"left as it is: {reason}. Remove the entry of mesh-llm by hand.", False)
+    if result.done:
+        journal.remove(entry)
+    return result
+
+
+def withdraw(agent: Agent, places: Sequence[Path], journal: Journal) -> list[Path]:
+    """Take back what was written to these files for `agent`, if anything was; returns the files. Raises FileRefused for
+    one that still has it."""
+    entries = [entry for path in places if (entry := journal.entry(path)) is not None and entry.agent == agent.name]
+    for entry in entries:
+        result = undo_entry(entry, journal)
+        if not result.done:
+            raise FileRefused(f"{entry.path} still gives {agent.title} the blackboard: {result.text}")
+    return [entry.path for entry in entries]
 
 
 def _owned(step: FileStep, path: Path, values: Values, journal: Journal) -> UserFileChange:
@@ -140,7 +153,9 @@ def _owned(step: FileStep, path: Path, values: Values, journal: Journal) -> User
 def _merged(agent: Agent, step: FileStep, path: Path, values: Values, journal: Journal) -> UserFileChange:
     form, current, entry = FORMATS[step.format], _read(path), journal.entry(path)
     shown = f"{agent.title} is not configured in {path}"
-    option = "--print" if step in agent.launch.files else "--print --write"
+    setups = [setup for setup in (agent.launch, agent.board) if setup is not None]
+    launched = any(step.paths == other.paths for setup in setups for other in setup.files)
+    option = "--print" if launched else "--print --write"
     try:
         before = current if entry is None or current is None else _without_ours(form, current, entry, journal)
         text = "" if before is None else before.decode()
