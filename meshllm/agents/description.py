@@ -109,7 +109,7 @@ class Agent:
     """An agent. `programs`: names in PATH, or paths, tried in this order. `folders`: further placeholders: (variable,
     default). `prompt_tokens`: the tokens of its tools and instructions, of the version `measured` (0: unknown);
     `tried`: the version that was started with these settings. `notes`: what a user should know. `skills`: where it
-    looks for skills of the user, if not in ~/.agents/skills. `board`: what `launch` needs besides for the blackboard,
+    looks for skills of the user, if it does. `board`: what `launch` needs besides for the blackboard,
     `board_write` what `write` needs; None if the agent takes no MCP server there."""
 
     name: str

@@ -44,8 +44,9 @@ class BoardAccess:
             "board_environment": environment,
             "board_home": self.home,
             "board_line": shlex.join([setting, program, *arguments]),
-            "board_claude_peek": f"{hook} claude",
-            "board_codex_peek": f"{hook} codex",
+            # A hook that fails, be it that mesh-llm was removed meanwhile, must not hold the agent up.
+            "board_claude_peek": f"{hook} claude || true",
+            "board_codex_peek": f"{hook} codex || true",
         }
 
 

@@ -76,6 +76,10 @@ class Launcher:
         """The program, or None."""
         return find_program([name.format(**self._folders) for name in self.agent.programs])
 
+    def skill_folders(self) -> list[Path]:
+        """Where the agent looks for skills of the user."""
+        return [Path(folder.format(**self._folders)) for folder in self.agent.skills]
+
     def values(
         self,
         node: NodeAddress | None,
