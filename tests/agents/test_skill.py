@@ -11,6 +11,7 @@ import yaml
 
 from meshllm.agents.journal import Journal
 from meshllm.agents.skill import SKILL, SKILL_FILE, apply_skill, plan_skill, skill_text, undo_skill
+from meshllm.board.mcp_tools import TOOLS as TOOL_LIST
 from scripts.client_trials.trial import NotInstalled, Trial
 
 TOOLS = {"blackboard_post", "blackboard_feed", "blackboard_search", "blackboard_claim"}
@@ -63,7 +64,23 @@ def test_skill_is_what_the_standard_asks_for() -> None:
     assert len(front["compatibility"]) <= 500
     assert all(isinstance(value, str) for value in front["metadata"].values())
     assert len(text.splitlines()) <= 120
-    assert set(re.findall(r"blackboard_[a-z]+", body)) == TOOLS
+    assert {tool for tool, _ in tools_named(body)} == TOOLS
+
+
+def tools_named(text: str) -> list[tuple[str, list[str]]]:
+    """The tools in `text` as it writes them, `name {argument, other: value}`: name and arguments."""
+    found = re.findall(r"`(blackboard_[a-z]+)(?: \{([^}]*)\})?`", text)
+    return [(tool, [one.partition(":")[0].strip() for one in given.split(",") if one]) for tool, given in found]
+
+
+def test_skill_names_arguments_that_the_tools_have() -> None:
+    by_name = {tool["name"]: tool["inputSchema"]["properties"] for tool in TOOL_LIST}
+    assert set(by_name) == TOOLS
+    for tool, arguments in tools_named(skill_text().decode()):
+        assert set(arguments) <= set(by_name[tool]), tool
+    for tool, properties in by_name.items():
+        named = {argument for name, given in tools_named(skill_text().decode()) if name == tool for argument in given}
+        assert named == set(properties), tool
 
 
 def test_skill_is_valid_by_the_validator_of_the_standard(tmp_path: Path) -> None:
