@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from threading import Event, Thread
+from typing import TypeVar
 
 from meshllm.core.demand.levels import DemandLevel, keyed
 from meshllm.core.demand.mesh_demand import DemandClaim
@@ -295,8 +296,11 @@ class Stage:
         self.show(replace(self.snapshot, mesh=mesh))
 
 
+AnyStage = TypeVar("AnyStage", bound=Stage)
+
+
 @contextmanager
-def staged(stage: Stage) -> Iterator[Stage]:
+def staged(stage: AnyStage) -> Iterator[AnyStage]:
     """Run the server of `stage`."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="console", daemon=True)
