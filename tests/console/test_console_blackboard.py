@@ -249,10 +249,17 @@ def test_half_written_texts_survive_updates_and_other_views(stage: BoardStage, v
     page.get_by_role("link", name="Nodes", exact=True).click()
     page.get_by_role("link", name="Blackboard", exact=True).click()
     expect(box(page)).to_have_value("half a mess")
-    message(page, target.locator(".text").inner_text()).first.get_by_role("button", name="Reply").click()
     expect(reply).to_have_value("half an answer")
+    expect(reply).not_to_be_focused()
+    reply.focus()
     page.keyboard.press("Escape")
     expect(reply).to_have_count(0)
+    expect(target).to_be_focused()
+    target.get_by_role("button", name="Reply to ben@birch").click()
+    expect(reply).to_have_value("half an answer")
+    page.get_by_role("button", name="Cancel").click()
+    target.get_by_role("button", name="Reply to ben@birch").click()
+    expect(reply).to_have_value("")
 
 
 def test_news_are_shown_at_once_at_the_top_and_wait_for_a_reader_further_down(visitor: Visitor) -> None:

@@ -34,15 +34,22 @@ export function hasDraft(id: string): boolean {
   return (drafts.get(id)?.text ?? '') !== ''
 }
 
+export function dropDraft(id: string): void {
+  drafts.delete(id)
+}
+
 interface PostBoxProps {
   // null: a new message
   target: BoardPost | null
   room: string
+  // Takes the focus when it is shown.
+  focus?: boolean
   posted: (answer: PostAnswer) => void
-  close?: () => void
+  // With Escape the text is kept.
+  close?: (drop: boolean) => void
 }
 
-export function PostBox({ target, room, posted, close }: PostBoxProps): JSX.Element {
+export function PostBox({ target, room, focus = false, posted, close }: PostBoxProps): JSX.Element {
   const id = target?.id ?? ''
   const [draft, setDraft] = useState<Draft>(
     () => drafts.get(id) ?? { text: '', kind: '', to: target === null || target.mine ? '' : target.name, room: null },
@@ -56,10 +63,10 @@ export function PostBox({ target, room, posted, close }: PostBoxProps): JSX.Elem
   const found = usePreview(draft.text)
   const names = useId()
   useEffect(() => {
-    if (target === null) return
+    if (!focus) return
     area.current?.focus({ preventScroll: true })
     area.current?.closest('form')?.scrollIntoView({ block: 'nearest' })
-  }, [target])
+  }, [target, focus])
   useEffect(() => {
     const element = area.current
     if (element === null) return
@@ -115,7 +122,7 @@ export function PostBox({ target, room, posted, close }: PostBoxProps): JSX.Elem
         if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && !event.isComposing) {
           event.preventDefault()
           void submit()
-        } else if (event.key === 'Escape') close?.()
+        } else if (event.key === 'Escape') close?.(false)
       }}
     >
       <textarea
@@ -176,7 +183,7 @@ export function PostBox({ target, room, posted, close }: PostBoxProps): JSX.Elem
         </label>
         <div class="send">
           {close !== undefined && (
-            <button type="button" class="button" onClick={close}>
+            <button type="button" class="button" onClick={() => close(true)}>
               Cancel
             </button>
           )}

@@ -10,7 +10,7 @@ import { address } from '../route'
 import { closeThread, openThread } from './board'
 import type { BoardPost, PostAnswer } from './contract'
 import { Message, writerOf } from './message'
-import { hasDraft, PostBox, toldOf } from './post-box'
+import { dropDraft, hasDraft, PostBox, toldOf } from './post-box'
 import type { Thread } from './threads'
 
 // Replies that are rendered at once.
@@ -27,7 +27,11 @@ interface ThreadProps {
 export const ThreadItem = memo(function ThreadItem({ thread, alone, showRoom, writable }: ThreadProps): JSX.Element {
   const { id, root, replies } = thread
   const [open, setOpen] = useState(alone)
-  const [target, setTarget] = useState<BoardPost | null>(null)
+  // A reply that was begun before another view was shown.
+  const [target, setTarget] = useState(
+    () => [root, ...replies].find((post) => post !== null && hasDraft(post.id)) ?? null,
+  )
+  const chosen = useRef(false)
   const [told, setTold] = useState('')
   const [problem, setProblem] = useState('')
   const [count, setCount] = useState(SHOWN_REPLIES)
@@ -58,6 +62,7 @@ export const ThreadItem = memo(function ThreadItem({ thread, alone, showRoom, wr
   }
   const reply = (post: BoardPost): void => {
     setTold('')
+    chosen.current = true
     setTarget(post)
     if (!open) void expand()
   }
@@ -66,7 +71,8 @@ export const ThreadItem = memo(function ThreadItem({ thread, alone, showRoom, wr
     setTarget(null)
     setTold(toldOf(answer))
   }
-  const close = (): void => {
+  const close = (drop: boolean): void => {
+    if (drop && target !== null) dropDraft(target.id)
     awaited.current = target?.id ?? ''
     setTarget(null)
   }
@@ -114,15 +120,19 @@ export const ThreadItem = memo(function ThreadItem({ thread, alone, showRoom, wr
           {problem}
         </p>
       )}
-      {target !== null && <PostBox key={target.id} target={target} room={target.room} posted={posted} close={close} />}
+      {writable && target !== null && (
+        <PostBox
+          key={target.id}
+          target={target}
+          room={target.room}
+          focus={chosen.current}
+          posted={posted}
+          close={close}
+        />
+      )}
       <p class={told === '' ? 'unseen' : 'quiet part'} role="status">
         {told}
       </p>
     </li>
   )
 })
-
-// Whether a reply to a message of this thread was begun.
-export function isAnswered(thread: Thread): boolean {
-  return (thread.root !== null && hasDraft(thread.root.id)) || thread.replies.some((post) => hasDraft(post.id))
-}
