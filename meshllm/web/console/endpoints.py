@@ -294,6 +294,8 @@ ATTACH: Final = ConsoleEndpoint(
 LIBRARY: Final = ConsoleEndpoint(
     "POST", "/api/models/library", "The models that can be loaded or downloaded.", LibraryAnswer, owner_only=True
 )
+# Spoken by agents, whose protocol describes itself. Checks its callers itself: token or key, on this machine.
+MCP: Final = ConsoleEndpoint("POST", "/mcp", documented=False)
 OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
 
 ENDPOINTS: Final = (

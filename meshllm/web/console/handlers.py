@@ -25,6 +25,7 @@ from meshllm.web.console.attaching import AttachHandler
 from meshllm.web.console.downloads import Download, DownloadHandler
 from meshllm.web.console.endpoints import TOKEN_HEADER, ConsoleRoute, Handler, InviteAnswer, InviteOptions, KeyAnswer
 from meshllm.web.console.invitation import Invitation, InviteWish
+from meshllm.web.console.mcp import McpExchange, McpHandler
 from meshllm.web.console.members import MemberHandlers, Members
 from meshllm.web.console.model_acts import ModelActs, ModelHandlers
 from meshllm.web.console.openapi import document
@@ -72,6 +73,7 @@ class ConsoleSources:
     members: Callable[[], Members]
     models: Callable[[], ModelActs]
     attach: Callable[[], AbstractContextManager[None]]
+    mcp: McpExchange | None = None
 
 
 class ConsoleHandlers:
@@ -99,7 +101,14 @@ class ConsoleHandlers:
         members = MemberHandlers(sources.members)
         models = ModelHandlers(sources.models)
         attaching = AttachHandler(sources.attach)
-        for route in (*self._routes(), *members.routes(), *models.routes(), *attaching.routes(), *sources.routes):
+        for route in (
+            *self._routes(),
+            *members.routes(),
+            *models.routes(),
+            *attaching.routes(),
+            *self._mcp(sources),
+            *sources.routes,
+        ):
             app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
             if route.endpoint.method == "GET":
                 app.router.add_route("HEAD", route.endpoint.path, route.handler)
@@ -121,6 +130,11 @@ class ConsoleHandlers:
             ConsoleRoute(endpoints.KEY, self._key),
             ConsoleRoute(endpoints.DOWNLOADS, self._download),
         )
+
+    def _mcp(self, sources: ConsoleSources) -> tuple[ConsoleRoute, ...]:
+        if sources.mcp is None:
+            return ()
+        return McpHandler(self._policy, sources.mcp, lambda request: (request[NEAR], request[OWNER])).routes()
 
     async def start(self) -> None:
         """Prepare for connections."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from meshllm.web.console.downloads import Download
     from meshllm.web.console.endpoints import ConsoleRoute
     from meshllm.web.console.handlers import ConsoleHandlers, ConsoleSources
+    from meshllm.web.console.mcp import McpExchange
     from meshllm.web.console.members import Members
     from meshllm.web.console.page_files import PageFiles
     from meshllm.web.console.status import NodeStatus
@@ -59,7 +60,8 @@ class Console:
     as wished, or raises MeshError; `members` and `models` do the owner's other acts. `requests` returns the
     last API requests, the newest first. `download` downloads models for the command line (None: refused). `routes` are
     additional endpoints.
-    `attach` is entered while a launcher of an agent is attached.
+    `attach` is entered while a launcher of an agent is attached. `mcp` answers messages of the Model Context Protocol
+    (None: there is none).
     `token` is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
@@ -77,11 +79,12 @@ class Console:
         members: Callable[[], Members] = no_members,
         models: Callable[[], ModelActs] = no_models,
         attach: Callable[[], AbstractContextManager[None]] = nullcontext,
+        mcp: McpExchange | None = None,
     ) -> None:
         self._policy = policy
 
         def sources(make: type[ConsoleSources]) -> ConsoleSources:
-            return make(status, invite, page, requests, download, routes, token, audit, members, models, attach)
+            return make(status, invite, page, requests, download, routes, token, audit, members, models, attach, mcp)
 
         self._sources = sources
         self._handlers: ConsoleHandlers | None = None
