@@ -154,6 +154,7 @@ class MemoryBoard:
             and (not query.mine or post.mine)
             and (not query.to_me or OWNER in post.to)
             and (not thread or post.thread == thread)
+            and (thread or not post.retracted)
             and self._arrived[post.id] > after
         ]
         limit = min(query.limit, MAX_LISTED)

@@ -107,6 +107,17 @@ def test_filters_by_kind_author_and_name(stage: BoardStage, visitor: Visitor) ->
     expect(page.locator(".messages")).to_contain_text("No message matches.")
 
 
+def test_opened_thread_does_not_follow_into_another_room(stage: BoardStage, visitor: Visitor) -> None:
+    page = opened(stage, visitor)
+    threads(page).first.get_by_role("button", name="2 replies").click()
+    expect(page.get_by_role("article")).to_have_count(9)
+    page.get_by_role("navigation", name="Rooms").get_by_role("link", name="acme/site").click()
+    expect(page.get_by_role("article")).to_have_count(2)
+    expect(threads(page).filter(has_text="acme/engine")).to_have_count(0)
+    page.get_by_role("navigation", name="Rooms").get_by_role("link", name="All rooms").click()
+    expect(page.get_by_role("article")).to_have_count(7)
+
+
 def test_reply_without_its_first_message_leads_to_the_thread(stage: BoardStage, visitor: Visitor) -> None:
     page = opened(stage, visitor)
     page.get_by_label("Author or node").fill("workbench")
@@ -306,9 +317,31 @@ def test_message_that_others_retract_is_erased_here(stage: BoardStage, visitor: 
     shown = page.locator(f"[data-post='{post.id}']")
     expect(shown).to_contain_text(post.text[:20])
     stage.board.erase(post.id)
-    expect(shown).to_contain_text("This message was retracted")
-    expect(shown.get_by_role("button")).to_have_count(0)
+    expect(shown).to_have_count(0, timeout=SETTLED_MS)
     assert post.text not in page.content()
+
+
+def test_retracted_message_of_an_opened_thread_keeps_its_place(stage: BoardStage, visitor: Visitor) -> None:
+    page = opened(stage, visitor)
+    thread = threads(page).first
+    thread.get_by_role("button", name="2 replies").click()
+    reply = next(post for post in stage.board.posts.values() if post.text.startswith("It is the second"))
+    stage.board.erase(reply.id)
+    shown = page.locator(f"[data-post='{reply.id}']")
+    expect(shown).to_contain_text("This message was retracted", timeout=SETTLED_MS)
+    expect(shown.get_by_role("button")).to_have_count(0)
+    assert reply.text not in page.content()
+    root = stage.board.posts[reply.thread]
+    stage.board.erase(root.id)
+    expect(thread.get_by_role("article").first).to_contain_text("This message was retracted")
+    assert root.text not in page.content()
+
+
+def test_thread_that_is_gone_is_said(stage: BoardStage, visitor: Visitor) -> None:
+    visitor.allow("400")
+    page = opened(stage, visitor, "/thread%3A0123")
+    expect(page.locator("main")).to_contain_text("This thread is not on the board (any more).")
+    expect(page.locator(".notice")).to_have_count(0)
 
 
 def test_own_message_is_retracted_after_a_question(stage: BoardStage, visitor: Visitor) -> None:
@@ -327,6 +360,9 @@ def test_own_message_is_retracted_after_a_question(stage: BoardStage, visitor: V
     retract.click()
     own.get_by_role("button", name="Retract it").click()
     expect(own).to_contain_text("This message was retracted")
+    expect(own).to_be_focused()
+    stage.board.arrive("more")
+    page.wait_for_timeout(SETTLED_MS)
     expect(own).to_be_focused()
     assert sum(post.retracted for post in stage.board.posts.values()) == 1
 

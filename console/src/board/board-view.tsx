@@ -13,6 +13,7 @@ import {
   EVERYTHING,
   FEW,
   MANY,
+  erased,
   facts,
   more,
   opened,
@@ -27,6 +28,7 @@ import {
   watchBoard,
   type BoardFilter,
 } from './board'
+import type { BoardPost } from './contract'
 import { ClaimsStrip } from './claims-strip'
 import { roomName } from './message'
 import { KINDS, PostBox } from './post-box'
@@ -318,14 +320,18 @@ function Threads({ room, alone, writable }: { room: string | null; alone: boolea
   const searching = filter.words !== ''
   const threads = useMemo(() => {
     const wanted = (known ?? []).filter((post) => !searching || filter.kind === '' || post.kind === filter.kind)
+    const isHere = (post: BoardPost): boolean => filter.room === null || post.room === filter.room
     // The results of a search are not folded: the best first.
     const found = searching
       ? wanted.map((post) => ({ id: post.id, root: post, replies: [], latest: post.time }))
-      : threadsOf([...wanted, ...(alone ? [] : [...opened.value.values()].flat())])
+      : threadsOf(alone ? wanted : [...wanted, ...[...opened.value.values()].flat(), ...erased.value.filter(isHere)])
     kept.current = keepUnchanged(kept.current, found)
     return kept.current
-  }, [known, opened.value, searching, filter, alone])
+  }, [known, opened.value, erased.value, searching, filter, alone])
   useEffect(() => setCount(SHOWN), [filter])
+  // What was opened or begun under another filter is shown afresh.
+  const filters = useRef(0)
+  const generation = useMemo(() => (filters.current += 1), [filter])
   useEffect(() => {
     const scroller = list.current?.closest('.page')
     const scrolled = (): void => {
@@ -366,7 +372,7 @@ function Threads({ room, alone, writable }: { room: string | null; alone: boolea
       <ol class="threads" aria-label={searching ? 'Found messages' : 'Threads'}>
         {shown.slice(0, count).map((thread) => (
           <ThreadItem
-            key={`${alone ? 'alone ' : ''}${thread.id}`}
+            key={`${generation} ${thread.id}`}
             thread={thread}
             alone={alone}
             showRoom={room === null}

@@ -44,6 +44,7 @@ const RETRY_MS = 5000
 const HEARTBEAT_MS = 120_000
 // Threads that are kept whole because they were opened.
 const MAX_OPENED = 12
+const MAX_ERASED = 20
 
 export const EVERYTHING: BoardFilter = { room: null, thread: '', kind: '', author: '', toMe: false, words: '' }
 
@@ -57,6 +58,8 @@ export const posts = signal<readonly BoardPost[] | null>(null)
 export const shownFilter = signal<BoardFilter>(EVERYTHING)
 export const more = signal(0)
 export const opened = signal<ReadonlyMap<string, readonly BoardPost[]>>(new Map())
+// Own messages that were retracted here: their places are kept as long as the view is open.
+export const erased = signal<readonly BoardPost[]>([])
 export const searchIsOld = signal(false) // the board has changed since the search
 export const problem = signal('')
 
@@ -94,6 +97,7 @@ export function watchBoard(): () => void {
     unsubscribe()
     stop()
     opened.value = new Map()
+    erased.value = []
     if (connection.peek() === 'locked') forget()
   }
 }
@@ -186,14 +190,17 @@ async function load(signal: AbortSignal): Promise<boolean> {
       problem.value = ''
       return true
     }
-    const found = await Promise.all([
+    const [isNew, someRooms, someClaims] = await Promise.all([
       loadPosts(signal),
       get<{ rooms: RoomFacts[] }>(`${API}/rooms`, signal),
       get<{ claims: ClaimFacts[] }>(`${API}/claims?${query({ room: ALL_ROOMS })}`, signal),
-      loadOpened(signal),
     ])
-    rooms.value = keepUnchanged(rooms.peek(), found[1].rooms)
-    claims.value = keepUnchanged(claims.peek(), found[2].claims)
+    const nextClaims = keepUnchanged(claims.peek(), someClaims.claims)
+    const explained = isNew || nextClaims !== claims.peek()
+    rooms.value = keepUnchanged(rooms.peek(), someRooms.rooms)
+    claims.value = nextClaims
+    // What is neither a message nor a claim is a text that was erased: it must not stay on the page.
+    if (!explained) await loadWhole(filter, signal)
     problem.value = ''
     return true
   } catch (error) {
@@ -206,29 +213,58 @@ async function load(signal: AbortSignal): Promise<boolean> {
   }
 }
 
-async function loadPosts(signal: AbortSignal): Promise<void> {
+// Returns whether there was something new, or all was loaded.
+async function loadPosts(signal: AbortSignal): Promise<boolean> {
   const wanted = filter
   const first = wholeAt === -Infinity
-  if (wanted.words !== '') {
+  if (wanted.words !== '' && !first) {
     // The best results would change their places while they are read.
-    if (!first) searchIsOld.value = boardChanges.peek() !== wholeChanges
-    else keep(wanted, await get<BoardPage>(`${API}/search?${searchQuery(wanted)}`, signal))
-    return
+    searchIsOld.value = boardChanges.peek() !== wholeChanges
+    return true
   }
-  if (!first && cursor !== '' && performance.now() - wholeAt < WHOLE_MS) {
+  if (wanted.words === '' && !first && cursor !== '' && performance.now() - wholeAt < WHOLE_MS) {
     const page = await get<BoardPage>(`${API}/feed?${feedQuery(wanted, { after: cursor })}`, signal)
     if (page.more === 0) {
-      const known = posts.peek() ?? []
-      const next = merged(known, page.posts, limit)
-      more.value +=
-        known.length + page.posts.filter((one) => !known.some(({ id }) => id === one.id)).length - next.length
-      posts.value = keepUnchanged(posts.peek() ?? undefined, next)
-      cursor = page.cursor
-      fresh = true
-      return
+      takeNews(page)
+      if (page.posts.length > 0 && isNarrow(wanted)) await loadOpened(signal)
+      return page.posts.length > 0
     }
   }
-  keep(wanted, await get<BoardPage>(`${API}/feed?${feedQuery(wanted)}`, signal))
+  await loadWhole(wanted, signal)
+  return true
+}
+
+function takeNews(page: BoardPage): void {
+  const known = posts.peek() ?? []
+  const ids = new Set(known.map((one) => one.id))
+  const next = merged(known, page.posts, limit)
+  more.value += known.length + page.posts.filter((one) => !ids.has(one.id)).length - next.length
+  posts.value = keepUnchanged(posts.peek() ?? undefined, next)
+  cursor = page.cursor
+  fresh = true
+}
+
+async function loadWhole(wanted: BoardFilter, signal: AbortSignal): Promise<void> {
+  const { words, thread } = wanted
+  if (words !== '') keep(wanted, await get<BoardPage>(`${API}/search?${searchQuery(wanted)}`, signal))
+  else if (thread === '') keep(wanted, await get<BoardPage>(`${API}/feed?${feedQuery(wanted)}`, signal))
+  else keep(wanted, await threadPage(wanted, signal))
+  await loadOpened(signal)
+}
+
+// The page of a thread; an empty one if it is not on the board (any more).
+async function threadPage(wanted: BoardFilter, signal: AbortSignal): Promise<BoardPage> {
+  try {
+    return await get<BoardPage>(`${API}/feed?${feedQuery(wanted, {}, MANY)}`, signal)
+  } catch (error) {
+    if (error instanceof Refused && error.status === 400) return { posts: [], more: 0, cursor: '' }
+    throw error
+  }
+}
+
+// Whether the news of the feed lack messages of threads that were opened.
+function isNarrow({ kind, author, toMe }: BoardFilter): boolean {
+  return kind !== '' || author !== '' || toMe
 }
 
 function keep(wanted: BoardFilter, page: BoardPage): void {
@@ -239,23 +275,22 @@ function keep(wanted: BoardFilter, page: BoardPage): void {
   more.value = page.more
   searchIsOld.value = false
   posts.value = keepUnchanged(posts.peek() ?? undefined, page.posts)
+  if (wanted === shownFilter.peek()) return
   shownFilter.value = wanted
+  // Threads that were opened under another filter are not of this one.
+  opened.value = new Map()
 }
 
-// Opened threads get news from the feed, unless a filter keeps them from it.
 async function loadOpened(signal: AbortSignal): Promise<void> {
-  const { kind, author, toMe, words } = filter
-  if (kind === '' && author === '' && !toMe && words === '') return
   await Promise.all([...opened.peek().keys()].map((id) => openThread(id, signal)))
 }
 
 // Loads all messages of a thread.
 export async function openThread(id: string, signal: AbortSignal = new AbortController().signal): Promise<void> {
-  const page = await get<BoardPage>(`${API}/feed?${feedQuery({ ...EVERYTHING, thread: id }, {}, MANY)}`, signal)
+  const page = await threadPage({ ...EVERYTHING, thread: id }, signal)
   const known = new Map(opened.peek())
-  const before = known.get(id)
-  known.delete(id)
-  known.set(id, keepUnchanged(before, page.posts))
+  if (page.posts.length === 0) known.delete(id)
+  else known.set(id, keepUnchanged(known.get(id), page.posts))
   for (const oldest of known.keys()) if (known.size > MAX_OPENED) known.delete(oldest)
   opened.value = known
 }
@@ -300,6 +335,7 @@ export async function send(wish: NewPost): Promise<PostAnswer> {
 // Erases the text of an own message. Throws as `send`.
 export async function retract(id: string): Promise<void> {
   const answer = await asked<{ post: BoardPost }>('retract', { post: id })
+  erased.value = [...erased.value, answer.post].slice(-MAX_ERASED)
   if (posts.value !== null) posts.value = replaced(posts.value, answer.post)
   opened.value = new Map([...opened.value].map(([thread, list]) => [thread, replaced(list, answer.post)]))
 }
