@@ -280,7 +280,7 @@ def test_acts_fit_a_phone(stage: Stage, visit: Callable[..., Visitor]) -> None:
 
 @pytest.mark.engine
 def test_owner_loads_and_drops_a_real_model_on_the_page(tmp_path: Path, visitor: Visitor) -> None:
-    with daemon(tmp_path, "--name", "workbench") as node:
+    with daemon(tmp_path, "--node-name", "workbench") as node:
         page = visitor.open(f"{node.console_url}/#/models", token=node.token)
         library(page).get_by_label("Name, org/repo").fill("smollm2")
         library(page).get_by_role("button", name="Load what is typed smollm2", exact=True).click()

@@ -33,7 +33,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Scr
         backend = stack.enter_context(running_backend(ScriptedBackend("scripted")))
         home = tmp_path_factory.mktemp("remote")
         # A small context bounds the answers of a small model.
-        arguments = ("--listen-all", "--model", MODEL, "--ctx-size", "256", "--name", "workbench")
+        arguments = ("--listen-all", "--model", MODEL, "--ctx-size", "256", "--node-name", "workbench")
         started = stack.enter_context(daemon(home, *arguments, "--backend", backend.url))
         yield started.wait_until_serving(), backend
 
