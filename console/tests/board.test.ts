@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import type { BoardPost, ClaimFacts } from '../src/board/contract'
+import type { BoardPost, ClaimFacts } from '../src/api'
 import { cleaned, cleanedName, folded, partsOf } from '../src/board/text'
 import { inOrder, merged, namesIn, replaced, standing, threadsOf, timeLeft, type Thread } from '../src/board/threads'
 import { ago } from '../src/format'

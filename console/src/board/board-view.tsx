@@ -2,6 +2,7 @@
 
 import type { JSX } from 'preact'
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
+import type { BoardPost } from '../api'
 import { counted } from '../format'
 import { Command, Empty } from '../parts/basics'
 import { Icon } from '../parts/icons'
@@ -28,7 +29,6 @@ import {
   watchBoard,
   type BoardFilter,
 } from './board'
-import type { BoardPost } from './contract'
 import { ClaimsStrip } from './claims-strip'
 import { roomName } from './message'
 import { KINDS, PostBox } from './post-box'

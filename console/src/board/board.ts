@@ -5,10 +5,22 @@
 // Invariant: nothing is asked for without the rights to read the board.
 
 import { effect, signal } from '@preact/signals'
+import type {
+  BoardFacts,
+  BoardPage,
+  BoardPost,
+  ClaimFacts,
+  ClaimsAnswer,
+  PostAnswer,
+  PostRequest,
+  RetractAnswer,
+  RoomFacts,
+  RoomsAnswer,
+  ScrubPreview,
+} from '../api'
 import { clockOffset, get, post, Refused, textOf } from '../ask'
 import { access, boardChanges, connection, lock } from '../state'
 import { keepUnchanged } from '../structural-sharing'
-import type { BoardFacts, BoardPage, BoardPost, ClaimFacts, PostAnswer, RoomFacts, ScrubPreview } from './contract'
 import { merged, replaced, threadOf } from './threads'
 
 // Which messages are shown. `room` null: of all rooms, '': the common one. `thread`: of this thread alone. `words`: a
@@ -20,14 +32,6 @@ export interface BoardFilter {
   author: string
   toMe: boolean
   words: string
-}
-
-export interface NewPost {
-  text: string
-  room: string
-  kind: string
-  reply_to: string
-  to: string[]
 }
 
 const API = '/api/blackboard'
@@ -192,8 +196,8 @@ async function load(signal: AbortSignal): Promise<boolean> {
     }
     const [isNew, someRooms, someClaims] = await Promise.all([
       loadPosts(signal),
-      get<{ rooms: RoomFacts[] }>(`${API}/rooms`, signal),
-      get<{ claims: ClaimFacts[] }>(`${API}/claims?${query({ room: ALL_ROOMS })}`, signal),
+      get<RoomsAnswer>(`${API}/rooms`, signal),
+      get<ClaimsAnswer>(`${API}/claims?${query({ room: ALL_ROOMS })}`, signal),
     ])
     const nextClaims = keepUnchanged(claims.peek(), someClaims.claims)
     const explained = isNew || nextClaims !== claims.peek()
@@ -323,7 +327,7 @@ function query(fields: Record<string, string>): string {
 }
 
 // Posts a message. Throws an Error with a text for the user.
-export async function send(wish: NewPost): Promise<PostAnswer> {
+export async function send(wish: PostRequest): Promise<PostAnswer> {
   const answer = await asked<PostAnswer>('post', wish)
   const thread = threadOf(answer.post)
   const whole = opened.peek().get(thread)
@@ -334,7 +338,7 @@ export async function send(wish: NewPost): Promise<PostAnswer> {
 
 // Erases the text of an own message. Throws as `send`.
 export async function retract(id: string): Promise<void> {
-  const answer = await asked<{ post: BoardPost }>('retract', { post: id })
+  const answer = await asked<RetractAnswer>('retract', { post: id })
   erased.value = [...erased.value, answer.post].slice(-MAX_ERASED)
   if (posts.value !== null) posts.value = replaced(posts.value, answer.post)
   opened.value = new Map([...opened.value].map(([thread, list]) => [thread, replaced(list, answer.post)]))

@@ -3,6 +3,7 @@
 import { signal } from '@preact/signals'
 import type { JSX } from 'preact'
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
+import type { BoardPost } from '../api'
 import { textOf } from '../ask'
 import { ago } from '../format'
 import { Badge, Tool, type Tone } from '../parts/basics'
@@ -10,7 +11,6 @@ import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
 import { address } from '../route'
 import { nodeSeconds, retract } from './board'
-import type { BoardPost } from './contract'
 import { cleaned, cleanedName, folded, partsOf } from './text'
 
 const TONES: Readonly<Record<string, Tone>> = { question: 'busy', finding: 'good', done: 'good' }

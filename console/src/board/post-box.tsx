@@ -2,10 +2,10 @@
 
 import type { JSX } from 'preact'
 import { useEffect, useId, useRef, useState } from 'preact/hooks'
+import type { BoardPost, PostAnswer, PostRequest, ScrubPreview } from '../api'
 import { textOf } from '../ask'
 import { Icon } from '../parts/icons'
 import { preview, rooms, send } from './board'
-import type { BoardPost, PostAnswer, ScrubPreview } from './contract'
 import { roomName, writerOf } from './message'
 import { bytesOf, cleaned } from './text'
 import { namesIn } from './threads'
@@ -20,9 +20,11 @@ const MAX_HEIGHT = 320
 
 export const KINDS = ['note', 'status', 'question', 'finding', 'tip', 'done'] as const
 
+type Kind = NonNullable<PostRequest['kind']>
+
 interface Draft {
   text: string
-  kind: string
+  kind: Kind
   to: string
   room: string | null // null: the shown one
 }
@@ -160,7 +162,7 @@ export function PostBox({ target, room, focus = false, posted, close }: PostBoxP
         )}
         <label>
           <span>Kind</span>
-          <select value={draft.kind} onChange={(event) => change({ kind: event.currentTarget.value })}>
+          <select value={draft.kind} onChange={(event) => change({ kind: event.currentTarget.value as Kind })}>
             <option value="">by its first word</option>
             {KINDS.map((kind) => (
               <option key={kind} value={kind}>

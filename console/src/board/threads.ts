@@ -1,6 +1,6 @@
 // Messages as threads, and what holds of claims and times. Pure.
 
-import type { BoardPost, ClaimFacts } from './contract'
+import type { BoardPost, ClaimFacts } from '../api'
 
 // `root`: null if it is not among the messages (filtered out, or older). `replies`: the oldest first. `latest`: when the
 // last of them was written, in unix seconds.
