@@ -152,7 +152,7 @@ async function follow(signal: AbortSignal): Promise<void> {
   }
 }
 
-// Until the board has changed, or all of it is to be loaded again.
+// Until the board has changed, or all of it must be loaded again.
 function change(seen: number, signal: AbortSignal): Promise<void> {
   if (boardChanges.peek() !== seen) return Promise.resolve()
   return new Promise((resolve) => {
