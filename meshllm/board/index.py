@@ -239,14 +239,21 @@ class BoardIndex:
 
     # -- threads
 
-    def _root(self, message: _Message) -> EntryId:
-        """The first message of a thread; the id of a missing one, if a reply to it is here."""
-        item = message.id
+    def _root(self, message: _Message, known: dict[EntryId, EntryId] | None = None) -> EntryId:
+        """The first message of a thread; the id of a missing one, if a reply to it is here. `known`: roots that were
+        found before, which are not looked for again."""
+        item, passed = message.id, list[EntryId]()
         for _ in range(MAX_DEPTH):
+            if known is not None and item in known:
+                item = known[item]
+                break
             found = self._messages.get(item)
             if found is None or not found.header.reply_to:
                 break
+            passed.append(item)
             item = found.header.reply_to
+        if known is not None:
+            known.update(dict.fromkeys(passed, item))
         return item
 
     def _thread(self, prefix: str) -> list[_Message]:
@@ -416,11 +423,12 @@ class BoardIndex:
         limit = max(1, min(query.limit, MAX_LISTED))
         by_author = self._author_test(query.author) if query.author else None
         best: dict[EntryId, _Message] = {}
+        roots: dict[EntryId, EntryId] = {}
         for item in matches:
             message = self._messages.get(item)
             if message is None or message.body is None or (by_author is not None and not by_author(message)):
                 continue
-            best.setdefault(self._root(message), message)
+            best.setdefault(self._root(message, roots), message)
         page = tuple(best.values())[:limit]
         return BoardSelection(page, len(best) - len(page), self.cursor())
 

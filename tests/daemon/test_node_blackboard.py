@@ -268,6 +268,17 @@ async def test_defect_of_the_store_does_not_end_the_node(
     await board.close()
 
 
+async def test_rooms_and_keys_are_the_same_whatever_machines_are_called(mesh: SmallMesh) -> None:
+    one, _ = await mesh.board(1, names=(("jsmith", "user"), ("wintermute", "host")))
+    two, _ = await mesh.board(2, writer="bob")
+    post = (await one.post(PostWish("jsmith at wintermute", "jsmith/project", to=("x@wintermute",)))).post
+    assert (post.text, post.room, post.to) == ("[user] at [host]", "jsmith/project", ("x@wintermute",))
+    assert (await one.claim(ClaimWish("wintermute-update", room="jsmith/project"))).granted
+    answer = await two.claim(ClaimWish("wintermute-update", room="jsmith/project"))
+    assert not answer.granted
+    assert len((await one.feed(FeedQuery(room="jsmith/project"))).posts) == 1
+
+
 async def test_names_that_say_nothing_are_no_secrets(mesh: SmallMesh) -> None:
     names = (("root", "user"), ("Ubuntu", "host"), ("node1", "host"), ("bob", "user"), ("wintermute", "host"))
     board, _ = await mesh.board(names=names, writer="wintermute-owner")
