@@ -139,7 +139,7 @@ def test_board_in_memory_leaves_no_file_and_comes_back_from_the_others(here: Sit
 def test_secrets_are_replaced_alike_by_every_way_in(here: Site) -> None:
     """Command line, HTTP (the console's way), MCP on standard streams and MCP over HTTP."""
     node = here.node("node")
-    given = "deploy with ghp_" + "x9Kq" * 9 + " as root@10.1.2.3, mail ada@example.com, see https://bob:hunter22@host/x"
+    given = "deploy with ghp_" + "x9Kq" * 9 + " as root@10.1.2.3, mail ada@corp.dev, see https://bob:hunter22@host/x"
     ports = ["--port", node.console_url.rpartition(":")[2]]
     done = here.run("node", "blackboard", "--room", "cli", *ports, given)
     assert done.returncode == 0, done.stderr
@@ -168,4 +168,4 @@ def test_secrets_are_replaced_alike_by_every_way_in(here: Site) -> None:
     found = texts(node)
     assert len(found) == 4
     assert len(set(found)) == 1
-    assert not any(secret in found[0] for secret in ("ghp_", "hunter22", "ada@example.com", "10.1.2.3"))
+    assert not any(secret in found[0] for secret in ("ghp_", "hunter22", "ada@corp.dev", "10.1.2.3"))
