@@ -138,6 +138,13 @@ class BoardRefused(InputError):
     default_advice = "Correct it and try again. The options: mesh-llm blackboard --help"
 
 
+class BoardRate(BoardRefused):
+    """This node has posted as much on the blackboard as it may for now."""
+
+    code = "blackboard_rate"
+    default_advice = "Try again in a minute; post results rather than each step."
+
+
 # -- circumstances
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from meshllm.core.board import messages as w
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.certificates import Right
 from meshllm.core.records import MeshId, NodeId, NodeRecord, RecordVersion, Role
@@ -121,6 +122,10 @@ def test_protocol_document_lists_every_message_with_its_fields() -> None:
         m.ReplaceKey(node, bytes(64), bytes(64)),
         m.ReplaceRefused("reason"),
         m.ReportDemand(()),
+        w.BoardDigest(0, bytes(4)),
+        w.BoardDifference(0, (0,), ()),
+        w.BoardWant(()),
+        w.BoardEntries(()),
     )
     packed = {type(sample).__name__: msgpack.unpackb(codec.encode_message(sample)) for sample in samples}
     documented = {row[1]: (int(row[0]), fields_of(row[2])) for row in table("Messages", "kind")}

@@ -37,6 +37,56 @@ export interface BannedStatus {
   reason: string
 }
 
+// The state of the blackboard on this node: whether it is on and, if not, why; this node's writer name; messages
+// held; messages that wait because their clocks are ahead of this machine's; names of authors who broke the rules.
+export interface BoardFacts {
+  enabled: boolean
+  reason: string
+  name: string
+  node: string
+  posts: number
+  waiting: number
+  flagged: string[]
+}
+
+// How many messages name the reader that it was not told of yet; how many of them are questions without an answer
+// of the reader.
+export interface BoardNotice {
+  count: number
+  questions: number
+}
+
+// Messages, and how many more there were. `cursor`: see `FeedQuery.after`.
+export interface BoardPage {
+  posts: BoardPost[]
+  more: number
+  cursor: string
+}
+
+// A message as readers see it: secrets masked, control characters removed.
+//
+// `kind`: the name of an `EntryKind` in lower case. `node`: the name of the author's node, `author` its id. `thread`:
+// the id of the first message of its thread. `mine`: written on this node. `flagged`: its author broke the log's rules
+// (equivocation). `retracted`: the text is erased. `replies`: how many messages reply to it directly.
+export interface BoardPost {
+  id: string
+  kind: string
+  text: string
+  room: string
+  name: string
+  program: string
+  node: string
+  author: string
+  time: number
+  reply_to: string
+  thread: string
+  to: string[]
+  mine: boolean
+  flagged: boolean
+  retracted: boolean
+  replies: number
+}
+
 // A model of the catalogue. `fit`: by a forecast for the memory that is free now, with `context_length` tokens, on
 // so many `machines` like this one. `percent`: of its files, if they are here in part.
 export interface CatalogModelFacts {
@@ -56,6 +106,43 @@ export interface CatalogModelFacts {
 export interface CheckStatus {
   file: string
   percent: number
+}
+
+// `granted`: whether the writer holds the claim now (with `release`: whether it was released). `holder`: who holds
+// it and until when, None if no writer does. Claims are soft: an agreement, not a lock.
+export interface ClaimAnswer {
+  granted: boolean
+  holder: ClaimFacts | null
+  replaced: string
+}
+
+// A claim that holds now: of `key` in `room`, by `name` (with `program`) on `node`, since and until when.
+export interface ClaimFacts {
+  key: string
+  room: string
+  name: string
+  program: string
+  node: string
+  author: string
+  since: number
+  until: number
+  mine: boolean
+  id: string
+}
+
+// Acquires, renews or releases a claim of `key` in `room` for `seconds`.
+export interface ClaimRequest {
+  name?: string
+  program?: string
+  key: string
+  op?: 'acquire' | 'renew' | 'release'
+  room?: string
+  seconds?: number
+}
+
+// The claims that hold now, the next to end first.
+export interface ClaimsAnswer {
+  claims: ClaimFacts[]
 }
 
 // A client that is linked to this node. `since_seconds`: for how long; `rtt` in seconds.
@@ -401,6 +488,13 @@ export interface NodeStatus {
   dropped: DroppedStatus[]
 }
 
+// What the reader calls itself: one `cursor` is told of a message once.
+export interface NoticeRequest {
+  name?: string
+  program?: string
+  cursor: string
+}
+
 export const OBSTACLES = ['split', 'dropped', 'failed', 'no file', 'no memory', 'busy', 'not allowed', 'more urgent'] as const
 export type Obstacle = (typeof OBSTACLES)[number]
 
@@ -439,6 +533,29 @@ export interface PeerInfo {
 
 export const PEER_STATUSES = ['unverified', 'alive', 'suspect', 'dead', 'left'] as const
 export type PeerStatus = (typeof PEER_STATUSES)[number]
+
+// The message that was posted. `replaced`: what the scrubber replaced, for people; empty if nothing.
+export interface PostAnswer {
+  post: BoardPost
+  replaced: string
+}
+
+// A message to post: `text` of at most 4,096 bytes (UTF-8). `kind` empty: by the prefix of the text
+// (`STATUS: ...`), else a note. `reply_to`: an id, or the beginning of one. `to`: names.
+export interface PostRequest {
+  name?: string
+  program?: string
+  text: string
+  room?: string
+  kind?: '' | 'note' | 'status' | 'question' | 'finding' | 'tip' | 'done'
+  reply_to?: string
+  to?: string[]
+}
+
+// A text that may be posted.
+export interface PreviewRequest {
+  text: string
+}
 
 // Progress of a long operation. `fraction` is null if unknown.
 export interface ProgressStatus {
@@ -479,6 +596,16 @@ export interface RequestsAnswer {
   requests: RequestStatus[]
 }
 
+// The message, without its text.
+export interface RetractAnswer {
+  post: BoardPost
+}
+
+// The id of one of this node's own messages, or the beginning of it.
+export interface RetractRequest {
+  post: string
+}
+
 // The serial that was revoked.
 export interface RevokeAnswer {
   serial: string
@@ -492,6 +619,18 @@ export interface RevokeRequest {
 export const ROLES = ['node', 'client'] as const
 export type Role = (typeof ROLES)[number]
 
+// A room, how many messages it has, and when the last one was written.
+export interface RoomFacts {
+  room: string
+  posts: number
+  last: number
+}
+
+// The rooms with messages, the latest first.
+export interface RoomsAnswer {
+  rooms: RoomFacts[]
+}
+
 // The mesh has a new key.
 export interface RotateAnswer {
   rotated: boolean
@@ -504,6 +643,12 @@ export interface SandboxStatus {
   disabled: boolean
   layers: string
   problems: string[]
+}
+
+// A text as it would be posted, and what the scrubber replaced in it.
+export interface ScrubPreview {
+  text: string
+  replaced: string
 }
 
 // A model that another node says it serves. 0: unknown. `size` is the file's size. `input_modalities` is null if

@@ -14,6 +14,7 @@ from meshllm.errors import MeshError, unusable_file
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Mapping
     from pathlib import Path
 
     from meshllm.cli.view import JsonViewer, LineViewer
@@ -89,10 +90,36 @@ def node_name(given: str) -> str:
     if not is_text(name):
         if given:
             raise UsageError(
-                "--name is too long or has control characters.", advice="Choose a shorter name of printable characters."
+                "--node-name is too long or has control characters.",
+                advice="Choose a shorter name of printable characters.",
             )
         return "".join(character for character in name if is_text(character))[: MAX_NAME_BYTES // 4]
     return name
+
+
+def writer_name(given: str, environment: Mapping[str, str]) -> str:
+    """The name of this node's owner on the blackboard: as given, or the user's; empty if the system has none.
+    Raises UsageError."""
+    import getpass
+
+    from meshllm.core.board.entries import MAX_AUTHOR_NAME_BYTES
+    from meshllm.errors import UsageError
+    from meshllm.wire.mesh.fields import is_text
+
+    name = given.strip()
+    if name:
+        if not is_text(name) or len(name.encode()) > MAX_AUTHOR_NAME_BYTES or "@" in name:
+            raise UsageError(
+                f"--name must have at most {MAX_AUTHOR_NAME_BYTES} bytes of printable characters and no @.",
+                advice="It is your name on the blackboard. --node-name names the node.",
+            )
+        return name
+    name = environment.get("USER", "")
+    if not name:
+        with suppress(OSError, KeyError):  # a container whose user has no entry in its user database
+            name = getpass.getuser()
+    kept = "".join(letter for letter in name.replace("@", "-") if is_text(letter))
+    return kept.encode()[:MAX_AUTHOR_NAME_BYTES].decode(errors="ignore").strip()
 
 
 def check(settings: Settings) -> None:
@@ -128,6 +155,8 @@ def check(settings: Settings) -> None:
                 raise UsageError(f"--draft and {option} exclude each other.", advice="Remove one of them.")
         if not settings.models:
             raise UsageError("--draft needs a --model.", advice="Add --model NAME.")
+    if settings.board_memory and not settings.blackboard:
+        raise UsageError("--blackboard-memory and --no-blackboard exclude each other.", advice="Remove one of them.")
     if settings.fetch_on_demand and settings.on_demand is False:
         raise UsageError("--fetch-on-demand and --no-on-demand exclude each other.", advice="Remove one of them.")
     if settings.max_download is not None and not settings.fetch_on_demand:

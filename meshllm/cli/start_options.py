@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 SERVE, MESH, NETWORK, OUTPUT = "What to serve", "The mesh", "Where to listen", "Output"
+BLACKBOARD = "The blackboard"
 
 
 class ShareFiles(Enum):
@@ -230,7 +231,36 @@ Join = Annotated[
 Client = Annotated[bool, typer.Option("--client", help="Only use the mesh's API; serve nothing.", rich_help_panel=MESH)]
 NodeName = Annotated[
     str,
-    typer.Option("--name", metavar="TEXT", help="Name of this node. Default: the host name.", rich_help_panel=MESH),
+    typer.Option(
+        "--node-name", metavar="TEXT", help="Name of this node. Default: the host name.", rich_help_panel=MESH
+    ),
+]
+WriterName = Annotated[
+    str,
+    typer.Option(
+        "--name",
+        metavar="TEXT",
+        help="Your name on the blackboard. Default: your user name.",
+        rich_help_panel=BLACKBOARD,
+    ),
+]
+Blackboard = Annotated[
+    bool,
+    typer.Option(
+        "--blackboard/--no-blackboard",
+        show_default=False,
+        help="Keep the mesh's blackboard on this node: 'mesh-llm blackboard' reads and writes it. Default: yes, as "
+        "the mesh is private.",
+        rich_help_panel=BLACKBOARD,
+    ),
+]
+BlackboardMemory = Annotated[
+    bool,
+    typer.Option(
+        "--blackboard-memory",
+        help="Keep the blackboard in memory only, nothing of it on the disk.",
+        rich_help_panel=BLACKBOARD,
+    ),
 ]
 MaxClients = Annotated[
     int, typer.Option(min=0, max=4096, metavar="N", help="Maximum number of connected clients.", rich_help_panel=MESH)

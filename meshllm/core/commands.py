@@ -309,10 +309,12 @@ class SavePost(Command):
 
 @dataclass(frozen=True, slots=True)
 class RefusePost(Command):
-    """The answer to a `PostWanted` that was not done. `reason`: one sentence for the writer."""
+    """The answer to a `PostWanted` that was not done. `reason`: one sentence for the writer. `rate`: this node has
+    posted too much; the same message may be posted later."""
 
     number: int
     reason: str
+    rate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

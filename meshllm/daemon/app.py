@@ -23,15 +23,15 @@ from meshllm import __version__, paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership.certificates import NO_RIGHTS, trust_domain
-from meshllm.core.membership.views import JoinPhase, MeshView
 from meshllm.core.node import NodeCore
-from meshllm.core.records import MeshId, NodeId, Role
-from meshllm.core.snapshot import ModelOrigin, ModelState, Snapshot
+from meshllm.core.records import NodeId
+from meshllm.core.snapshot import ModelOrigin, Snapshot
 from meshllm.core.split.lease import Lease
 from meshllm.daemon import demand_downloads, dropped_models, port_holder, sandbox_facts
 from meshllm.daemon.alias_check import AliasCheck
 from meshllm.daemon.attachments import Attachments
 from meshllm.daemon.audit_log import AuditLog
+from meshllm.daemon.board_start import BoardPart
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
@@ -48,7 +48,7 @@ from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.start_log import log_start
 from meshllm.daemon.start_planner import StartPlanner
-from meshllm.daemon.start_wishes import backend_keys, find_models
+from meshllm.daemon.start_wishes import backend_keys, find_models, first_snapshot
 from meshllm.daemon.stopping import Stopping, release_signals
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.daemon.viewer import CLIENT_WITHOUT_MESH, Listening, Viewer
@@ -163,6 +163,7 @@ class App:
             self._isolation.run("ending processes of an earlier daemon", supervisor.end_leftovers)
             self._request_models(wanted)
             await self._enter_mesh(supervisor)
+            await self._board.open(self._session, self._no_mesh_reason)
             if not settings.client:
                 supervisor.observe()
             # What has been loaded stays: the collector need not look at it again in the middle of a request.
@@ -222,8 +223,13 @@ class App:
             token=self._token,
             audit=lambda event, fields: self._audit.write(event, **fields),
             attach=Attachments(lambda: self._stopping, ends=settings.until_detached).begin(stack).attach,
+            board=lambda: self._board.board,
+            mcp=lambda *it: self._board.mcp.exchange(*it),  # noqa: PLW0108
         )
+        # The console is told of changes.
+        self._board = BoardPart(settings, self._post, self._console.board_changed)
         stack.push_async_callback(self._console.close)
+        stack.push_async_callback(self._board.mcp.close)
         stack.push_async_callback(self._draft_stats.close)
         self._gateway = Gateway(
             replace(policy, allowed_origins=frozenset(settings.allowed_origins), require_key=settings.require_key),
@@ -256,7 +262,7 @@ class App:
         """Open the ports of the API and the console, and announce them. Raises PortTaken."""
         settings = self._settings
         # A caller that comes before the core has run gets "loading", not "unknown model".
-        self._gateway.publish(_first_snapshot(settings, wanted))
+        self._gateway.publish(first_snapshot(settings, wanted))
         ports = await open_ports(settings, self._gateway, self._console)
         self._gateway.page_at(ports.console)
         lock.announce(ports.api, ports.console, self._token)
@@ -364,6 +370,7 @@ class App:
         self._show(lambda viewer: viewer.invite(token))
 
     async def _leave_mesh(self) -> None:
+        await self._board.close()
         if self._sharing is not None:
             await self._sharing.close()
         if self._session is not None:
@@ -391,7 +398,7 @@ class App:
         )
 
         def execute(command: c.Command) -> None:
-            if session is None or not session.carry_out(command):
+            if not self._board.carry_out(command) and (session is None or not session.carry_out(command)):
                 supervisor.carry_out(command)
 
         await NodeLoop(core, self._publish, self._mailbox, self._isolation).run(execute)
@@ -590,11 +597,3 @@ def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], typ
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
     return MeshSession, FileSharing, RpcTunnels, load_home_state(settings)
-
-
-def _first_snapshot(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:
-    """What callers may know before there is a core: the model is coming, and the mesh may bring more."""
-    role = Role.CLIENT if settings.client else Role.NODE
-    mesh = MeshView(NodeId(bytes(32)), MeshId(bytes(16)), role, JoinPhase.DIALLING)
-    here = list(wanted) if settings.serve_all else list(wanted)[:1]
-    return Snapshot(models=tuple(ModelState(model) for model in here), mesh=mesh, wants=tuple(wanted))

@@ -17,11 +17,7 @@ from random import Random
 from meshllm import __version__
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.membership.certificates import (
-    ALL_RIGHTS,
-    NODE_RIGHTS,
-    Right,
-)
+from meshllm.core.membership.certificates import ALL_RIGHTS, NODE_RIGHTS, Right
 from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.messages import GrantedInvite, Message
 from meshllm.core.membership.views import MeshView, PeerStatus
@@ -52,6 +48,7 @@ from meshllm.net.quic.endpoint import address_key
 from meshllm.net.quic.transport import QuicTransport
 from meshllm.net.tunnels.tunnels import Tunnels
 from meshllm.web.console.invitation import Invitation, InviteWish
+from meshllm.wire.mesh.board import board_signer
 from meshllm.wire.mesh.codec import encode_message, parse_message, signer
 from meshllm.wire.mesh.invite import MAX_WAYS
 
@@ -117,6 +114,7 @@ class MeshSession:
         invited = self._choice.invite
         rights = invited[1].rights if invited is not None else found.keys.rights
         role = Role.CLIENT if settings.client or not rights & NODE_RIGHTS else Role.NODE
+        self.shares_board = bool(rights & NODE_RIGHTS)
         founded = found.state.founded and not self._choice.foreign
         self.on_demand = settings.loads_on_demand(founded=founded)
         self.config = MeshConfig(
@@ -136,6 +134,7 @@ class MeshSession:
             moved=found.moved,
             rejoins=bool(found.state.peers) and not self._choice.foreign,
             machine=identity.machine(),
+            sign_entry=board_signer(found.identity.sign) if settings.blackboard else None,
             lease_refusal=lease_refusal or owner_refusal(settings, founded=founded),
         )
         self._observed = ObservedAddresses()

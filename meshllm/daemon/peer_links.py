@@ -258,7 +258,7 @@ class PeerLinks:
             return
         if parsed is None:
             return
-        if not allowance.take_records(len(parsed.records), now):
+        if not allowance.take_records(len(parsed.records) + len(parsed.checks), now):
             self.counters.rate_limited += 1
             self._end(link, "it sends more records than it may")
             return

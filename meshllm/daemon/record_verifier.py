@@ -29,6 +29,8 @@ LAST_RECORDS = 64
 # Records that are remembered though the core may not keep them: those in messages that are not delivered yet, and one's
 # own that come back.
 MAX_RECENT = 64
+# Other signatures that are remembered, with what they sign: some 500 bytes each.
+MAX_OTHERS = 256
 
 
 class RecordVerifier:
@@ -43,6 +45,8 @@ class RecordVerifier:
         self._newest: WeakValueDictionary[NodeId, SignedRecord] = WeakValueDictionary()
         self._by_signature: WeakValueDictionary[bytes, SignedRecord] = WeakValueDictionary()
         self._recent: deque[SignedRecord] = deque(maxlen=MAX_RECENT)
+        # Other signatures that were valid: the same entry of the blackboard comes from several peers.
+        self._others: dict[tuple[NodeId, bytes, bytes], None] = {}
         self.checks = 0  # signatures that were checked so far
 
     def known(self, body: bytes, signature: bytes) -> SignedRecord | None:
@@ -69,6 +73,17 @@ class RecordVerifier:
         if signed is not None:
             self._keep(signed)
         return signed
+
+    def check_other(self, check: tuple[NodeId, bytes, bytes]) -> None:
+        """Verify a signature that belongs to no record, unless that was done a short time ago. Raises BadMessage."""
+        if check in self._others:
+            return
+        self.checks += 1
+        if not self._verify(*check):
+            raise BadMessage("entry: invalid signature")
+        self._others[check] = None
+        if len(self._others) > MAX_OTHERS:
+            del self._others[next(iter(self._others))]
 
     def _check_member(self, body: bytes, signature: bytes, admit: Admit) -> SignedRecord | None:
         """As `check`. The certificate comes first: made-up nodes cost no signature check, and no memory."""
@@ -107,11 +122,12 @@ class PendingMessage:
     parsed: ParsedMessage
     is_table: bool
     next: int = 0
+    checked: int = 0  # of its other signatures
     verified: list[SignedRecord] = field(default_factory=list)
     stale: list[NodeId] = field(default_factory=list)
 
     def advance(self, verifier: RecordVerifier, count: int) -> int:
-        """Verify the next `count` records at most; returns how many. Raises BadMessage."""
+        """Verify the next `count` records and other signatures at most; returns how many. Raises BadMessage."""
         portion = self.parsed.records[self.next : self.next + count]
         for body, signature in portion:
             known = verifier.known(body, signature)
@@ -125,12 +141,16 @@ class PendingMessage:
                 # Who asked for it must not wait for it.
                 self.stale.append(peek_version(body)[0])
         self.next += len(portion)
-        return len(portion)
+        others = self.parsed.checks[self.checked : self.checked + count - len(portion)]
+        for check in others:
+            verifier.check_other(check)
+        self.checked += len(others)
+        return len(portion) + len(others)
 
     @property
     def done(self) -> bool:
-        """Whether all records are verified."""
-        return self.next >= len(self.parsed.records)
+        """Whether all records and other signatures are verified."""
+        return self.next >= len(self.parsed.records) and self.checked >= len(self.parsed.checks)
 
     def message(self) -> Message:
         """The message with its verified records."""
@@ -159,7 +179,7 @@ class MessageQueues:
     def put(self, peer: NodeId, parsed: ParsedMessage) -> None:
         """Take a message in. Without records, and with nothing before it, it is delivered at once."""
         queue = self._queues.get(peer)
-        if queue is None and not parsed.records:
+        if queue is None and not parsed.records and not parsed.checks:
             self._deliver(peer, parsed.build((), ()))
             return
         if queue is None:

@@ -52,8 +52,9 @@ class Settings:
     has no model or backend of its own, or fetches on demand). `fetch_on_demand`: models that the mesh asks for and that
     no node could load are downloaded (None: they are not), `max_download` bytes of files at most (None: 20 GB).
     `invites`: all of one mesh; `notices`: what the user should know about them.
-    `client`: only use the mesh. `bind_port`: UDP; None is
-    the last one used, or any free one. `node_name`: shown to other nodes. `max_clients`: clients that this node admits.
+    `client`: only use the mesh. `bind_port`: UDP; None is the last one used, or any free one. `node_name`: shown to
+    other nodes. `writer_name`: of this node's owner on the blackboard. `blackboard`: this node has one;
+    `board_memory`: it is kept in memory only. `max_clients`: clients that this node admits.
     `draft`: draft model for the first of `models`; `drafts`: whether draft models may be used; `speculation`: whether
     speculative decoding is used at all.
 
@@ -94,6 +95,9 @@ class Settings:
     client: bool = False
     bind_port: int | None = None
     node_name: str = ""
+    writer_name: str = ""
+    blackboard: bool = True
+    board_memory: bool = False
     max_clients: int = DEFAULT_MAX_CLIENTS
     draft: str | None = None
     drafts: bool = True

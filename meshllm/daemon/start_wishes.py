@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from meshllm import paths
+from meshllm.core.membership.views import JoinPhase, MeshView
+from meshllm.core.records import MeshId, NodeId, Role
+from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.daemon.settings import Settings
 from meshllm.errors import UnknownModel, UsageError
 from meshllm.models.catalog.entry import Wanted
@@ -83,3 +86,11 @@ def backend_keys(settings: Settings) -> dict[str, str]:
                 )
             keys[backend.url] = key
     return keys
+
+
+def first_snapshot(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:
+    """What callers may know before there is a core: the model is coming, and the mesh may bring more."""
+    role = Role.CLIENT if settings.client else Role.NODE
+    mesh = MeshView(NodeId(bytes(32)), MeshId(bytes(16)), role, JoinPhase.DIALLING)
+    here = list(wanted) if settings.serve_all else list(wanted)[:1]
+    return Snapshot(models=tuple(ModelState(model) for model in here), mesh=mesh, wants=tuple(wanted))

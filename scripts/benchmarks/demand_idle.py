@@ -89,7 +89,9 @@ def _mesh(nodes: Nodes, stack: ExitStack, folder: Path, checkout: Path) -> dict[
 
 def _start(nodes: Nodes, stack: ExitStack, name: str, checkout: Path, options: Sequence[str], models: Path) -> Node:
     port, console, home = free_port(), free_port(), nodes.scratch / f"{name}-{time.monotonic_ns()}"
-    words = [*program_of(checkout), *options, "--port", str(port), "--console", str(console), "--name", name]
+    words = [*program_of(checkout), *options, "--port", str(port), "--console", str(console)]
+    # The baseline is older than --node-name.
+    words += ["--node-name" if checkout == ROOT else "--name", name]
     around = {**environment(models), "PYTHONPATH": str(checkout), "MESH_LLM_HOME": str(home)}
     # No engine is found, and none can be built.
     around["MESH_LLM_CACHE"] = str(nodes.scratch / "no-cache")

@@ -89,7 +89,7 @@ class Nodes:
         """A daemon, not yet listening. Without `--model` it finds no model on this disk, and so serves none."""
         port, console = free_port(), free_port()
         home = home or self.scratch / f"{name}-{next(_numbers)}"
-        command = [str(MESH_LLM), *options, "--port", str(port), "--console", str(console), "--name", name]
+        command = [str(MESH_LLM), *options, "--port", str(port), "--console", str(console), "--node-name", name]
         around = {"MESH_LLM_HOME": str(home), **(env or {})}
         if "--model" not in options and "MESH_LLM_MODELS" not in around:
             around["MESH_LLM_MODELS"] = str(self.scratch / "no-models")

@@ -205,7 +205,7 @@ class Daemons:
             "MESH_LLM_MODELS": str(self._folder),
             "HF_HOME": str(self.scratch / "no-hub-cache"),
         }
-        child = (stack or self.stack).enter_context(Child(name, [*command, "--name", name], self.scratch, around))
+        child = (stack or self.stack).enter_context(Child(name, [*command, "--node-name", name], self.scratch, around))
         return Node(name, place, child, port, console, home, options)
 
     def host(self, place: Place, name: str, *options: str, join: Node, stack: ExitStack | None = None) -> Node:

@@ -61,8 +61,8 @@ async def granted(member: HostileMember, own: Invite) -> Invite:
 
 
 def test_expelled_member_does_not_come_back_by_the_invites_it_kept(here: Site) -> None:
-    first = here.node("first", "--name", "first")
-    second = here.node("second", "--name", "second", join=first)
+    first = here.node("first", "--node-name", "first")
+    second = here.node("second", "--node-name", "second", join=first)
     second.until(joined, "the mesh")
     ways = {name: invite(here, name, "--once").ways[0] for name in ("first", "second")}
 

@@ -80,8 +80,8 @@ def refused_records(here: Site, home: str) -> set[str]:
 
 
 def test_forged_stolen_and_expired_certificates_are_refused(here: Site) -> None:
-    founder = here.node("founder", "--name", "founder")
-    other = here.node("other", "--name", "other", join=founder)
+    founder = here.node("founder", "--node-name", "founder")
+    other = here.node("other", "--node-name", "other", join=founder)
     other.until(joined, "the mesh")
     secrets = MeshSecrets.of(here.folder / "founder")
     stolen = bytes.fromhex(here.kept("other")["certificate"])
@@ -139,7 +139,7 @@ def replace_node(data: bytes, old: HostileMember, new: HostileMember) -> bytes:
 
 
 def test_old_mesh_key_gives_nothing_after_its_rotation(here: Site) -> None:
-    founder = here.node("founder", "--name", "founder")
+    founder = here.node("founder", "--node-name", "founder")
     old_invite = invite(here, "founder")
     old = MeshSecrets.of(here.folder / "founder")
 
@@ -187,7 +187,7 @@ def test_old_mesh_key_gives_nothing_after_its_rotation(here: Site) -> None:
     # After the grace: a restart ends it, as an hour does.
     assert founder.stop() == 0
     assert {"more rights"} < refused_records(here, "founder")
-    again = here.node("founder", "--name", "founder")
+    again = here.node("founder", "--node-name", "founder")
 
     async def attack_again() -> tuple[str, str]:
         async with hostile(here.folder / "guest", old.mesh) as guest:

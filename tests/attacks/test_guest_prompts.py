@@ -29,7 +29,7 @@ def here(tmp_path: Path) -> Iterator[Site]:
 def guest(here: Site, host: Node, name: str) -> Node:
     """A guest's node, by an invite of its own."""
     token = here.run(host.home.name, "invite", "--guest").stdout
-    words = ("--name", name, "--join", "-")
+    words = ("--node-name", name, "--join", "-")
     return here.adopt(Node(host.host, here.folder / name, *words, environment=here.environment, stdin=token))
 
 
@@ -78,7 +78,7 @@ def test_guests_guesses_over_the_mesh_find_no_cached_prompt_of_others(here: Site
 def test_fields_that_reach_into_slots_are_stripped_for_guests_only(here: Site) -> None:
     fake = here.model("Model", "host")
     host = here.node("host", "--backend", fake.url)
-    other = here.node("other", "--name", "other", join=host)
+    other = here.node("other", "--node-name", "other", join=host)
     visitor = guest(here, host, "visitor")
     fields = {"id_slot": 2, "cache_prompt": True, "slot_id": 1, "slot_save_path": "x", "slot_anything": 3}
     message = {"messages": [{"role": "user", "content": "x"}], "prompt": "x"}

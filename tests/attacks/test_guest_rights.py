@@ -74,7 +74,7 @@ def test_guest_gets_answers_and_nothing_else(here: Site) -> None:
     """A program that speaks the protocol, with a guest's certificate; it claims to be a node with all there is."""
     fake = here.model("Model", "host")
     host = here.node("host", "--share", "all", "--backend", fake.url)
-    worker = here.node("worker", "--name", "worker", "--worker", join=host)
+    worker = here.node("worker", "--node-name", "worker", "--worker", join=host)
     worker.until(joined, "the mesh")
     secrets = MeshSecrets.of(here.folder / "host")
     found: dict[str, Any] = {}
@@ -133,7 +133,7 @@ def test_guest_that_runs_mesh_llm_uses_models_and_no_more(here: Site) -> None:
         Node(
             host.host,
             here.folder / "guest",
-            *("--name", "guest", "--worker", "--backend", stolen.url, "--join", "-"),
+            *("--node-name", "guest", "--worker", "--backend", stolen.url, "--join", "-"),
             environment=here.environment,
             stdin=token,
         )
@@ -171,7 +171,7 @@ def test_member_without_the_right_to_use_is_told_so(here: Site, wanted: str) -> 
         Node(
             host.host,
             here.folder / "member",
-            *("--name", "member", "--join", "-"),
+            *("--node-name", "member", "--join", "-"),
             environment=here.environment,
             stdin=token,
         )

@@ -129,7 +129,9 @@ def test_planted_file_is_no_model_of_the_worker(here: Site) -> None:
     around = {"HF_HOME": str(empty / "no"), **ALONE}
     split = ("--model", str(planted), "--split", "--ctx-size", "1024", "--threads", "1", "--no-speculation")
     host = here.node("host", *split, environment={**around, "MESH_LLM_MODELS": str(folder)})
-    worker = here.node("worker", "--name", "worker", join=host, environment={**around, "MESH_LLM_MODELS": str(empty)})
+    worker = here.node(
+        "worker", "--node-name", "worker", join=host, environment={**around, "MESH_LLM_MODELS": str(empty)}
+    )
     host.until(committed, "a split that is served")
     assert not no_rpc_server(worker)
 

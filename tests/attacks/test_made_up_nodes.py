@@ -112,9 +112,9 @@ def memory(node: Node) -> int:
 @pytest.mark.parametrize("certified", [False, True])
 def test_flood_of_made_up_nodes_parts_no_nodes_and_hides_no_death(here: Site, certified: bool) -> None:
     """Without certificates nothing of them is kept; with certificates of one inviter as much as its quota allows."""
-    one = here.node("one", "--name", "one")
-    two = here.node("two", "--name", "two", join=one)
-    three = here.node("three", "--name", "three", join=one)
+    one = here.node("one", "--node-name", "one")
+    two = here.node("two", "--node-name", "two", join=one)
+    three = here.node("three", "--node-name", "three", join=one)
     for node in (one, two, three):
         node.until(lambda status: joined(status) and len(status["mesh"]["peers"]) == 2, "the other two")
     ways = [

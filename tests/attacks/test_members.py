@@ -33,14 +33,14 @@ class Mesh:
     def start(self, name: str, invite: str = "", *options: str) -> Daemon:
         """Start a daemon with the home of that name."""
         join = ("--join", "-") if invite else ()
-        daemon = Daemon(self.root / name, "--name", name, *options, *join, stdin=f"{invite}\n" if invite else "")
+        daemon = Daemon(self.root / name, "--node-name", name, *options, *join, stdin=f"{invite}\n" if invite else "")
         self._stack.callback(daemon.stop)
         self.running[name] = daemon
         return daemon.wait_until_listening()
 
     def refused(self, name: str, invite: str, why: str) -> None:
         """Start a daemon whose invite is void: it ends with an error."""
-        daemon = Daemon(self.root / name, "--name", name, "--join", "-", stdin=f"{invite}\n")
+        daemon = Daemon(self.root / name, "--node-name", name, "--join", "-", stdin=f"{invite}\n")
         self._stack.callback(daemon.stop)
         daemon.process.wait(60.0)
         assert daemon.stop() == 2

@@ -70,7 +70,7 @@ def test_planted_files_are_not_offered_under_a_known_name(here: Site, real: Path
     evil.write_bytes(real.read_bytes()[:-4] + b"evil")
     # A model of the owner's own name shows when the node has looked at its disk.
     shutil.copy(real, folder / "mine.gguf")
-    victim = here.node("victim", "--name", "victim", "--share", "all", environment=environment)
+    victim = here.node("victim", "--node-name", "victim", "--share", "all", environment=environment)
     other = here.node("other", join=victim)
     other.until(joined, "the mesh")
     status = other.until(lambda status: on_disk(status, "victim"), "the victim's models")
@@ -95,14 +95,14 @@ def test_right_file_is_offered_after_its_digest_was_checked(here: Site, real: Pa
     folder = here.folder / "right"
     environment = around(folder)
     shutil.copy(real, folder / real.name)
-    holder = here.node("holder", "--name", "holder", environment=environment)
+    holder = here.node("holder", "--node-name", "holder", environment=environment)
     other = here.node("other", join=holder)
     other.until(lambda status: joined(status) and MODEL in (on_disk(status, "holder") or ()), f"{MODEL} being offered")
     assert listed(here, "holder", folder)[MODEL]["state"] == "verified"
     entry = next((folder / ".mesh-llm" / "manifests").glob("*.json"))
     read_at = entry.stat().st_mtime_ns
     assert holder.stop() == 0
-    again = here.node("holder", "--name", "holder", environment=environment)
+    again = here.node("holder", "--node-name", "holder", environment=environment)
     other.until(
         lambda status: joined(status) and MODEL in (on_disk(status, "holder") or ()), "the same after a restart"
     )

@@ -99,7 +99,7 @@ def asked(node: Node, model: str) -> tuple[dict[str, str], Any]:
 def test_member_without_the_right_to_serve_gets_no_request(here: Site) -> None:
     fake = here.model(MODEL, "host")
     host = here.node("host", "--backend", fake.url)
-    asker = here.node("asker", "--name", "asker", join=host)
+    asker = here.node("asker", "--node-name", "asker", join=host)
     asker.until(serves(MODEL), "the host's model")
 
     async def attack() -> list[bytes]:
@@ -122,10 +122,10 @@ def test_member_without_the_right_to_serve_gets_no_request(here: Site) -> None:
 def test_member_with_the_right_to_serve_is_shown_as_the_reader_and_can_be_left_out(here: Site) -> None:
     fake = here.model(MODEL, "host")
     host = here.node("host", "--backend", fake.url)
-    asker = here.node("asker", "--name", "asker", join=host)
+    asker = here.node("asker", "--node-name", "asker", join=host)
     asker.until(joined, "the mesh")
     trusted = host.status()["mesh"]["node"]
-    careful = here.node("careful", "--name", "careful", "--only-from", trusted, join=host)
+    careful = here.node("careful", "--node-name", "careful", "--only-from", trusted, join=host)
 
     async def attack() -> None:
         async with rogue(here, "serve") as (member, read):

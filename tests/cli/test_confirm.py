@@ -32,7 +32,7 @@ def key(node: Daemon) -> str:
 
 @pytest.mark.parametrize("words", ACTS)
 def test_act_that_cannot_be_undone_is_asked_for_and_not_in_a_pipe(tmp_path: Path, words: tuple[str, ...]) -> None:
-    with daemon(tmp_path, "--name", "self") as node:
+    with daemon(tmp_path, "--node-name", "self") as node:
         node.wait_for(lambda line: line["event"] == "idle" or (tmp_path / "mesh.json").exists(), "the mesh")
         before = key(node)
         piped = command(tmp_path, words, None)

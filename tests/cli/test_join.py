@@ -151,7 +151,7 @@ def test_start_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         "--client",
         "--bind-port",
         "4433",
-        "--name",
+        "--node-name",
         " den ",
         "--max-clients",
         "3",
@@ -168,13 +168,44 @@ def test_node_name_drops_control_characters_of_the_host_name(monkeypatch: pytest
     assert settings_of(monkeypatch).node_name == ""
 
 
+def test_writer_name_is_the_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of(monkeypatch, "--client", "--blackboard", "--name", " Ann B ").writer_name == "Ann B"
+    monkeypatch.setenv("USER", "d\x1b[0m\u202e\u00f6r@corp")
+    assert settings_of(monkeypatch).writer_name == "d[0m\u00f6r-corp"
+    monkeypatch.setenv("USER", "\u00f6" * 99)
+    assert settings_of(monkeypatch).writer_name == "\u00f6" * 32
+    monkeypatch.delenv("USER")
+    monkeypatch.setattr("getpass.getuser", lambda: "root")
+    assert settings_of(monkeypatch).writer_name == "root"
+
+    def nameless() -> str:
+        raise OSError("No username set in the environment")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert settings_of(monkeypatch).writer_name == ""
+
+
+def test_blackboard_is_on_unless_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        settings_of(monkeypatch, *options)
+        for options in ((), ("--blackboard",), ("--no-blackboard",), ("--blackboard-memory",))
+    ]
+    assert [(it.blackboard, it.board_memory) for it in found] == [
+        (True, False), (True, False), (False, False), (True, True),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--client", "--model", "x"], "--client and --model"),
         (["--client", "--backend", "http://127.0.0.1:1"], "--client and --backend"),
-        (["--name", "a\nb"], "--name"),
-        (["--name", "x" * 300], "--name"),
+        (["--node-name", "a\nb"], "--node-name"),
+        (["--node-name", "x" * 300], "--node-name"),
+        (["--name", "a\nb"], "--name must have"),
+        (["--name", "x" * 65], "--name must have"),
+        (["--name", "ann@attic"], "--name must have"),
+        (["--no-blackboard", "--blackboard-memory"], "--blackboard-memory and --no-blackboard"),
         (["--join", "mesh2-abc"], "damaged"),
     ],
 )

@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
         ([f"--join={INVITE}", "--client"], ["--client"]),
         (["--client", "--join", "@file", "--join", "-"], ["--client"]),
         (["--client", "--join"], ["--client"]),
-        (["--name", "my laptop's"], ["--name", "my laptop's"]),
+        (["--node-name", "my laptop's"], ["--node-name", "my laptop's"]),
         (["--model", "no/such/file.gguf"], ["--model", "no/such/file.gguf"]),
         (["--model"], ["--model"]),
     ],

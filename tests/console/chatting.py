@@ -32,7 +32,7 @@ def chat_rig(home: Path) -> Iterator[ChatRig]:
     """Run both."""
     with ExitStack() as stack:
         backend = stack.enter_context(running_backend(ScriptedBackend("scripted")))
-        node = stack.enter_context(daemon(home, "--backend", backend.url, "--name", "workbench"))
+        node = stack.enter_context(daemon(home, "--backend", backend.url, "--node-name", "workbench"))
         yield ChatRig(node, backend)
 
 

@@ -70,7 +70,7 @@ def of_meshes(browser: Browser) -> None:
 def of_a_chat(browser: Browser) -> None:
     """A chat with the real engine, with desktop and phone viewports."""
     with tempfile.TemporaryDirectory(prefix="mesh-") as home:
-        arguments = ("--model", MODEL, "--ctx-size", "4096", "--name", "workbench")
+        arguments = ("--model", MODEL, "--ctx-size", "4096", "--node-name", "workbench")
         with daemon(Path(home), *arguments) as node:
             node.wait_until_serving()
             with visiting(browser, f"{node.console_url}/#/chat", "dark", node.token) as page:

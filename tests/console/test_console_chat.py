@@ -55,7 +55,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Scr
     with ExitStack() as stack:
         backend = stack.enter_context(running_backend(ScriptedBackend("scripted")))
         home = tmp_path_factory.mktemp("console")
-        arguments = ("--model", MODEL, "--ctx-size", "4096", "--name", "workbench", "--backend", backend.url)
+        arguments = ("--model", MODEL, "--ctx-size", "4096", "--node-name", "workbench", "--backend", backend.url)
         started = stack.enter_context(daemon(home, *arguments))
         yield started.wait_until_serving(), backend
 
@@ -118,7 +118,7 @@ def test_chat_of_a_client_names_the_node_that_answered(
     told = subprocess.run([str(PROGRAM), "invite"], env=environment, capture_output=True, text=True, check=True)
     invite = tmp_path / "invite"
     invite.write_text(told.stdout)
-    with daemon(tmp_path / "client", "--client", "--join", f"@{invite}", "--name", "laptop") as client:
+    with daemon(tmp_path / "client", "--client", "--join", f"@{invite}", "--node-name", "laptop") as client:
         page = visitor.open(client.console_url, client.token)
         expect(page.get_by_role("button", name=f"workbench {MODEL}")).to_be_visible()
         page.get_by_role("link", name="Chat").click()

@@ -43,7 +43,7 @@ for one in "$@"; do echo "$one"; done
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Daemon]:
     """A node that serves a model with options of its own."""
-    with daemon(tmp_path / "a home", "--model", MODEL, "--ctx-size", "2048", "--name", "work bench") as started:
+    with daemon(tmp_path / "a home", "--model", MODEL, "--ctx-size", "2048", "--node-name", "work bench") as started:
         yield started.wait_until_serving()
 
 
@@ -155,7 +155,7 @@ def test_command_for_other_devices_keeps_the_options_of_the_start(
     command = copied(page.get_by_role("region", name="Command that allows other devices"))
     found = shutil.which("mesh-llm")  # a program that the shell finds needs no path
     assert (str(PROGRAM) if found is None or Path(found) != PROGRAM else " mesh-llm ") in command
-    assert command.endswith(f"--model {MODEL} --ctx-size 2048 --name 'work bench' --listen-all")
+    assert command.endswith(f"--model {MODEL} --ctx-size 2048 --node-name 'work bench' --listen-all")
     (elsewhere := tmp_path / "elsewhere").mkdir()
     with running(command, elsewhere) as wait_for:
         wait_for('"phase":"serving"')
@@ -189,7 +189,7 @@ def test_commands_of_an_idle_node_serve_and_join(node: Daemon, visit: Callable[.
         ("Serve a model from the catalogue", "", '"phase":"serving"'),
         ("Join a mesh, share this machine and use its models (it asks for the invite)", invite, '"phase":"joined"'),
     ):
-        with daemon(tmp_path / f"idle {len(stdin)}", "--name", "idler") as idle:
+        with daemon(tmp_path / f"idle {len(stdin)}", "--node-name", "idler") as idle:
             visitor = visit()
             visitor.allow("ERR_")
             page = visitor.open(idle.console_url, idle.token)

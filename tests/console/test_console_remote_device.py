@@ -33,7 +33,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Scr
         backend = stack.enter_context(running_backend(ScriptedBackend("scripted")))
         home = tmp_path_factory.mktemp("remote")
         # A small context bounds the answers of a small model.
-        arguments = ("--listen-all", "--model", MODEL, "--ctx-size", "256", "--name", "workbench")
+        arguments = ("--listen-all", "--model", MODEL, "--ctx-size", "256", "--node-name", "workbench")
         started = stack.enter_context(daemon(home, *arguments, "--backend", backend.url))
         yield started.wait_until_serving(), backend
 
@@ -204,7 +204,7 @@ def test_changed_key_shows_the_key_prompt_again(visit: Callable[..., Visitor]) -
         expect(page.get_by_role("button", name=re.compile("^workbench"))).to_be_visible()
 
 
-@pytest.mark.parametrize("view", ["mesh", "nodes", "models", "chat", "join"])
+@pytest.mark.parametrize("view", ["mesh", "nodes", "models", "chat", "blackboard", "join"])
 def test_view_on_another_device_shows_no_secrets(view: str, visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.allow("401")

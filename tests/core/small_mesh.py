@@ -28,7 +28,8 @@ from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, P
 from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.core.split.corrections import Correction
 from meshllm.core.split.host import MeasuredModel
-from tests.mesh_key import FOUNDER, FakeMeshKey, admitted
+from tests.mesh_key import FOUNDER, NOW, FakeMeshKey, admitted
+from tests.saved_board import SavedBoard, sign_entry
 
 DELAY = 0.01
 DIAL_SECONDS = 5.0
@@ -76,6 +77,8 @@ class SmallMesh:
         self.rejoins: set[int] = set()  # nodes that were in the mesh before
         self.machines: dict[int, bytes] = {}  # the secret id of each node's machine
         self.corrections: dict[int, tuple[Correction, ...]] = {}  # what each keeps on disk
+        self.boards: dict[int, SavedBoard] = {}  # of the nodes that share the blackboard
+        self.clocks: dict[int, float] = {}  # how far ahead the wall clock of a node is (seconds)
         self.busy = 0.0  # seconds that a handshake takes beside the way
         self.cut: Callable[[int, int], bool] = lambda a, b: False
         self.sent: list[tuple[int, int, object]] = []
@@ -90,8 +93,9 @@ class SmallMesh:
         role: Role = Role.NODE,
         mesh: int = 0,
         idle: bool = False,
+        board: bool = False,
     ) -> NodeCore:
-        """Start node `number`; again with a higher incarnation if it ran before."""
+        """Start node `number`; again with a higher incarnation if it ran before. `board`: it shares the blackboard."""
         self.incarnations[number] = self.incarnations.get(number, 0) + 1
         self.numbers[node_id(number)] = number
         self.roles[number] = role
@@ -101,17 +105,25 @@ class SmallMesh:
         config = MeshConfig(node_id(number), mine, role, incarnation, f"n{number}", "t", (1, 1), sign, idle)
         config = replace(config, rejoins=number in self.rejoins, machine=self.machines.get(number, b""))
         config = self._certified(number, config)
+        if board:
+            config = replace(config, sign_entry=sign_entry)
         self.cores[number] = NodeCore(
             config,
             random.Random(self.rng.random()),
             corrections=self.corrections.get(number, ()),
             catalog=self.catalog,
         )
+        if board:
+            self.tell(number, self.boards.setdefault(number, SavedBoard()).opened(self.unix(number)))
         self.tell(number, e.AddressesFound((address(number),)))
         ways = tuple(ways)
         if ways or self.saved.get(number):
             self.tell(number, e.JoinWanted(ways or self.saved[number], invited=bool(ways)))
         return self.cores[number]
+
+    def unix(self, number: int) -> float:
+        """The wall clock of node `number`."""
+        return NOW - 1000 + self.now + self.clocks.get(number, 0.0)
 
     def way(self, number: int) -> BootstrapAddress:
         """A way in as an invite has it."""
@@ -187,7 +199,10 @@ class SmallMesh:
             return config
         rights = self.rights.get(number, ALL_RIGHTS if self.roles[number] is Role.NODE else GUEST_RIGHTS)
         known = self.members.setdefault(
-            number, self.mesh_key.certify(node_id(number), rights, inviter=self.inviters.get(number, FOUNDER))
+            number,
+            self.mesh_key.certify(
+                node_id(number), rights, inviter=self.inviters.get(number, FOUNDER), expires=NOW + 400_000
+            ),
         )
         self.authorities[number] = self.mesh_key.authority(*self.statements.get(number, ()))
         return replace(
@@ -245,6 +260,10 @@ class SmallMesh:
                 self.commands.append((number, command))
             case c.IssueCertificate() | c.TakeCertificate() | c.MakeInvite() | c.TakeInvite() | c.Expelled():
                 self.commands.append((number, command))
+            case _ if number in self.boards:
+                answer = self.boards[number].carry_out(command)
+                if answer is not None:
+                    self._at(0.0, lambda: self.tell(number, answer))
             case _:
                 pass
 

@@ -9,6 +9,7 @@ from meshllm.core import events as e
 from meshllm.core.failures import failure
 from meshllm.core.records import BootstrapAddress
 from meshllm.core.split.lease import Lease
+from tests.core.board.made_entries import entry
 
 LEASE = Lease(b"s" * 16, 3, "m", (), ())
 WAY = BootstrapAddress(b"p" * 16, ())
@@ -22,6 +23,7 @@ ANSWERED: list[tuple[c.Command, type[e.Event]]] = [
     (c.StopWorker(b"s" * 16, 3), e.WorkerGone),
     (c.ProbeBackend("http://b"), e.BackendSilent),
     (c.DialPeer(WAY), e.DialFailed),
+    (c.SavePost(1, entry(1)), e.PostFailed),
 ]
 
 

@@ -45,9 +45,9 @@ def away(status: Status) -> list[tuple[str, list[str]]]:
 
 def test_node_whose_partner_is_off_is_alone_for_now_and_names_it(here: Site) -> None:
     chat = here.model("chat", "attic")
-    words = ("--backend", chat.url, "--name", "attic")
+    words = ("--backend", chat.url, "--node-name", "attic")
     attic = here.node("attic", *words)
-    cellar = here.node("cellar", "--name", "cellar", "--backend", here.model("coder", "cellar").url, join=attic)
+    cellar = here.node("cellar", "--node-name", "cellar", "--backend", here.model("coder", "cellar").url, join=attic)
     attic.until(serves("coder"), "the partner's model")
     cellar.until(joined, "its mesh")
     assert cellar.stop() == 0
@@ -70,15 +70,15 @@ def test_node_whose_partner_is_off_is_alone_for_now_and_names_it(here: Site) -> 
     assert (code, retry is not None) == (503, True), "it was served a moment ago"
     assert "cellar" in message
 
-    cellar = here.node("cellar", "--name", "cellar")
+    cellar = here.node("cellar", "--node-name", "cellar")
     status = attic.until(joined, "the partner")
     assert status["mesh"]["away"] == []
 
 
 def test_model_of_a_host_that_was_killed_is_a_503_that_names_the_host(here: Site) -> None:
-    attic = here.node("attic", "--name", "attic", "--backend", here.model("chat", "attic").url)
-    desk = here.node("desk", "--name", "desk", join=attic)
-    laptop = here.node("laptop", "--client", "--name", "laptop", join=desk)
+    attic = here.node("attic", "--node-name", "attic", "--backend", here.model("chat", "attic").url)
+    desk = here.node("desk", "--node-name", "desk", join=attic)
+    laptop = here.node("laptop", "--client", "--node-name", "laptop", join=desk)
     for one in (desk, laptop):
         one.until(serves("chat"), "the host's model")
     attic.kill()
@@ -93,9 +93,9 @@ def test_model_of_a_host_that_was_killed_is_a_503_that_names_the_host(here: Site
 
 
 def test_client_whose_host_is_off_is_alone_for_now_and_answers_soon(here: Site) -> None:
-    words = ("--name", "attic", "--backend", here.model("chat", "attic").url)
+    words = ("--node-name", "attic", "--backend", here.model("chat", "attic").url)
     attic = here.node("attic", *words)
-    laptop = here.node("laptop", "--client", "--name", "laptop", join=attic)
+    laptop = here.node("laptop", "--client", "--node-name", "laptop", join=attic)
     laptop.until(serves("chat"), "the host's model")
     attic.kill()
     began = time.monotonic()
@@ -119,13 +119,13 @@ def test_client_whose_host_is_off_is_alone_for_now_and_answers_soon(here: Site) 
 
 
 def test_clients_are_listed_and_a_node_that_became_one_has_not_left(here: Site) -> None:
-    attic = here.node("attic", "--name", "attic", "--backend", here.model("chat", "attic").url)
-    desk = here.node("desk", "--name", "desk", join=attic)
+    attic = here.node("attic", "--node-name", "attic", "--backend", here.model("chat", "attic").url)
+    desk = here.node("desk", "--node-name", "desk", join=attic)
     attic.until(joined, "a second node")
     node = desk.until(joined, "its mesh")["mesh"]["node"]
     assert desk.stop() == 0
     attic.until(lambda s: away(s) == [("desk", [])], "its end")
-    desk = here.node("desk", "--name", "desk", "--client")
+    desk = here.node("desk", "--node-name", "desk", "--client")
 
     def clients(status: Status) -> list[tuple[Any, Any]]:
         return [(client["id"], client["name"]) for client in status["mesh"]["client_list"]]

@@ -23,7 +23,29 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshllm.core.board.chain import ChainId
+from meshllm.core.board.entries import (
+    NO_ENTRY,
+    EntryDraft,
+    EntryHeader,
+    EntryId,
+    SignedEntry,
+    body_hash,
+    entry_id,
+)
+from meshllm.core.board.messages import (
+    BoardDifference,
+    BoardDigest,
+    BoardEntries,
+    BoardMessage,
+    BoardWant,
+    ChainRange,
+    ChainState,
+)
+from meshllm.core.board.replica import BoardReplica
+from meshllm.core.commands import Command, Send
 from meshllm.core.demand.levels import DemandLevel, keyed
+from meshllm.core.events import BoardOpened, PostSaved, PostWanted
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.certificates import (
     ALL_RIGHTS,
@@ -32,6 +54,8 @@ from meshllm.core.membership.certificates import (
     Statement,
     StatementKind,
 )
+from meshllm.core.membership.links import LinkState, LinkTable
+from meshllm.core.membership.timers import Timers
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, RecordVersion, Role
 from meshllm.core.split.lease import Commit, Release
 from meshllm.errors import BadInvite, BadMessage, DamagedState, InvalidModelFile
@@ -50,7 +74,7 @@ from meshllm.wire.api.refusal import RequestRefused
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import EventBuffer, parse_event, split_events
 from meshllm.wire.api.stream_repair import repair_response, stream_repair
-from meshllm.wire.mesh import files
+from meshllm.wire.mesh import board, files
 from meshllm.wire.mesh.certificates import (
     CERTIFICATE_BYTES,
     STATEMENT_BYTES,
@@ -65,6 +89,7 @@ from meshllm.wire.mesh.invite import Invite, InviteTerms
 from meshllm.wire.mesh.invite import decode as decode_invite
 from meshllm.wire.mesh.invite import encode as encode_invite
 from meshllm.wire.mesh.records import decode_record, encode_record
+from tests.fuzz.mcp_target import mcp, mcp_messages
 
 _MESH = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 _KEY = MeshKey(_MESH.public_key().public_bytes_raw())
@@ -106,6 +131,81 @@ def _messages() -> Iterator[bytes]:
     yield encode_message(m.ReportDemand((DemandLevel("Qwen3-8B", 3),)))
     yield encode_message(Commit(b"s" * 16, 1))
     yield encode_message(Release(b"s" * 16, 1, "done"))
+    for frames in _boards():
+        yield frames[2 : 2 + int.from_bytes(frames[:2])]
+
+
+_MOMENT = 1_800_000_000
+_MESH_ID = MeshId(b"m" * 16)
+
+
+class _AllShare:
+    """Every node is a member."""
+
+    def may_share(self, node: NodeId, certificate: bytes, unix: float) -> bool:
+        return True
+
+    def holder(self, certificate: bytes, unix: float) -> NodeId | None:
+        return NodeId(certificate[:32])
+
+    def own_certificate(self) -> bytes:
+        return b"c" * CERTIFICATE_BYTES
+
+
+def _board(data: bytes) -> None:
+    """Messages about the blackboard, each with its length before it, of one peer to a node that answers them."""
+    out: list[Command] = []
+    links = LinkTable(_NODE, out, lambda pin: True)
+    links.up(_OTHER, LinkState(Role.NODE, _MESH_ID, PeerAddress("192.0.2.1", 1), 0.01, False, 0.0))
+    replica = BoardReplica(board.board_signer(_MESH.sign), _NODE, lambda: _MESH_ID, _AllShare(), links, Timers(), out)
+    replica.handle(BoardOpened(1, 0, 0, (), (), _MOMENT), 0.0)
+    replica.handle(PostWanted(1, EntryDraft("own")), 0.1)
+    replica.handle(PostSaved(1), 0.1)
+    now, at = 1.0, 0
+    while at + 2 <= len(data):
+        length = int.from_bytes(data[at : at + 2])
+        payload, at = data[at + 2 : at + 2 + length], at + 2 + length
+        now += 0.5
+        with contextlib.suppress(BadMessage):
+            message = decode_message(payload, _accept)
+            if isinstance(message, BoardMessage):
+                replica.message(_OTHER, message, now)
+            elif isinstance(message, m.Digest):
+                replica.hash_seen(_OTHER, message.board, now)
+    replica.expire(now)
+    held = [entry for entry in replica.log if entry.header.author == _NODE and entry.body == "own"]
+    assert held or replica.log.flagged  # by an own signature that this fuzzer forged
+    for command in out:
+        if isinstance(command, Send):
+            encode_message(command.message)
+
+
+def _boards() -> Iterator[bytes]:
+    def framed(*messages: m.Message) -> bytes:
+        packed = [encode_message(message) for message in messages]
+        return b"".join([len(each).to_bytes(2) + each for each in packed])
+
+    def entry(seq: int, body: str, kind: int = 0, target: EntryId = NO_ENTRY, moment: int = 0) -> SignedEntry:
+        text = body.encode()
+        header = EntryHeader(
+            _MESH_ID, _OTHER, 7, seq, _MOMENT * 1000 + moment, kind, "owner/name", "ada", "codex", NO_ENTRY, ("ben",),
+            "issue-1" if kind == 16 else "", 60 if kind == 16 else 0, target, len(text), body_hash(text),
+        )  # fmt: skip
+        data, signature = board.board_signer(_MESH.sign)(header)
+        return SignedEntry(header, data, signature, entry_id(data), body)
+
+    one, chain = entry(1, "STATUS: begun"), ChainId(_OTHER, 7)
+    certificate = (_OTHER + bytes(CERTIFICATE_BYTES - 32),)
+    yield framed(BoardEntries((one, entry(2, "", 19, one.id)), certificate, push=True))
+    yield framed(BoardEntries((one,)), BoardEntries((entry(1, "another text"),), end=True))
+    yield framed(
+        BoardEntries((entry(3, "claimed", 16), entry(9, "", 17, one.id, 1000)), push=True), BoardDigest(0, bytes(4))
+    )
+    yield framed(BoardDifference(0, (0,), (ChainState(chain, 5, 1),)), BoardEntries((one, entry(5, "x")), end=True))
+    yield framed(m.Digest(0, bytes(4), b"", b"h" * 8), BoardWant((ChainRange(ChainId(_NODE, 1), 1, 9),)))
+    yield framed(
+        BoardDifference(1, (1,), (ChainState(chain, 5, 1, True),), reply=True), BoardWant((ChainRange(chain, 0, 0),))
+    )
 
 
 def _record(data: bytes) -> None:
@@ -465,6 +565,7 @@ TARGETS = {
     target.name: target
     for target in (
         FuzzTarget("message", _message, _messages),
+        FuzzTarget("board", _board, _boards),
         FuzzTarget("record", _record, _records),
         FuzzTarget("hello", _hello, _hellos),
         FuzzTarget("invite", _invite, _invites),
@@ -476,6 +577,7 @@ TARGETS = {
         FuzzTarget("streams", _streams, _event_streams),
         FuzzTarget("json", _json, _jsons),
         FuzzTarget("gguf", _gguf, _ggufs),
+        FuzzTarget("mcp", mcp, mcp_messages),
         FuzzTarget("mesh-state", _mesh_state, _mesh_states),
         FuzzTarget("resume-table", _resume_table, _resume_tables),
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.sim import demand, restarts
+from tests.sim import board, demand, restarts
 from tests.sim.play import Failed, Figure, Player
 from tests.sim.scenario import Scenario, ScenarioError, Step, parse
 
@@ -26,6 +26,8 @@ LINE_SECONDS = 20.0
 RESTARTS = "restarts"
 # Placement that follows demand, with options of its own (`demand.py`).
 DEMAND = "demand"
+# The blackboard, with options of its own (`board.py`).
+BOARD = "board"
 
 
 def read(name: str, size: int | None = None) -> Scenario:
@@ -130,11 +132,13 @@ def main() -> int:
     """Parse and run; the exit code."""
     if sys.argv[1:2] == [DEMAND]:
         return demand.main(sys.argv[2:])
+    if sys.argv[1:2] == [BOARD]:
+        return board.main(sys.argv[2:])
     names = sorted(path.stem for path in SCENARIOS.glob("*.txt"))
     parser = argparse.ArgumentParser(prog="scripts/sim", description="Meshes on virtual time; figures, not timings.")
     parser.add_argument(
         "scenario",
-        help=f"one of {', '.join(names)}, {RESTARTS} (of a split), {DEMAND}, or a file in the language of "
+        help=f"one of {', '.join(names)}, {RESTARTS} (of a split), {DEMAND}, {BOARD}, or a file in the language of "
         "tests/sim/scenario.py",
     )
     parser.add_argument("--nodes", type=int, help="how many nodes (default: as the scenario says)")

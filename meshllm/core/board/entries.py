@@ -6,8 +6,10 @@ A text can be erased everywhere while the header stays: it proves that nothing e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from hashlib import blake2b
 from typing import NewType
 
 from meshllm.core.ids import MeshId, NodeId
@@ -123,3 +125,17 @@ class SignedEntry:
     id: EntryId
     body: str | None
     first_seen: int = 0
+
+
+# Writes the bytes of a header and signs them.
+SignEntry = Callable[[EntryHeader], tuple[bytes, bytes]]
+
+
+def body_hash(body: bytes) -> bytes:
+    """What a header says of its text (UTF-8)."""
+    return blake2b(body, digest_size=ENTRY_ID_BYTES, person=b"board body").digest()
+
+
+def entry_id(data: bytes) -> EntryId:
+    """The id of the entry whose header has these bytes."""
+    return EntryId(blake2b(data, digest_size=ENTRY_ID_BYTES, person=b"board entry").digest())

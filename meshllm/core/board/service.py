@@ -77,10 +77,13 @@ class PostAnswer:
 
 @dataclass(frozen=True, slots=True)
 class FeedQuery:
-    """Which messages to list, newest first. `room` empty: the common room; ALL_ROOMS: all. `author`: a part of the
-    writer's or the node's name. `hours`: how far back. `to_me`: only those that name the reader. `mine`: only those
-    of this node. `thread`: an id, or the beginning of one, of any message of a thread. `kind`: as in `BoardPost`. `after`:
-    only messages that came after the page with that `cursor`; `wait_seconds`: with `after`, how long to wait for one."""
+    """Which messages to list, newest first.
+
+    `room` empty: the common room; ALL_ROOMS: all. `author`: a part of the writer's or the node's name. `hours`: how far
+    back. `to_me`: only those that name the reader. `mine`: only those of this node. `thread`: an id, or the beginning
+    of one, of any message of a thread. `kind`: as in `BoardPost`. `after`: only messages that came after the page with
+    that `cursor`; `wait_seconds`: with `after`, how long to wait for one.
+    """
 
     room: str = ALL_ROOMS
     author: str = ""
@@ -146,7 +149,7 @@ class ClaimWish:
 @dataclass(frozen=True, slots=True)
 class ClaimAnswer:
     """`granted`: whether the writer holds the claim now (with `release`: whether it was released). `holder`: who holds
-    it and until when, None if nobody. Claims are soft: an agreement, not a lock."""
+    it and until when, None if no writer does. Claims are soft: an agreement, not a lock."""
 
     granted: bool
     holder: ClaimFacts | None

@@ -25,16 +25,19 @@ class AntiEntropy:
         links: LinkTable,
         send: Callable[[NodeId, Message], None],
         statements_hash: Callable[[], bytes],
+        board_hash: Callable[[], bytes],
     ) -> None:
-        """`statements_hash` returns the hash of the statements of the mesh key, or nothing."""
+        """`statements_hash` returns the hash of the statements of the mesh key, `board_hash` that of the blackboard, or
+        nothing."""
         self._statements_hash = statements_hash
+        self._board_hash = board_hash
         self._table = table
         self._links = links
         self._send = send
 
     def begin(self, peer: NodeId) -> None:
         """Send `peer` a digest of the table."""
-        digest = replace(self._table.summary.digest(), statements=self._statements_hash())
+        digest = replace(self._table.summary.digest(), statements=self._statements_hash(), board=self._board_hash())
         self._links[peer].digest_bits = digest.bits
         self._send(peer, digest)
 

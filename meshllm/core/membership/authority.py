@@ -305,6 +305,15 @@ class Authority:
         void = read.key != self.key and (read.key != self.previous or found.terms not in self._grace)
         return None if void else found
 
+    def holder(self, data: bytes, now_unix: float) -> NodeId | None:
+        """Whose certificate these bytes are, if it counts now."""
+        keys = (self.key,) if self.previous is None else (self.key, self.previous)
+        read = self._read.get(data) or self._read_certificate(data, keys)
+        if read is None:
+            return None
+        node = self.successor(read.certificate.node)
+        return node if self.certificate(data, node, now_unix) is not None else None
+
     def admit(self, signed: SignedRecord, now_unix: float) -> SignedRecord | None:
         """The record as far as its certificate allows; None if its node is no member with a record."""
         record = signed.record

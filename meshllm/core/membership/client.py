@@ -11,11 +11,12 @@ from collections.abc import Collection
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
+from meshllm.core.membership.board_participant import BoardParticipant
 from meshllm.core.membership.client_table import Providers
 from meshllm.core.membership.failure_detector import FailureDetector
 from meshllm.core.membership.links import LinkProbes, LinkState, Rng
 from meshllm.core.membership.own_record import MeshConfig
-from meshllm.core.membership.participant import MeshParticipant, jittered
+from meshllm.core.membership.participant import jittered
 from meshllm.core.membership.table import MemberEntry
 from meshllm.core.membership.timers import Timer
 from meshllm.core.membership.views import JoinPhase, PeerStatus
@@ -30,7 +31,7 @@ LINK_IDLE_SECONDS = 60.0
 MAX_SAVED = 64
 
 
-class ClientMember(MeshParticipant):
+class ClientMember(BoardParticipant):
     """The mesh from a client's side."""
 
     def __init__(self, config: MeshConfig, rng: Rng) -> None:

@@ -9,6 +9,7 @@ from meshllm.core import events as e
 from meshllm.core.demand.mesh_demand import DemandClaim
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.anti_entropy import AntiEntropy
+from meshllm.core.membership.board_participant import BoardParticipant
 from meshllm.core.membership.broadcast import RecordBroadcast
 from meshllm.core.membership.certificates import Right, is_owner
 from meshllm.core.membership.client_table import Subscribers
@@ -16,7 +17,7 @@ from meshllm.core.membership.failure_detector import FailureDetector
 from meshllm.core.membership.link_policy import RECONNECT_SECONDS, LinkPolicy
 from meshllm.core.membership.links import LinkState, Rng
 from meshllm.core.membership.own_record import MeshConfig, OwnRecord
-from meshllm.core.membership.participant import MeshParticipant, jittered
+from meshllm.core.membership.participant import jittered
 from meshllm.core.membership.table import MemberEntry, MembershipTable, MergeResult
 from meshllm.core.membership.timers import Timer
 from meshllm.core.membership.views import PeerStatus
@@ -40,7 +41,7 @@ VERSION_HINT_PRICE = 20.0
 WANTED_PRICE, WANTED_NODES_PER_TOKEN = 2.0, 50.0
 
 
-class Member(MeshParticipant):
+class Member(BoardParticipant):
     """The mesh from a node's side."""
 
     def __init__(self, config: MeshConfig, rng: Rng) -> None:
@@ -50,7 +51,9 @@ class Member(MeshParticipant):
         self._moved = config.moved
         self._broadcast = RecordBroadcast(self._own, self._table, self._links, self._timers, self._out, rng)
         self.link_policy = LinkPolicy(self._table, self._links, self._own, self._out, rng)
-        self._anti_entropy = AntiEntropy(self._table, self._links, self._send, self._statements_hash)
+        self._anti_entropy = AntiEntropy(
+            self._table, self._links, self._send, self._statements_hash, lambda: self._board.hash
+        )
         self._detector = FailureDetector(self._timers, self.link_policy)
         self._subscribers = Subscribers(self._send, self._routable)
 
@@ -209,6 +212,7 @@ class Member(MeshParticipant):
                 if link.allowance.take(now, DIGEST_PRICE):
                     self._compare_statements(peer, link, message.statements, now)
                     self._anti_entropy.answer(peer, message)
+                    self._board.hash_seen(peer, message.board, now)
             case m.Difference():
                 self._difference(peer, link, message, now)
             case m.Wanted():

@@ -28,10 +28,11 @@ class Ping(Message):
 
 @dataclass(frozen=True, slots=True)
 class Pong(Message):
-    """The answer to a `Ping`, with the load of the sender's models."""
+    """The answer to a `Ping`, with the load of the sender's models. `board`: to a client, as in `Digest`."""
 
     number: int
     loads: tuple[ModelLoad, ...] = ()
+    board: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,14 @@ class Digest(Message):
     """A digest of the sender's table: 2**`bits` buckets by the first bits of the node id, 4 bytes each.
 
     A bucket's hash is the XOR of the hashes of each id and version in it (`summary.Summary`). `statements`: the hash of
-    the sender's statements (`Authority.hash`), empty if it has no mesh key.
+    the sender's statements (`Authority.hash`), empty if it has no mesh key. `board`: the hash of its blackboard, empty
+    if it has none.
     """
 
     bits: int
     hashes: bytes
     statements: bytes = b""
+    board: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from meshllm.core.board.entries import SignEntry
 from meshllm.core.demand.levels import keyed
 from meshllm.core.membership.authority import Authority
 from meshllm.core.membership.certificates import NO_RIGHTS, Right
@@ -44,7 +45,8 @@ class MeshConfig:
     `key_grace`: how long those of the previous mesh key count yet (seconds). `lease_refusal`: why it accepts no lease
     at all ("": it does). `rejoins`: it was in this mesh with others before, so that without an answer it is alone for
     now, and nothing has failed. `moved`: this home comes from another place; if another machine has the same identity,
-    this one steps back. `machine`: the secret id of this machine, published as `machine_in`.
+    this one steps back. `machine`: the secret id of this machine, published as `machine_in`. `sign_entry` signs entries
+    of the blackboard; None: this node has none.
     """
 
     node: NodeId
@@ -64,6 +66,7 @@ class MeshConfig:
     rejoins: bool = False
     moved: bool = False
     machine: bytes = b""
+    sign_entry: SignEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,6 +261,9 @@ class MeshParticipant(ABC):
     def _loads(self) -> tuple[ModelLoad, ...]:
         return ()
 
+    def _board_hash(self, link: LinkState) -> bytes:
+        return b""
+
     # -- events
 
     def _dispatch(self, event: e.Event, now: float) -> None:
@@ -340,7 +343,7 @@ class MeshParticipant(ABC):
         match message:
             case m.Ping():
                 if link.allowance.take(now, PING_PRICE):
-                    self._send(peer, m.Pong(message.number, self._loads()))
+                    self._send(peer, m.Pong(message.number, self._loads(), self._board_hash(link)))
             case m.Pong():
                 self._pong(peer, link, message, now)
             case m.Adopted():

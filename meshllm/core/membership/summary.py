@@ -69,6 +69,11 @@ class Summary:
         """The number of bits that gives about one node per bucket, within the bounds."""
         return min(MAX_DIGEST_BITS, max(0, len(self._ids) - 1).bit_length())
 
+    @property
+    def bucket_hashes(self) -> Sequence[int]:
+        """The hash of each of the `BUCKETS` buckets, 32 bits."""
+        return self._hashes
+
     def digest(self) -> Digest:
         """The digest to send."""
         bits = self.bits()

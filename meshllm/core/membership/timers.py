@@ -36,6 +36,7 @@ class Timer(IntEnum):
     JOIN_SYNC = auto()
     JOIN_MORE = auto()
     JOIN_RETRY = auto()
+    BOARD = auto()
 
 
 # The timer, and the node it is about (empty: none in particular).

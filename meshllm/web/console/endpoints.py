@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
+from meshllm.core.board.service import BoardFacts, BoardNotice, BoardPage, ClaimAnswer, PostAnswer, ScrubPreview
 from meshllm.core.memory.fit_preview import FitOutlook
 from meshllm.core.snapshot import Purpose
+from meshllm.web.console import board_models
 from meshllm.web.console.downloads import DownloadRequest
 from meshllm.web.console.request_status import RequestsAnswer
 from meshllm.web.console.status import NodeStatus
@@ -203,19 +205,23 @@ class ErrorAnswer(_Body):
 
 @dataclass(frozen=True, slots=True)
 class ConsoleEndpoint:
-    """One path of the console. `answer` is the model of a JSON answer, None for another content type.
+    """One path of the console. `answer` is the model or dataclass of a JSON answer, None for another content type;
+    `query` has the parameters of the URL.
 
     `owner_only`: served only with the run's token, on this machine; the handler is called for no other caller. All
-    endpoints that change something or give a secret are. `open_to_all`: served to other machines without the key.
+    endpoints that change something or give a secret are. `owner_or_key`: on this machine likewise, and to other
+    machines with the key. `open_to_all`: served to other machines without the key.
     """
 
     method: str
     path: str
     summary: str = ""
-    answer: type[BaseModel] | None = None
+    answer: type[Any] | None = None
     body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
     content_type: str = "application/json"
     owner_only: bool = False
+    owner_or_key: bool = False
     open_to_all: bool = False
     documented: bool = True
 
@@ -234,7 +240,8 @@ STATUS: Final = ConsoleEndpoint("GET", "/api/status", "The status of this node."
 EVENTS: Final = ConsoleEndpoint(
     "GET",
     "/api/events",
-    "The status whenever it changes, as server-sent events called 'status'.",
+    "The status whenever it changes, as server-sent events called 'status'; and for those who may read the blackboard "
+    "events called 'blackboard' when it has changed, with the cursor of the feed.",
     content_type="text/event-stream",
 )
 REQUESTS: Final = ConsoleEndpoint("GET", "/api/requests", "The last requests of the API.", RequestsAnswer)
@@ -294,6 +301,74 @@ ATTACH: Final = ConsoleEndpoint(
 LIBRARY: Final = ConsoleEndpoint(
     "POST", "/api/models/library", "The models that can be loaded or downloaded.", LibraryAnswer, owner_only=True
 )
+# Spoken by agents, whose protocol describes itself. Checks its callers itself: token or key, on this machine.
+MCP: Final = ConsoleEndpoint("POST", "/mcp", documented=False)
+_BOARD: Final = "/api/blackboard"
+BOARD_POST: Final = ConsoleEndpoint(
+    "POST", f"{_BOARD}/post", "Posts a message.", PostAnswer, board_models.PostRequest, owner_only=True
+)
+BOARD_FEED: Final = ConsoleEndpoint(
+    "GET",
+    f"{_BOARD}/feed",
+    "The messages, the newest first.",
+    BoardPage,
+    query=board_models.FeedParameters,
+    owner_or_key=True,
+)
+BOARD_SEARCH: Final = ConsoleEndpoint(
+    "GET",
+    f"{_BOARD}/search",
+    "The messages that have one of the words, the best first.",
+    BoardPage,
+    query=board_models.SearchParameters,
+    owner_or_key=True,
+)
+BOARD_CLAIM: Final = ConsoleEndpoint(
+    "POST",
+    f"{_BOARD}/claim",
+    "Acquires, renews or releases a claim.",
+    ClaimAnswer,
+    board_models.ClaimRequest,
+    owner_only=True,
+)
+BOARD_CLAIMS: Final = ConsoleEndpoint(
+    "GET",
+    f"{_BOARD}/claims",
+    "The claims that hold now.",
+    board_models.ClaimsAnswer,
+    query=board_models.ClaimsParameters,
+    owner_or_key=True,
+)
+BOARD_ROOMS: Final = ConsoleEndpoint(
+    "GET", f"{_BOARD}/rooms", "The rooms with messages.", board_models.RoomsAnswer, owner_or_key=True
+)
+BOARD_FACTS: Final = ConsoleEndpoint(
+    "GET", f"{_BOARD}/facts", "Whether this node has a blackboard, and its state.", BoardFacts, owner_or_key=True
+)
+BOARD_RETRACT: Final = ConsoleEndpoint(
+    "POST",
+    f"{_BOARD}/retract",
+    "Erases the text of a message of this node on all nodes.",
+    board_models.RetractAnswer,
+    board_models.RetractRequest,
+    owner_only=True,
+)
+BOARD_PREVIEW: Final = ConsoleEndpoint(
+    "POST",
+    f"{_BOARD}/preview",
+    "What posting would make of a text. Nothing is posted.",
+    ScrubPreview,
+    board_models.PreviewRequest,
+    owner_only=True,
+)
+BOARD_NOTICE: Final = ConsoleEndpoint(
+    "POST",
+    f"{_BOARD}/notice",
+    "How many messages name a reader that it was not told of yet; it counts as told then.",
+    BoardNotice,
+    board_models.NoticeRequest,
+    owner_only=True,
+)
 OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
 
 ENDPOINTS: Final = (
@@ -313,5 +388,15 @@ ENDPOINTS: Final = (
     DROP,
     ATTACH,
     LIBRARY,
+    BOARD_POST,
+    BOARD_FEED,
+    BOARD_SEARCH,
+    BOARD_CLAIM,
+    BOARD_CLAIMS,
+    BOARD_ROOMS,
+    BOARD_FACTS,
+    BOARD_RETRACT,
+    BOARD_PREVIEW,
+    BOARD_NOTICE,
     OPENAPI,
 )

@@ -19,12 +19,15 @@ from weakref import WeakSet
 
 from aiohttp import web
 
+from meshllm.core.board.service import Blackboard
 from meshllm.errors import MeshError
 from meshllm.web.console import endpoints
 from meshllm.web.console.attaching import AttachHandler
+from meshllm.web.console.board import BoardHandlers
 from meshllm.web.console.downloads import Download, DownloadHandler
 from meshllm.web.console.endpoints import TOKEN_HEADER, ConsoleRoute, Handler, InviteAnswer, InviteOptions, KeyAnswer
 from meshllm.web.console.invitation import Invitation, InviteWish
+from meshllm.web.console.mcp import McpExchange, McpHandler
 from meshllm.web.console.members import MemberHandlers, Members
 from meshllm.web.console.model_acts import ModelActs, ModelHandlers
 from meshllm.web.console.openapi import document
@@ -46,8 +49,8 @@ MAX_VIEWERS = 64
 MAX_FOREIGN_VIEWERS = 32
 # An idle connection is closed after this.
 IDLE_SECONDS = 75.0
-# Longest body of a request.
-MAX_BODY_BYTES = 8192
+# Longest body of a request: a message of 4,096 bytes whose characters are all escaped (six for a byte) and the rest.
+MAX_BODY_BYTES = 32 << 10
 # Headers that browsers add to requests of web pages.
 BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
 # Longest lifetime of an invite: 30 days. Longest membership: ten years.
@@ -72,6 +75,8 @@ class ConsoleSources:
     members: Callable[[], Members]
     models: Callable[[], ModelActs]
     attach: Callable[[], AbstractContextManager[None]]
+    board: Callable[[], Blackboard]
+    mcp: McpExchange | None = None
 
 
 class ConsoleHandlers:
@@ -88,6 +93,9 @@ class ConsoleHandlers:
         self._downloads = DownloadHandler(sources.download) if sources.download is not None else None
         self._change = asyncio.Event()
         self._version = 0
+        # Set with each change of the status or the blackboard.
+        self._any_change = asyncio.Event()
+        self._board_version, self._board_cursor = 0, ""
         self._cache = StatusCache(sources.status, lambda: asyncio.get_running_loop().time())
         self._viewers = self._foreign_viewers = 0
         self._closing = False
@@ -95,11 +103,14 @@ class ConsoleHandlers:
         # The connections that have sent a request.
         self.asked = WeakSet[asyncio.BaseTransport]()
         self._owner_only: set[Handler] = set()
+        self._owner_or_key: set[Handler] = set()
         app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
         members = MemberHandlers(sources.members)
         models = ModelHandlers(sources.models)
         attaching = AttachHandler(sources.attach)
-        for route in (*self._routes(), *members.routes(), *models.routes(), *attaching.routes(), *sources.routes):
+        self._board = BoardHandlers(sources.board, lambda request: request[OWNER])
+        more = (*members.routes(), *models.routes(), *attaching.routes(), *self._board.routes(), *self._mcp(sources))
+        for route in (*self._routes(), *more, *sources.routes):
             app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
             if route.endpoint.method == "GET":
                 app.router.add_route("HEAD", route.endpoint.path, route.handler)
@@ -107,6 +118,8 @@ class ConsoleHandlers:
                 self._open_to_all.add(route.handler)
             if route.endpoint.owner_only:
                 self._owner_only.add(route.handler)
+            if route.endpoint.owner_or_key:
+                self._owner_or_key.add(route.handler)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=IDLE_SECONDS)
 
     def _routes(self) -> tuple[ConsoleRoute, ...]:
@@ -121,6 +134,11 @@ class ConsoleHandlers:
             ConsoleRoute(endpoints.KEY, self._key),
             ConsoleRoute(endpoints.DOWNLOADS, self._download),
         )
+
+    def _mcp(self, sources: ConsoleSources) -> tuple[ConsoleRoute, ...]:
+        if sources.mcp is None:
+            return ()
+        return McpHandler(self._policy, sources.mcp, lambda request: (request[NEAR], request[OWNER])).routes()
 
     async def start(self) -> None:
         """Prepare for connections."""
@@ -147,10 +165,22 @@ class ConsoleHandlers:
         self._version += 1
         event, self._change = self._change, asyncio.Event()
         event.set()
+        self._wake_readers()
+
+    def board_changed(self, cursor: str) -> None:
+        """The blackboard has changed: tell all viewers that may read it. `cursor`: that of its last page."""
+        self._board_version += 1
+        self._board_cursor = cursor
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        event, self._any_change = self._any_change, asyncio.Event()
+        event.set()
 
     async def close(self) -> None:
         """End all event streams and close the connections."""
         self._closing = True
+        self._board.close()
         self.changed()
         await self._runner.cleanup()
 
@@ -189,6 +219,8 @@ class ConsoleHandlers:
         owner = near and self._has_token(headers)
         if denied is None and request.match_info.handler in self._owner_only:
             denied = _refuse_act(request, near=near, owner=owner)
+        if denied is None and near and request.match_info.handler in self._owner_or_key:
+            denied = _refuse_reader(request, owner=owner)
         return near, owner, denied
 
     def _has_token(self, headers: dict[bytes, bytes]) -> bool:
@@ -283,19 +315,22 @@ class ConsoleHandlers:
 
     async def _send_events(self, request: web.Request, response: web.StreamResponse) -> None:
         audience = self._audience(request, self._status().api) if not request[OWNER] else None
-        sent = -1
+        reads_board = request[OWNER] or not request[NEAR]
+        sent, told = -1, self._board_version
         while not self._closing:
+            text = ""
             if sent != self._version:
                 sent = self._version
                 text = f"event: status\nid: {sent}\ndata: {self._cache.text(sent, audience)}\n\n"
-            else:
-                text = ": still here\n\n"
+            if reads_board and told != self._board_version:
+                told = self._board_version
+                text += f"event: blackboard\ndata: {json.dumps({'cursor': self._board_cursor})}\n\n"
             async with asyncio.timeout(WRITE_SECONDS):
-                await response.write(text.encode())
+                await response.write((text or ": still here\n\n").encode())
             # Read before the pause, so that a change during the pause is not missed.
-            change = self._change
+            change = self._any_change if reads_board else self._change
             await asyncio.sleep(MIN_INTERVAL_SECONDS)
-            if sent == self._version:
+            if sent == self._version and not (reads_board and told != self._board_version):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
                         await change.wait()
@@ -317,6 +352,15 @@ def _json_text(text: str) -> web.Response:
     return web.Response(text=text, content_type="application/json")
 
 
+TOKEN_REQUIRED = AccessDenied(
+    403,
+    "token_required",
+    "This needs the token of the node's run. Use the mesh-llm command as the user who runs the node, with its "
+    "MESH_LLM_HOME, or open the page with 'mesh-llm console'.",
+)
+NOT_FOR_PAGES = AccessDenied(403, "not_for_pages", "This is not available to web pages other than the console's own.")
+
+
 def _refuse_act(request: web.Request, *, near: bool, owner: bool) -> AccessDenied | None:
     """Why an owner's act is denied, or None.
 
@@ -326,14 +370,24 @@ def _refuse_act(request: web.Request, *, near: bool, owner: bool) -> AccessDenie
     if not near:
         return AccessDenied(403, "read_only", "This is available on the node's own machine only.")
     if not owner:
-        return AccessDenied(
-            403,
-            "token_required",
-            "This needs the token of the node's run. Use the mesh-llm command as the user who runs the node, with its "
-            "MESH_LLM_HOME, or open the page with 'mesh-llm console'.",
-        )
+        return TOKEN_REQUIRED
     headers = request.headers
     own_page = headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") == f"http://{request.host}"
-    if own_page or not any(name in headers for name in BROWSER_HEADERS):
-        return None
-    return AccessDenied(403, "not_for_pages", "This is not available to web pages other than the console's own.")
+    return None if own_page or not _is_browser(request) else NOT_FOR_PAGES
+
+
+def _refuse_reader(request: web.Request, *, owner: bool) -> AccessDenied | None:
+    """Why reading is denied to a caller on this machine, or None. Browsers send no Origin when a page reads from its
+    own server."""
+    if not owner:
+        return TOKEN_REQUIRED
+    headers = request.headers
+    own_page = headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") in (
+        None,
+        f"http://{request.host}",
+    )
+    return None if own_page or not _is_browser(request) else NOT_FOR_PAGES
+
+
+def _is_browser(request: web.Request) -> bool:
+    return any(name in request.headers for name in BROWSER_HEADERS)

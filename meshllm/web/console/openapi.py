@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 
 from meshllm import __version__
 from meshllm.web.console.endpoints import ENDPOINTS, TOKEN_HEADER, ConsoleEndpoint, ErrorAnswer
@@ -20,20 +20,31 @@ _SCHEMAS = "#/components/schemas/"
 @functools.cache
 def document() -> dict[str, Any]:
     """The document as JSON values."""
-    used: dict[tuple[type[BaseModel], Literal["validation", "serialization"]], None] = {}
+    used: dict[tuple[type[Any], Literal["validation", "serialization"]], None] = {}
     for endpoint in ENDPOINTS:
         if endpoint.answer is not None:
             used[endpoint.answer, "serialization"] = None
         if endpoint.body is not None:
             used[endpoint.body, "validation"] = None
     used[ErrorAnswer, "serialization"] = None
-    _, schemas = models_json_schema(list(used), ref_template=_SCHEMAS + "{model}")
+    adapters = [(kind.__name__, mode, TypeAdapter[Any](kind)) for kind, mode in used]
+    template = _SCHEMAS + "{model}"
+    _, schemas = TypeAdapter.json_schemas(adapters, ref_template=template, schema_generator=_SchemaGenerator)
     return {
         "openapi": "3.1.0",
         "info": {"title": "mesh-llm console", "version": __version__},
         "paths": {endpoint.path: {endpoint.method.lower(): _operation(endpoint)} for endpoint in ENDPOINTS},
         "components": {"schemas": {name: _undocumented_enum(schema) for name, schema in schemas["$defs"].items()}},
     }
+
+
+class _SchemaGenerator(GenerateJsonSchema):
+    """Fields of dataclasses that have a default are always sent."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        """Whether the schema lists the field as required."""
+        sent = self.mode == "serialization" and field["type"] == "dataclass-field"
+        return sent or super().field_is_required(field, total)
 
 
 def _undocumented_enum(schema: dict[str, Any]) -> dict[str, Any]:
@@ -50,10 +61,22 @@ def _operation(endpoint: ConsoleEndpoint) -> dict[str, Any]:
             "default": {"description": "An error.", "content": _json(ErrorAnswer)},
         },
     }
-    if endpoint.owner_only:
+    parameters: list[dict[str, Any]] = []
+    if endpoint.owner_only or endpoint.owner_or_key:
         what = "The token of this run, in daemon.json of the node's home."
-        parameter = {"name": TOKEN_HEADER, "in": "header", "required": True, "schema": {"type": "string"}}
-        operation["parameters"] = [parameter | {"description": what}]
+        if endpoint.owner_or_key:
+            what += " Callers on other machines send the API key instead."
+        parameter = {"name": TOKEN_HEADER, "in": "header", "required": endpoint.owner_only}
+        parameters.append(parameter | {"schema": {"type": "string"}, "description": what})
+    if endpoint.query is not None:
+        schema = endpoint.query.model_json_schema()
+        required = schema.get("required", ())
+        parameters += (
+            {"name": name, "in": "query", "required": name in required, "schema": facts}
+            for name, facts in schema["properties"].items()
+        )
+    if parameters:
+        operation["parameters"] = parameters
     if endpoint.body is not None:
         operation["requestBody"] = {"required": False, "content": _json(endpoint.body)}
     return operation

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from meshllm.errors import EnvironmentFailure, port_taken
+from meshllm.errors import BoardOff, EnvironmentFailure, port_taken
 from meshllm.tasks import Owner
 from meshllm.util.threads import StopSignal, in_thread
 from meshllm.web.console.invitation import Invitation, InviteWish
@@ -23,9 +23,11 @@ from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.http.access_control import AccessPolicy, is_loopback, network_of
 
 if TYPE_CHECKING:
+    from meshllm.core.board.service import Blackboard
     from meshllm.web.console.downloads import Download
     from meshllm.web.console.endpoints import ConsoleRoute
     from meshllm.web.console.handlers import ConsoleHandlers, ConsoleSources
+    from meshllm.web.console.mcp import McpExchange
     from meshllm.web.console.members import Members
     from meshllm.web.console.page_files import PageFiles
     from meshllm.web.console.status import NodeStatus
@@ -52,6 +54,11 @@ def no_members() -> Members:
     raise EnvironmentFailure("This node has no mesh.")
 
 
+def no_board() -> Blackboard:
+    """Always raises BoardOff: the node has no blackboard."""
+    raise BoardOff("This node has no blackboard.")
+
+
 class Console:
     """Serves the page and the console API.
 
@@ -59,7 +66,8 @@ class Console:
     as wished, or raises MeshError; `members` and `models` do the owner's other acts. `requests` returns the
     last API requests, the newest first. `download` downloads models for the command line (None: refused). `routes` are
     additional endpoints.
-    `attach` is entered while a launcher of an agent is attached.
+    `attach` is entered while a launcher of an agent is attached. `board` returns the blackboard; `board_changed` must
+    be called whenever it changes. `mcp` answers messages of the Model Context Protocol (None: there is none).
     `token` is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
@@ -77,11 +85,15 @@ class Console:
         members: Callable[[], Members] = no_members,
         models: Callable[[], ModelActs] = no_models,
         attach: Callable[[], AbstractContextManager[None]] = nullcontext,
+        board: Callable[[], Blackboard] = no_board,
+        mcp: McpExchange | None = None,
     ) -> None:
         self._policy = policy
 
         def sources(make: type[ConsoleSources]) -> ConsoleSources:
-            return make(status, invite, page, requests, download, routes, token, audit, members, models, attach)
+            return make(
+                status, invite, page, requests, download, routes, token, audit, members, models, attach, board, mcp
+            )
 
         self._sources = sources
         self._handlers: ConsoleHandlers | None = None
@@ -121,6 +133,11 @@ class Console:
         """The status has changed: send it to all viewers."""
         if self._handlers is not None:
             self._handlers.changed()
+
+    def board_changed(self, cursor: str) -> None:
+        """The blackboard has changed: tell the viewers that may read it. `cursor`: that of its last page."""
+        if self._handlers is not None:
+            self._handlers.board_changed(cursor)
 
     async def close(self) -> None:
         """End all event streams and stop listening."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import msgpack
 
+from meshllm.core.board import messages as w
+from meshllm.core.board.log import SUMMARY_HASH_BYTES
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.authority import HASH_BYTES as STATEMENTS_HASH_BYTES
 from meshllm.core.membership.messages import MAX_DIGEST_BITS, Message
@@ -30,8 +32,8 @@ from meshllm.core.records import (
 )
 from meshllm.core.split import lease as n
 from meshllm.errors import BadMessage
+from meshllm.wire.mesh import board, leases, memberships
 from meshllm.wire.mesh import fields as f
-from meshllm.wire.mesh import leases, memberships
 from meshllm.wire.mesh.records import (
     SIGNATURE_BYTES,
     decode_record,
@@ -86,13 +88,15 @@ def encode_message(message: Message) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ParsedMessage:
-    """A decoded message whose records, as (body, signature), are neither decoded nor verified yet.
+    """A decoded message whose records, as (body, signature), are neither decoded nor verified yet. `checks`: other
+    signatures in it that must be valid, as (node, signed bytes, signature).
 
     `build` makes the message from the verified records and the nodes of those that were left out as stale.
     """
 
     records: tuple[tuple[bytes, bytes], ...]
     build: Callable[[tuple[SignedRecord, ...], tuple[NodeId, ...]], Message]
+    checks: tuple[tuple[NodeId, bytes, bytes], ...] = ()
 
 
 def decode_message(payload: bytes, verify: Verify) -> Message | None:
@@ -103,6 +107,8 @@ def decode_message(payload: bytes, verify: Verify) -> Message | None:
     parsed = parse_message(payload)
     if parsed is None:
         return None
+    if not all(verify(*check) for check in parsed.checks):
+        raise BadMessage("entry: invalid signature")
     found = [read_signed(body, signature, verify) for body, signature in parsed.records]
     return parsed.build(tuple([signed for signed in found if signed is not None]), ())
 
@@ -132,22 +138,23 @@ def _read_ping(found: tuple[Any, ...]) -> Message:
 
 def _write_pong(message: m.Pong) -> tuple[Any, ...]:
     loads = [(load.name, load.active, load.waiting) for load in fit_loads(message.loads)]
-    return (message.number, loads)
+    return (message.number, loads, message.board)
 
 
 def _read_pong(found: tuple[Any, ...]) -> Message:
-    _, number, loads, *_ = f.fields(found, 3, "pong")
-    return m.Pong(f.number(number, "pong's number"), read_loads(loads))
+    _, number, loads, *later = f.fields(found, 3, "pong")
+    return m.Pong(f.number(number, "pong's number"), read_loads(loads), _board_hash(later))
 
 
 def _write_digest(message: m.Digest) -> tuple[Any, ...]:
-    return (message.bits, message.hashes, message.statements)
+    return (message.bits, message.hashes, message.statements, message.board)
 
 
 def _read_digest(found: tuple[Any, ...]) -> Message:
     _, given, hashes, *later = f.fields(found, 3, "digest")
     bits = f.number(given, "digest's bits", 0, MAX_DIGEST_BITS)
-    return m.Digest(bits, f.exactly(hashes, HASH_BYTES << bits, "digest's hashes"), _statements_hash(later))
+    exact = f.exactly(hashes, HASH_BYTES << bits, "digest's hashes")
+    return m.Digest(bits, exact, _statements_hash(later), _board_hash(later[1:]))
 
 
 def _write_difference(message: m.Difference) -> tuple[Any, ...]:
@@ -234,6 +241,17 @@ def _statements_hash(later: list[Any]) -> bytes:
     return f.exactly(later[0], STATEMENTS_HASH_BYTES, "hash of statements")
 
 
+def _board_hash(later: list[Any]) -> bytes:
+    """The hash of the sender's blackboard in a field that may be missing or empty."""
+    return b"" if not later or later[0] == b"" else f.exactly(later[0], SUMMARY_HASH_BYTES, "hash of a blackboard")
+
+
+def _read_board_entries(found: tuple[Any, ...]) -> ParsedMessage:
+    message = board.read_entries(found)
+    checks = [(each.header.author, board.to_sign(each.data), each.signature) for each in message.entries]
+    return ParsedMessage((), lambda records, stale: message, tuple(checks))
+
+
 def _bounded(count: int, most: int) -> None:
     if count > most:
         raise ValueError(f"{count} entries in one message, above {most}")
@@ -295,6 +313,10 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (20, m.ReplaceKey, memberships.write_replace, memberships.read_replace),
     (21, m.ReplaceRefused, memberships.write_replace_refused, memberships.read_replace_refused),
     (22, m.ReportDemand, _write_report, _read_report),
+    (23, w.BoardDigest, board.write_digest, board.read_digest),
+    (24, w.BoardDifference, board.write_difference, board.read_difference),
+    (25, w.BoardWant, board.write_want, board.read_want),
+    (26, w.BoardEntries, board.write_entries, _read_board_entries),
 )
 _BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

@@ -218,6 +218,16 @@ async def test_openapi_document_lists_all_endpoints(server: PageServer) -> None:
         "/api/models/load",
         "/api/models/drop",
         "/api/models/library",
+        "/api/blackboard/post",
+        "/api/blackboard/feed",
+        "/api/blackboard/search",
+        "/api/blackboard/claim",
+        "/api/blackboard/claims",
+        "/api/blackboard/rooms",
+        "/api/blackboard/facts",
+        "/api/blackboard/retract",
+        "/api/blackboard/preview",
+        "/api/blackboard/notice",
         "/api/openapi.json",
     }
     schemas = described["components"]["schemas"]
