@@ -26,7 +26,7 @@ def read(tokens: int, seconds: float) -> DraftCounts:
 
 @pytest.mark.parametrize(
     ("speed", "batch"),
-    [(None, PROCESSOR_BATCH), (0.1, LEAST_BATCH), (60, 64), (118, 96), (200, 160), (300, 224), (5000, PROCESSOR_BATCH)],
+    [(None, PROCESSOR_BATCH), (0.1, LEAST_BATCH), (60, 96), (118, 96), (200, 160), (300, 224), (5000, PROCESSOR_BATCH)],
 )
 def test_batch_takes_less_than_a_second(speed: float | None, batch: int) -> None:
     assert batch_for(speed) == batch
@@ -40,9 +40,9 @@ def test_short_prompts_say_nothing_of_long_ones() -> None:
     assert measured(None, 511, 1.0) is None
     assert measured(None, 600, 0.0) is None
     long = measured(first, 8000, 80.0)
-    assert long == PromptSpeed(200.0, 8000)
+    assert long == PromptSpeed(285.0, 8000)  # a busy moment, or a longer prompt
     assert measured(long, 600, 1.0) == long
-    assert measured(long, 4000, 40.0) == PromptSpeed(150.0, 4000)
+    assert measured(long, 4000, 10.0) == PromptSpeed(400.0, 4000)
 
 
 def test_figures_of_the_file_are_kept_over_restarts(tmp_path: Path) -> None:
@@ -51,16 +51,16 @@ def test_figures_of_the_file_are_kept_over_restarts(tmp_path: Path) -> None:
     speeds.note({"a": one, "b": other}, {"a": read(100, 1.0)})
     assert not (tmp_path / FILE).exists()
     speeds.note({"a": one, "b": other}, {"a": read(1100, 11.0), "b": read(1000, 1.0)})
-    assert (speeds.batch(one), speeds.batch(other)) == (64, PROCESSOR_BATCH)
+    assert (speeds.batch(one), speeds.batch(other)) == (96, PROCESSOR_BATCH)
     again = PromptSpeeds(tmp_path)
-    assert (again.batch(model("renamed", "d1")), again.batch(model("c"))) == (64, PROCESSOR_BATCH)
+    assert (again.batch(model("renamed", "d1")), again.batch(model("c"))) == (96, PROCESSOR_BATCH)
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
     # The same counts say nothing new, and an engine that counts on is measured from its last look.
     before = (tmp_path / FILE).read_bytes()
     speeds.note({"a": one}, {"a": read(1100, 11.0)})
     assert (tmp_path / FILE).read_bytes() == before
     speeds.note({"a": one}, {"a": read(3100, 21.0)})
-    assert json.loads((tmp_path / FILE).read_bytes())["models"]["d1"] == {"speed": 150.0, "tokens": 2000}
+    assert json.loads((tmp_path / FILE).read_bytes())["models"]["d1"] == {"speed": 200.0, "tokens": 2000}
 
 
 @pytest.mark.parametrize(
@@ -85,4 +85,4 @@ def test_damaged_file_costs_the_figures_only(tmp_path: Path, content: bytes, cap
     assert speeds.batch(model("a", "d1")) == PROCESSOR_BATCH
     assert "batches start without what was measured" in caplog.text
     speeds.note({"a": model("a", "d1")}, {"a": read(1000, 10.0)})
-    assert PromptSpeeds(tmp_path).batch(model("a", "d1")) == 64
+    assert PromptSpeeds(tmp_path).batch(model("a", "d1")) == 96
