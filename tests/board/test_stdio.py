@@ -180,13 +180,13 @@ async def test_a_flood_of_input_waits_until_it_is_taken() -> None:
     from meshllm.board import stdio
     from meshllm.board.mcp import McpSetting
     from meshllm.board.mcp_tools import LocalCalls
+    from tests.local_board import LocalBoard
     from tests.mcp_rig import Clock, nonces
-    from tests.memory_board import MemoryBoard
 
     source, flood = os.pipe()
     drain, target = os.pipe()
     clock = Clock()
-    board = MemoryBoard(clock)
+    board = LocalBoard("ada", now=clock)
     setting = McpSetting(LocalCalls(lambda: board), "1", clock, asyncio.get_running_loop().time, nonces())
     serving = asyncio.create_task(stdio.serve(setting, source=source, target=target))  # noqa: TID251 - ends here
     sent = 0
