@@ -209,7 +209,8 @@ async def test_long_texts_are_cut_and_a_thread_shows_them_whole(client: Client, 
     short = text_of(await client.call("blackboard_feed"))
     assert len(short) < 1200
     assert f"thread={post.id[:12]}" in short
-    assert "a" * 3000 in text_of(await client.call("blackboard_feed", thread=post.id[:12]))
+    for thread in (post.id[:12], f"#{post.id[:12]}", f"[{post.id[:12].upper()}]"):
+        assert "a" * 3000 in text_of(await client.call("blackboard_feed", thread=thread))
 
 
 async def test_a_result_is_a_page(client: Client, board: LocalBoard, clock: Clock) -> None:
