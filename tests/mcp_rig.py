@@ -83,6 +83,12 @@ class Client:
     def raw(self, data: bytes) -> None:
         self.connection.receive(data)
 
+    async def ended(self, number: Any) -> None:
+        """Wait until a request is no more in progress."""
+        async with asyncio.timeout(10):
+            while number in self.connection._running:  # noqa: ASYNC110 - it ends in another task
+                await asyncio.sleep(0)
+
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """The result of a tool. `from_` stands for `from`."""
         given = {key.rstrip("_"): value for key, value in arguments.items()}

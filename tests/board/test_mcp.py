@@ -355,7 +355,7 @@ async def test_a_wait_can_be_cancelled_and_is_not_answered_then(client: Client) 
     await asyncio.sleep(0.05)
     assert client.connection.busy == 1
     client.tell("notifications/cancelled", {"requestId": number})
-    await client.connection.finished(number)
+    await client.ended(number)
     assert client.connection.busy == 0
     assert not client.answers[number].done()
     client.tell("notifications/cancelled", {"requestId": "never-was"})
@@ -379,7 +379,7 @@ async def test_requests_in_progress_are_bounded(client: Client) -> None:
     numbers = [client.begin("tools/call", wait) for _ in range(MAX_REQUESTS)]
     assert (await client.ask("ping"))["error"]["code"] == -32000
     client.tell("notifications/cancelled", {"requestId": numbers[0]})
-    await client.connection.finished(numbers[0])
+    await client.ended(numbers[0])
     assert (await client.ask("ping"))["result"] == {}
 
 
@@ -503,7 +503,7 @@ async def test_streams_are_bounded_and_end_when_cancelled(client: Client) -> Non
     numbers = [client.begin("subscriptions/listen", params) for _ in range(MAX_STREAMS)]
     assert (await client.ask("subscriptions/listen", params))["error"]["code"] == -32000
     client.tell("notifications/cancelled", {"requestId": numbers[0]})
-    await client.connection.finished(numbers[0])
+    await client.ended(numbers[0])
     client.begin("subscriptions/listen", params)
     assert (await client.ask("subscriptions/listen", {"_meta": META}))["error"]["code"] == -32602
 

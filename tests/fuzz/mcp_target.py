@@ -39,7 +39,7 @@ async def _run(data: bytes) -> None:
     said: list[dict[str, Any]] = []
     connection = McpConnection(setting, said.append, room_of=lambda path: path[:100])
     long: list[McpError] = []
-    lines = Lines(lambda line: _take(connection, line), lambda: long.append(McpError(0, "")), MAX_MESSAGE_BYTES)
+    lines = Lines(connection.receive, lambda: long.append(McpError(0, "")), MAX_MESSAGE_BYTES)
     half = len(data) // 2
     lines.feed(data[:half])
     lines.feed(data[half:])
@@ -53,10 +53,6 @@ async def _run(data: bytes) -> None:
     headers = {"mcp-protocol-version": NEW, "mcp-method": "tools/call", "mcp-name": "blackboard_feed"}
     for sent in ({}, headers):
         await _post(McpHttp(setting), data, sent)
-
-
-def _take(connection: McpConnection, line: bytes) -> None:
-    connection.receive(line)
 
 
 async def _post(http: McpHttp, data: bytes, headers: dict[str, str]) -> None:
