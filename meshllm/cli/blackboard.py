@@ -285,12 +285,14 @@ def _list(query: dict[str, object], node_port: int | None, *, json: bool, follow
         for post in reversed(page["posts"]):
             _write_json(post)
     else:
-        _show_page(page, query, port)
+        _show_page(page, query)
+    if not json and not follow:
+        _tell_others(port, room, _printer(room))
     if follow:
         _follow(query, node_port, page, json=json, room=room)
 
 
-def _show_page(page: dict[str, Any], query: Mapping[str, object], port: int) -> None:
+def _show_page(page: dict[str, Any], query: Mapping[str, object]) -> None:
     from meshllm.cli.board_view import rooms_name
     from meshllm.util.format import counted
 
@@ -304,7 +306,6 @@ def _show_page(page: dict[str, Any], query: Mapping[str, object], port: int) -> 
     else:
         printer.line(f'No messages: {where}. Post one: mesh-llm blackboard "STATUS: ..."')
     printer.threads(page["posts"])
-    _tell_others(port, room, printer)
 
 
 def _tell_others(port: int, room: str, printer: BoardPrinter) -> None:
@@ -498,34 +499,37 @@ def _claim(op: str, key: str, length: str, room: str | None, name: str, node_por
 def _granted(op: str, key: str, room: str, holder: dict[str, Any] | None) -> str:
     import time
 
-    from meshllm.cli.board_view import room_name
+    from meshllm.cli.board_view import left, room_name
     from meshllm.cli.last_seen import clock_text
-    from meshllm.util.format import printable, rough_duration
+    from meshllm.util.format import printable
 
     what = f"{printable(holder['key'] if holder else key)} in {room_name(room)}"
     if op == "release" or holder is None:
         return f"Your claim of {what} has ended."
-    left = holder["until"] - time.time()  # noqa: TID251 - for display
-    return f"You hold {what} until {clock_text(-left)} ({rough_duration(round(left))}). It is an agreement, not a lock."
+    now, until = time.time(), holder["until"]  # noqa: TID251 - for display
+    return f"You hold {what} until {clock_text(now - until)} ({left(until, now)}). It is an agreement, not a lock."
 
 
 def _not_granted(op: str, key: str, room: str, holder: dict[str, Any] | None) -> EnvironmentFailure:
     import time
 
-    from meshllm.cli.board_view import age, room_name, writer
-    from meshllm.util.format import printable, rough_duration, shell_word
+    from meshllm.cli.board_view import age, left, room_name, writer
+    from meshllm.util.format import printable, shell_word
 
     what = f"{printable(key)} in {room_name(room)}"
     if holder is None:
+        claim_it = f"Claim it: mesh-llm blackboard claim {shell_word(printable(key))}"
         return EnvironmentFailure(
             f"You have no claim of {what}.",
-            advice=f"Claim it: mesh-llm blackboard claim {shell_word(printable(key))}" if op == "renew" else "",
+            advice=claim_it
+            if op == "renew"
+            else "It may have ended. 'mesh-llm blackboard claims' lists who is on what.",
         )
     now = time.time()  # noqa: TID251 - for display
-    left = rough_duration(round(max(0.0, holder["until"] - now)))
     question = f'mesh-llm blackboard --to {shell_word(printable(holder["name"]))} "QUESTION: ..."'
     return EnvironmentFailure(
-        f"{what} is held by {writer(holder)} since {age(holder['since'], now)}, for {left} more.",
+        f"{what} is held by {writer(holder)}: claimed {age(holder['since'], now)}, "
+        f"ends in {left(holder['until'], now)}.",
         advice=f"Work on something else, or ask there: {question}",
     )
 
