@@ -234,11 +234,10 @@ def _post(body: dict[str, Any], room: str | None, node_port: int | None, *, json
     from meshllm.cli.console_client import console_port
 
     port = console_port(node_port)
-    if room is None and body["reply_to"]:
-        query = {"thread": body["reply_to"], "room": ALL_ROOMS, "hours": LIFETIME_HOURS, "limit": 1}
-        posts = board_call(port, "feed", query=query)["posts"]
-        room = posts[0]["room"] if posts else None
-    answer = board_call(port, "post", {**body, "room": room_here() if room is None else room})
+    if room is None:
+        # A reply without a room goes to that of the message.
+        room = "" if body["reply_to"] else room_here()
+    answer = board_call(port, "post", {**body, "room": room})
     if json:
         _write_json(answer)
         return
