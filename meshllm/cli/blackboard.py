@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,12 +25,11 @@ MAX_INPUT_BYTES = 1 << 16
 MINUTE = 60
 ONE_WORD = re.compile(r"[A-Za-z-]+")
 
-_FURTHER = {
-    "peek": LazyCommand("meshllm.cli.board_peek", "peek"),
-    "install-skill": LazyCommand("meshllm.cli.board_skill", "install_skill"),
-}
 app = Commands(
-    lazy={name: command for name, command in _FURTHER.items() if find_spec(command.module) is not None},
+    lazy={
+        "peek": LazyCommand("meshllm.cli.board_peek", "peek"),
+        "install-skill": LazyCommand("meshllm.cli.board_skill", "install_skill"),
+    },
     takes_text=True,
     add_completion=False,
     invoke_without_command=True,
