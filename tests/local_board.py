@@ -82,15 +82,16 @@ class LocalBoard:
         self._written += 1
         first = wish.text.partition(":")[0].lower()
         cleaned = scrub(wish.text)
+        parent = self._one(wish.reply_to) if wish.reply_to else None
         post = self.arrive(
             cleaned.text,
             kind=wish.kind or (first if first in KINDS else "note"),
-            room=wish.room,
+            room=wish.room or (parent.room if parent else ""),
             name=wish.writer.name or self.name,
             program=wish.writer.program,
             node=self.node,
             author="a" * 64,
-            reply_to=self._one(wish.reply_to).id if wish.reply_to else "",
+            reply_to=parent.id if parent else "",
             to=wish.to,
             mine=True,
         )
