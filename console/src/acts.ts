@@ -2,8 +2,8 @@
 // other views are shown. A download ends with the page; what has arrived is kept.
 
 import { signal } from '@preact/signals'
-import type { DropAnswer, ErrorAnswer, LibraryAnswer, LoadAnswer } from './api'
-import { consoleHeaders } from './key'
+import type { DropAnswer, LibraryAnswer, LoadAnswer } from './api'
+import { post, refusalOf, textOf, withBody } from './ask'
 import { advanced, begun, failed, Lines, type DownloadState } from './mesh/downloads'
 
 // What became of the last act on a model, by the name that it was asked for.
@@ -80,8 +80,8 @@ export async function download(name: string): Promise<void> {
   }
   show(state)
   try {
-    const answer = await fetch('/api/downloads', { ...request({ name }), signal: own.signal })
-    if (!answer.ok || answer.body === null) throw new Error(await problemOf(answer))
+    const answer = await fetch('/api/downloads', { ...withBody({ name }), signal: own.signal })
+    if (!answer.ok || answer.body === null) throw await refusalOf(answer)
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader()
     const lines = new Lines()
     for (;;) {
@@ -105,32 +105,4 @@ export function stopDownload(name: string): void {
 
 export function forgetDownload(name: string): void {
   downloads.value = downloads.value.filter((one) => one.name !== name || one.running)
-}
-
-function request(body: object): RequestInit {
-  return {
-    method: 'POST',
-    headers: { ...consoleHeaders(), 'content-type': 'application/json' },
-    body: JSON.stringify(body),
-  }
-}
-
-async function post<Answer>(path: string, body: object): Promise<Answer> {
-  const answer = await fetch(path, request(body))
-  if (!answer.ok) throw new Error(await problemOf(answer))
-  return (await answer.json()) as Answer
-}
-
-async function problemOf(answer: Response): Promise<string> {
-  try {
-    return ((await answer.json()) as ErrorAnswer).error.message
-  } catch {
-    return `The node answered with status ${answer.status}. 'mesh-llm logs' says more.`
-  }
-}
-
-// A fetch that gets no answer throws a TypeError with a text of the browser's.
-function textOf(error: unknown): string {
-  if (error instanceof TypeError) return 'The node does not answer. Check that it runs, then try again.'
-  return error instanceof Error ? error.message : String(error)
 }

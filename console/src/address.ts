@@ -1,11 +1,11 @@
 // Addresses of views: the fragment of the page's address, `#/view/rest`. Pure.
 
-export const VIEWS = ['mesh', 'nodes', 'models', 'requests', 'chat', 'join'] as const
+export const VIEWS = ['mesh', 'nodes', 'models', 'requests', 'chat', 'blackboard', 'join'] as const
 export type View = (typeof VIEWS)[number]
 
 export interface Route {
   view: View
-  rest: string // id of a conversation or a request, name of a model
+  rest: string // id of a conversation or a request, name of a model, room or thread of the blackboard
 }
 
 export function parse(hash: string): Route {

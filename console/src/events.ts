@@ -1,21 +1,26 @@
 // Parses server-sent events from pieces of a stream. Pure. The browser's EventSource cannot send an authorization header.
 
 const END = '\n\n'
-const DATA = 'data: '
+
+export interface ServerEvent {
+  name: string
+  data: string
+}
 
 export class Events {
   private rest = ''
 
-  // The data of the events that are complete after this piece.
-  feed(piece: string): string[] {
+  // The events with data that are complete after this piece.
+  feed(piece: string): ServerEvent[] {
     // A piece may end inside the end mark.
     const from = Math.max(0, this.rest.length - 1)
     this.rest += piece
-    const found: string[] = []
+    const found: ServerEvent[] = []
     let begin = 0
     for (let end = this.rest.indexOf(END, from); end >= 0; end = this.rest.indexOf(END, begin)) {
-      const data = dataOf(this.rest.slice(begin, end))
-      if (data !== null) found.push(data)
+      const lines = this.rest.slice(begin, end).split('\n')
+      const data = valueOf(lines, 'data: ')
+      if (data !== null) found.push({ name: valueOf(lines, 'event: ') ?? 'message', data })
       begin = end + END.length
     }
     this.rest = this.rest.slice(begin)
@@ -23,7 +28,7 @@ export class Events {
   }
 }
 
-function dataOf(event: string): string | null {
-  const line = event.split('\n').find((one) => one.startsWith(DATA))
-  return line === undefined ? null : line.slice(DATA.length)
+function valueOf(lines: readonly string[], field: string): string | null {
+  const line = lines.find((one) => one.startsWith(field))
+  return line === undefined ? null : line.slice(field.length)
 }

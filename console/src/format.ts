@@ -39,6 +39,13 @@ export function duration(seconds: number): string {
   return `${Math.floor(whole / 86_400)} d ${Math.floor((whole % 86_400) / 3600)} h`
 }
 
+// How long ago something was, in words: the largest unit alone.
+export function ago(seconds: number): string {
+  if (seconds < 45) return 'just now'
+  if (seconds < 3600) return `${Math.max(1, Math.floor(seconds / 60))} min ago`
+  return seconds < 86_400 ? `${Math.floor(seconds / 3600)} h ago` : `${Math.floor(seconds / 86_400)} d ago`
+}
+
 export function speed(tokensPerSecond: number): string {
   return `${tokensPerSecond < 10 ? tokensPerSecond.toFixed(1) : Math.round(tokensPerSecond)} tok/s`
 }

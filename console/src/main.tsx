@@ -20,7 +20,7 @@ import { Mesh } from './views/mesh'
 import { Models } from './views/models'
 import { Nodes } from './views/nodes'
 import { Requests } from './views/requests'
-import { Chat } from './views/chat'
+import { Blackboard, Chat } from './views/later'
 import { counted } from './format'
 
 const NAMES: Record<View, string> = {
@@ -29,6 +29,7 @@ const NAMES: Record<View, string> = {
   models: 'Models',
   requests: 'Requests',
   chat: 'Chat',
+  blackboard: 'Blackboard',
   join: 'Join',
 }
 const VIEW_COMPONENTS: Record<View, () => JSX.Element> = {
@@ -37,6 +38,7 @@ const VIEW_COMPONENTS: Record<View, () => JSX.Element> = {
   models: Models,
   requests: Requests,
   chat: Chat,
+  blackboard: Blackboard,
   join: Join,
 }
 const THEME_ICONS = { system: 'auto', light: 'sun', dark: 'moon' } as const satisfies Record<string, IconName>

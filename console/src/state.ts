@@ -22,6 +22,7 @@ const TIMEOUT_MS = 40_000
 export const status = signal<NodeStatus | null>(null)
 export const connection = signal<ConnectionState>('connecting')
 export const keyRejected = signal(false) // the daemon has refused a key
+export const boardChanges = signal(0) // how often the blackboard has changed since the page was opened
 
 const reported = signal<MeshNode[]>([])
 const reportedPipelines = signal<Pipeline[]>([])
@@ -94,8 +95,10 @@ async function readEvents(body: ReadableStream<Uint8Array<ArrayBuffer>>, own: Ab
     try {
       const { done, value } = await reader.read()
       if (done) return
-      const newest = events.feed(value).at(-1)
-      if (newest !== undefined) receive(newest)
+      const found = events.feed(value)
+      const newest = found.findLast((event) => event.name === 'status')
+      if (newest !== undefined) receive(newest.data)
+      if (found.some((event) => event.name === 'blackboard')) boardChanges.value += 1
     } finally {
       clearTimeout(timeout)
     }

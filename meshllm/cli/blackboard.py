@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,12 +25,11 @@ MAX_INPUT_BYTES = 1 << 16
 MINUTE = 60
 ONE_WORD = re.compile(r"[A-Za-z-]+")
 
-_FURTHER = {
-    "peek": LazyCommand("meshllm.cli.board_peek", "peek"),
-    "install-skill": LazyCommand("meshllm.cli.board_skill", "install_skill"),
-}
 app = Commands(
-    lazy={name: command for name, command in _FURTHER.items() if find_spec(command.module) is not None},
+    lazy={
+        "peek": LazyCommand("meshllm.cli.board_peek", "peek"),
+        "install-skill": LazyCommand("meshllm.cli.board_skill", "install_skill"),
+    },
     takes_text=True,
     add_completion=False,
     invoke_without_command=True,
@@ -132,7 +130,9 @@ def blackboard(
     }
     if mcp:
         _refuse(given | {"TEXT": text, "--reply": reply, "--to": to, "--kind": kind, "--json": json}, "--mcp")
-        _serve_mcp(name=name, room=room, node_port=node_port)
+        from meshllm.cli.board_mcp import serve_mcp
+
+        serve_mcp(name=name, room=room, node_port=node_port)
         return
     if room is not None and all_rooms:
         raise UsageError("--room and --all exclude each other.", advice="Remove one of them.")
@@ -203,12 +203,6 @@ def _input(text: str) -> str:
         return data.decode().strip("\n")
     except UnicodeDecodeError as error:
         raise UsageError("Standard input is no text (UTF-8).", advice="Post a text.") from error
-
-
-def _serve_mcp(*, name: str, room: str | None, node_port: int | None) -> None:
-    from importlib import import_module
-
-    import_module("meshllm.cli.board_mcp").serve_mcp(name=name, room=room, node_port=node_port)
 
 
 def _printer(room: str) -> BoardPrinter:
@@ -502,34 +496,37 @@ def _claim(op: str, key: str, length: str, room: str | None, name: str, node_por
 def _granted(op: str, key: str, room: str, holder: dict[str, Any] | None) -> str:
     import time
 
-    from meshllm.cli.board_view import room_name
+    from meshllm.cli.board_view import left, room_name
     from meshllm.cli.last_seen import clock_text
-    from meshllm.util.format import printable, rough_duration
+    from meshllm.util.format import printable
 
     what = f"{printable(holder['key'] if holder else key)} in {room_name(room)}"
     if op == "release" or holder is None:
         return f"Your claim of {what} has ended."
-    left = holder["until"] - time.time()  # noqa: TID251 - for display
-    return f"You hold {what} until {clock_text(-left)} ({rough_duration(round(left))}). It is an agreement, not a lock."
+    now, until = time.time(), holder["until"]  # noqa: TID251 - for display
+    return f"You hold {what} until {clock_text(now - until)} ({left(until, now)}). It is an agreement, not a lock."
 
 
 def _not_granted(op: str, key: str, room: str, holder: dict[str, Any] | None) -> EnvironmentFailure:
     import time
 
-    from meshllm.cli.board_view import age, room_name, writer
-    from meshllm.util.format import printable, rough_duration, shell_word
+    from meshllm.cli.board_view import age, left, room_name, writer
+    from meshllm.util.format import printable, shell_word
 
     what = f"{printable(key)} in {room_name(room)}"
     if holder is None:
+        claim_it = f"Claim it: mesh-llm blackboard claim {shell_word(printable(key))}"
         return EnvironmentFailure(
             f"You have no claim of {what}.",
-            advice=f"Claim it: mesh-llm blackboard claim {shell_word(printable(key))}" if op == "renew" else "",
+            advice=claim_it
+            if op == "renew"
+            else "It may have ended. 'mesh-llm blackboard claims' lists who is on what.",
         )
     now = time.time()  # noqa: TID251 - for display
-    left = rough_duration(round(max(0.0, holder["until"] - now)))
     question = f'mesh-llm blackboard --to {shell_word(printable(holder["name"]))} "QUESTION: ..."'
     return EnvironmentFailure(
-        f"{what} is held by {writer(holder)} since {age(holder['since'], now)}, for {left} more.",
+        f"{what} is held by {writer(holder)}: claimed {age(holder['since'], now)}, "
+        f"ends in {left(holder['until'], now)}.",
         advice=f"Work on something else, or ask there: {question}",
     )
 

@@ -36,6 +36,12 @@ def age(then: float, now: float) -> str:
     return "now" if now - then < 1 else f"{rough_duration(now - then)} ago"
 
 
+def left(until: float, now: float) -> str:
+    """How long until a moment: "20 min", "45 s"."""
+    seconds = max(0.0, until - now)
+    return rough_duration(round(seconds / 60) * 60 if seconds >= 90 else round(seconds))
+
+
 def writer(row: Mapping[str, Any]) -> str:
     """Who wrote a message or holds a claim: `name@node`, and the program if it is no person."""
     program = f" ({printable(row['program'])})" if row["program"] else ""
@@ -115,11 +121,12 @@ class BoardPrinter:
     def _print(self, text: Text, indent: int) -> None:
         """Lines are folded on a terminal only: elsewhere a line of a message stays one line."""
         from rich.padding import Padding
+        from rich.text import Text
 
         if self._console.is_terminal:
             self._console.print(Padding(text, (0, 0, 0, indent)))
         else:
-            self._console.print(f"{' ' * indent}{text.plain}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(Text(" " * indent).append_text(text), soft_wrap=True)
 
     def table(self, rows: Sequence[tuple[str, ...]]) -> None:
         """Rows in columns, the first row in bold."""
@@ -132,9 +139,9 @@ class BoardPrinter:
         """Who is on what."""
         rows = [("KEY", "WHO", "ROOM", "SINCE", "ENDS IN")]
         for claim in claims:
-            left = rough_duration(max(0.0, claim["until"] - self._now))
+            ends = left(claim["until"], self._now)
             who = f"{writer(claim)}{' *' if claim['mine'] else ''}"
-            rows.append((printable(claim["key"]), who, room_name(claim["room"]), age(claim["since"], self._now), left))
+            rows.append((printable(claim["key"]), who, room_name(claim["room"]), age(claim["since"], self._now), ends))
         self.table(rows)
         if any(claim["mine"] for claim in claims):
             self.line("* on this node", "dim")

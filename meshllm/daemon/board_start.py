@@ -8,22 +8,22 @@ from __future__ import annotations
 import asyncio
 import getpass
 import logging
-import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from meshllm import __version__
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.ids import NODE_ID_BYTES, NodeId
+from meshllm.daemon.board_mcp import BoardMcp
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.wall_clock import system_time
+from meshllm.errors import BoardOff
+from meshllm.util.threads import in_thread
 
 if TYPE_CHECKING:
-    from meshllm.board.mcp_http import McpHttp
-    from meshllm.board.store import EntryStore
+    from meshllm.core.board import service as s
+    from meshllm.core.board.service import Blackboard
     from meshllm.daemon.board import NodeBlackboard
     from meshllm.daemon.mesh_session import MeshSession
 
@@ -37,11 +37,59 @@ STARTING: Final = "The node is starting."
 SWITCHED_OFF: Final = "This node was started with --no-blackboard."
 GUEST: Final = "This node is a guest of its mesh. Guests do not share its blackboard."
 
-Emit = Callable[[bytes], Awaitable[None]]
+
+class NoBoard:
+    """The blackboard of a node that has none, or none yet: a `Blackboard` that says why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def facts(self) -> s.BoardFacts:
+        """See `Blackboard`."""
+        from meshllm.core.board.service import BoardFacts
+
+        return BoardFacts(False, self._reason, "", "", 0, 0, ())
+
+    async def post(self, wish: s.PostWish) -> s.PostAnswer:
+        """Raises BoardOff, as all that follow."""
+        raise BoardOff(self._reason)
+
+    async def feed(self, query: s.FeedQuery) -> s.BoardPage:
+        """See `post`."""
+        raise BoardOff(self._reason)
+
+    async def search(self, query: s.SearchQuery) -> s.BoardPage:
+        """See `post`."""
+        raise BoardOff(self._reason)
+
+    async def claim(self, wish: s.ClaimWish) -> s.ClaimAnswer:
+        """See `post`."""
+        raise BoardOff(self._reason)
+
+    def claims(self, room: str = "") -> tuple[s.ClaimFacts, ...]:
+        """See `post`."""
+        raise BoardOff(self._reason)
+
+    def rooms(self) -> tuple[s.RoomFacts, ...]:
+        """See `post`."""
+        raise BoardOff(self._reason)
+
+    async def retract(self, post: str) -> s.BoardPost:
+        """See `post`."""
+        raise BoardOff(self._reason)
+
+    def preview(self, text: str) -> s.ScrubPreview:
+        """See `post`."""
+        raise BoardOff(self._reason)
+
+    async def notice(self, reader: s.BoardWriter, cursor: str) -> s.BoardNotice:
+        """See `post`."""
+        raise BoardOff(self._reason)
 
 
 class BoardPart:
-    """What `App` holds of the blackboard: `board` is always one, also before `open` and where there is none."""
+    """What `App` holds of the blackboard: `board` is always one, also before `open` and where there is none; `mcp`
+    answers agents."""
 
     def __init__(self, settings: Settings, post: Callable[[e.Event], None], on_change: Callable[[str], None]) -> None:
         """`on_change` is called with the cursor of each change."""
@@ -49,60 +97,44 @@ class BoardPart:
         self._post = post
         self._on_change = on_change
         self._timer: asyncio.TimerHandle | None = None
-        self._mcp: McpHttp | None = None
-        self.board: NodeBlackboard = self._made_off(SWITCHED_OFF if not settings.blackboard else STARTING)
+        self.mcp = BoardMcp(lambda: self.board, system_time)
+        self._opened: NodeBlackboard | None = None
+        self.board: Blackboard = NoBoard(STARTING if settings.blackboard else SWITCHED_OFF)
 
     async def open(self, session: MeshSession | None, reason: str) -> None:
         """Read what is saved, and begin; without a mesh (None: because of `reason`) say why there is none."""
         if not self._settings.blackboard:
             return
-        if session is None or reason:
-            self.board = self._made_off(f"This node is in no mesh: {reason}")
-            return
-        if not session.shares_board:
-            self.board = self._made_off(GUEST)
-            return
-        from meshllm.board.store import MemoryStore, SqliteStore
+        if session is None or reason or not session.shares_board:
+            self.board = NoBoard(GUEST if session is not None and not reason else f"This node is in no mesh: {reason}")
+        else:
+            # In a thread: callers must not wait for imports.
+            self.board = self._opened = await in_thread(lambda stop: self._made(session), "load the blackboard")
+            await self._opened.open()
+            self._tell_clock()
+
+    def _made(self, session: MeshSession) -> NodeBlackboard:
+        from meshllm.board.store import EntryStore, MemoryStore, SqliteStore
+        from meshllm.daemon.board import NodeBlackboard
         from meshllm.wire.mesh.board import decode_header
 
+        settings = self._settings
         store: EntryStore = MemoryStore()
-        if not self._settings.board_memory:
-            store = SqliteStore(self._settings.home / BOARD_FILE, decode_header)
-        me, name, name_of = session.config.node, session.config.name, session.members.name_of
-        await self._replace(self._made(store, me, lambda node: name if node == me else name_of(node)))
-        await self.board.open()
-        self._tell_clock()
-
-    async def _replace(self, board: NodeBlackboard) -> None:
-        old, self.board = self.board, board
-        await old.close()
-        if self._mcp is not None:
-            await self._mcp.close()
-            self._mcp = None
-
-    def _made_off(self, reason: str) -> NodeBlackboard:
-        from meshllm.board.store import MemoryStore
-
-        return self._made(MemoryStore(), NodeId(bytes(NODE_ID_BYTES)), lambda node: "", off=reason)
-
-    def _made(
-        self, store: EntryStore, node: NodeId, node_name: Callable[[NodeId], str], *, off: str = ""
-    ) -> NodeBlackboard:
-        from meshllm.daemon.board import NodeBlackboard
-
+        if not settings.board_memory:
+            store = SqliteStore(settings.home / BOARD_FILE, decode_header)
         user = ""
         with suppress(OSError, KeyError):  # a container whose user has no entry in its user database
             user = getpass.getuser()
+        me, name, name_of = session.config.node, session.config.name, session.members.name_of
         return NodeBlackboard(
             store,
-            me=node,
-            writer=self._settings.writer_name or user,
-            node_name=node_name,
+            me=me,
+            writer=settings.writer_name or user,
+            node_name=lambda node: name if node == me else name_of(node),
             names=((socket.gethostname(), "host"), (user, "user")),
             post=self._post,
             wall_clock=system_time,
             on_change=self._on_change,
-            off=off,
         )
 
     def _tell_clock(self) -> None:
@@ -111,26 +143,12 @@ class BoardPart:
 
     def carry_out(self, command: c.Command) -> bool:
         """Begin a command of the core; False if it does not concern the blackboard."""
-        return self.board.carry_out(command)
-
-    async def exchange(
-        self, body: bytes, headers: Mapping[str, str], room: str, emit: Emit | None
-    ) -> tuple[int, bytes]:
-        """Answer a message of the Model Context Protocol (`web.console.mcp.McpExchange`)."""
-        if self._mcp is None:
-            from meshllm.board.mcp import McpSetting
-            from meshllm.board.mcp_http import McpHttp
-            from meshllm.board.mcp_tools import LocalCalls
-
-            clock = asyncio.get_running_loop().time
-            setting = McpSetting(LocalCalls(self.board), __version__, system_time, clock, lambda: secrets.token_hex(4))
-            self._mcp = McpHttp(setting)
-        return await self._mcp.exchange(body, headers, room, emit)
+        return self._opened is not None and self._opened.carry_out(command)
 
     async def close(self) -> None:
         """Save what changed, and refuse what waits."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._mcp is not None:
-            await self._mcp.close()
-        await self.board.close()
+        await self.mcp.close()
+        if self._opened is not None:
+            await self._opened.close()

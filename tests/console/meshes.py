@@ -56,6 +56,7 @@ from meshllm.web.console.status import (
 from meshllm.web.console.status_model import TransportKind
 from meshllm.web.gateway.request_log import AttemptSummary, Outcome, RequestSummary
 from meshllm.web.http.access_control import AccessPolicy
+from tests.console.staged_board import StagedBoard, filled
 
 GB, MB = 10**9, 10**6
 # Upper bound of a wait.
@@ -207,6 +208,7 @@ class Stage:
     notices: tuple[str, ...] = ()
     start: StartStatus | None = None
     port: int = 0
+    board: StagedBoard = field(default_factory=StagedBoard)
 
     def __post_init__(self) -> None:
         self.models = StagedModels(self._acted)
@@ -276,11 +278,17 @@ class Stage:
             token=TOKEN,
             models=lambda: self.models,
             download=self.models.download,
+            board=lambda: self.board,
         )
+        self.board.changed = lambda: self._loop.call_soon_threadsafe(self._board_changed)
         self.port = await self._console.start(self.hosts, self.port)
+
+    def _board_changed(self) -> None:
+        self._console.board_changed(str(len(self.board.posts)))
 
     async def end(self) -> None:
         """Stop listening."""
+        self.board.changed = lambda: None
         await self._console.close()
 
     def show(self, snapshot: Snapshot) -> None:
@@ -439,6 +447,12 @@ def with_requests(stage: Stage, count: int = 40, *, seed: int = 2) -> Stage:
     serving = [view for view in stage.snapshot.mesh.peers if view.record.serves and view.linked]
     peer_ids = [view.node.hex()[:10] for view in serving] or ["0123456789"]
     stage.requests = tuple(_request(number, rng, peer_ids[number % len(peer_ids)]) for number in range(count))
+    return stage
+
+
+def with_board(stage: Stage, count: int = 9) -> Stage:
+    """The same node with a blackboard of `count` messages; the newest three are a thread."""
+    filled(stage.board, count)
     return stage
 
 

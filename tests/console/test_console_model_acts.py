@@ -211,7 +211,12 @@ def test_demand_says_who_serves_a_model_and_why_none_does(stage: Stage, visitor:
     served = demand.get_by_role("row").filter(has_text=SERVED)
     expect(served).to_contain_text("64")
     expect(served).to_contain_text("It is served.")
+    share = served.get_by_role("img", name="100 % of the largest")
+    expect(share.locator("span")).to_have_attribute("style", "width: 100%;")
     missing = demand.get_by_role("row").filter(has_text="Mixtral")
+    lesser = missing.get_by_role("img", name=re.compile(r"^\d+ % of the largest$"))
+    assert (share_box := lesser.locator("span").bounding_box() or {"width": 0})["width"] > 0
+    assert share_box["width"] < (share.locator("span").bounding_box() or {"width": 0})["width"]
     expect(missing).to_contain_text("none")
     expect(missing).to_contain_text(
         "No node offers it from its disk. 'mesh-llm download Mixtral-8x22B-Q4_K_M' gets it."

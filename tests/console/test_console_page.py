@@ -19,7 +19,7 @@ from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged, with_requests
 from tests.console.overlap import overlapping
 
-VIEWS = ("mesh", "nodes", "models", "requests", "chat", "join")
+VIEWS = ("mesh", "nodes", "models", "requests", "chat", "blackboard", "join")
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_changed_key_shows_the_key_prompt_again(visit: Callable[..., Visitor]) -
         expect(page.get_by_role("button", name=re.compile("^workbench"))).to_be_visible()
 
 
-@pytest.mark.parametrize("view", ["mesh", "nodes", "models", "chat", "join"])
+@pytest.mark.parametrize("view", ["mesh", "nodes", "models", "chat", "blackboard", "join"])
 def test_view_on_another_device_shows_no_secrets(view: str, visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.allow("401")

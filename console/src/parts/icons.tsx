@@ -8,6 +8,8 @@ const PATHS = {
   models: 'm12 3 8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9',
   requests: 'M4 6h4M11 6h9M4 12h9M16 12h4M4 18h6M13 18h7',
   chat: 'M4 5h16v11H9.5L4 20z',
+  blackboard: 'M4 4h16v12H4zM8 8.5h8M8 12h5M8 20l2-4m6 4-2-4',
+  reply: 'M9 7 4 12l5 5M4 12h10a6 6 0 0 1 6 6v1',
   join: 'M10 14a4 4 0 0 0 5.7.3l3-3a4 4 0 0 0-5.7-5.7l-1 1M14 10a4 4 0 0 0-5.7-.3l-3 3a4 4 0 0 0 5.7 5.7l1-1',
   copy: 'M9 9h11v11H9zM5 15H4V4h11v1',
   check: 'm5 12.5 4.5 4.5L19 7.5',

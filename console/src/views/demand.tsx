@@ -2,13 +2,15 @@
 
 import type { JSX } from 'preact'
 import type { DemandStatus } from '../api'
-import { counted } from '../format'
+import { counted, percent } from '../format'
+import { Bar } from '../parts/basics'
 import { address } from '../route'
 import { status } from '../state'
 
 export function Demand(): JSX.Element | null {
   const mesh = status.value?.mesh ?? null
   if (mesh === null || mesh.demand.length === 0) return null
+  const most = Math.max(...mesh.demand.map((entry) => entry.requests))
   return (
     <section class="demand" aria-labelledby="demand-title">
       <h2 id="demand-title">Demand</h2>
@@ -38,7 +40,7 @@ export function Demand(): JSX.Element | null {
           </thead>
           <tbody>
             {mesh.demand.map((entry) => (
-              <Row key={entry.model} entry={entry} />
+              <Row key={entry.model} entry={entry} most={most} />
             ))}
           </tbody>
         </table>
@@ -47,14 +49,17 @@ export function Demand(): JSX.Element | null {
   )
 }
 
-function Row({ entry }: { entry: DemandStatus }): JSX.Element {
+// `most`: the requests of the model that is asked for most.
+function Row({ entry, most }: { entry: DemandStatus; most: number }): JSX.Element {
+  const fraction = most === 0 ? 0 : entry.requests / most
   return (
     <tr>
       <th scope="row">
         <a href={address('models', entry.model)}>{entry.model}</a>
       </th>
-      <td class="number" title={`on ${counted(entry.nodes, 'node')}`}>
+      <td class="number requests-share" title={`on ${counted(entry.nodes, 'node')}`}>
         {entry.requests.toLocaleString('en')}
+        <Bar parts={[{ fraction, kind: 'doing' }]} label={`${percent(fraction)} of the largest`} />
       </td>
       <td class="number">{entry.waiting === 0 ? '' : entry.waiting}</td>
       <td class="number">{entry.hosts === 0 ? 'none' : entry.hosts}</td>

@@ -1,6 +1,6 @@
 """The entries of the blackboard that this node holds: what is taken in, what is erased, what expires, what has no room.
 
-Invariants: within the bounds of the mesh and of each author, whatever anybody sends; over them the author with most
+Invariants: within the bounds of the mesh and of each author, whatever peers send; over them the author with most
 goes first, with its oldest, so that a flood removes nothing of others. A retracted text is held nowhere. No entry
 outlives `LIFETIME_SECONDS`. All times are unix ms.
 """

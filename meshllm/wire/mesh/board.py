@@ -1,7 +1,7 @@
 """Bytes of the blackboard: the header of an entry, and the messages about entries. docs/protocol.md has the format.
 
 Invariants: any bytes become a value within its bounds or raise `BadMessage`. A header is signed and hashed as the bytes
-that its author wrote; nobody encodes it again. The text beside it is checked against the header's hash.
+that its author wrote; it is never encoded again. The text beside it is checked against the header's hash.
 """
 
 from __future__ import annotations
