@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_blackboard_that_is_off_is_left_out_with_its_reason(tmp_path: Path, boar
     board.enabled = False
     done = run(install(tmp_path / "bin", "claude"), "claude")
     assert done.returncode == 0, done.stderr
-    assert "Blackboard: left out, the node's is off (turned off with --no-blackboard)." in done.stderr
+    assert "Blackboard: left out. This node was started with --no-blackboard." in done.stderr
     assert "--mcp-config" not in json.loads(done.stdout)["argv"]
 
 
@@ -135,5 +136,13 @@ def test_state_says_why_there_is_no_blackboard() -> None:
             board.answer = (200, wrong)
             assert not board_state(node).enabled
         board.answer = (404, b"{}")
-        assert board_state(node) == BoardState(False, "its version has none")
-    assert "does not answer" in board_state(node).reason
+        assert board_state(node) == BoardState(False, "The version of the node has none.")
+    assert "It does not answer" in board_state(node).reason
+
+
+def test_blackboard_that_is_being_opened_is_waited_for() -> None:
+    with fake_board(FakeBoard(enabled=False, reason="The node is starting.")) as board:
+        opening = Timer(0.3, lambda: setattr(board, "enabled", True))
+        opening.start()
+        assert board_state(NodeAddress(1, board.port, TOKEN)) == BoardState(True)
+        opening.join()

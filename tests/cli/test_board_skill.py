@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 from meshllm.agents.description import known_agents
 from meshllm.agents.journal import JOURNAL_FILE
 from meshllm.agents.skill import SKILL, SKILL_FILE, skill_text
+from meshllm.cli.blackboard import app
 from tests.agents.fake_agent import install, run
+
+
+def commands_named(text: str) -> list[list[str]]:
+    """The words behind `mesh-llm blackboard` of each command in `text`."""
+    return [shlex.split(found) for found in re.findall(r"`mesh-llm blackboard ?([^`]*)`", text)]
+
+
+def test_skill_names_commands_that_exist() -> None:
+    command = typer.main.get_command(app)
+    found = commands_named(skill_text().decode())
+    used = set()
+    for words in found:
+        context = command.make_context("blackboard", list(words))
+        name = next(iter([*context._protected_args, *context.args]), "")
+        if name:
+            sub = command.get_command(context, name)  # type: ignore[attr-defined]
+            assert sub is not None, words
+            used.add(name)
+            sub.make_context(name, [*context._protected_args, *context.args][1:], parent=context)
+    assert used == {"claim", "renew", "release", "claims", "retract"}
+    with pytest.raises(Exception, match="No such option"):
+        command.make_context("blackboard", ["--no-such-option"])
 
 
 def test_command_installs_says_and_undoes(tmp_path: Path) -> None:
