@@ -23,12 +23,12 @@ from meshllm.errors import InternalError
 # false); `model`, `context`, `output`: the chosen model and its limits in tokens, within $list and $map each model.
 # Known where the agent gets the blackboard: `board_server`, a table with the `command`, `args` and `env` of its MCP
 # server on stdio; `board_program`, `board_arguments`, `board_command` (both in one list), `board_environment`,
-# `board_home`: its parts; `board_line`, all in one line; `board_claude_peek`, `board_codex_peek`: the command of a
-# hook, for a shell.
+# `board_home`: its parts; `board_line`, all in one line; `board_claude_peek` and so on: the command of a hook, for a
+# shell; `board_peek_command`: the same for pi, as a list.
 PLACEHOLDERS = frozenset(
     {"home", "config", "folder", "base", "api", "key", "key_variable", "needs_key", "model", "context", "output"}
     | {"board_server", "board_program", "board_arguments", "board_command", "board_environment", "board_home"}
-    | {"board_line", "board_claude_peek", "board_codex_peek"}
+    | {"board_line", "board_claude_peek", "board_codex_peek", "board_qwen_peek", "board_peek_command"}
 )
 FORMATS = ("json", "toml", "yaml", "text")
 # A list, or a mapping, with an entry for each model that an agent can use.

@@ -34,7 +34,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "continue": ("--auto", "--print"),
 }  # fmt: skip
 # Those with hooks, which are told of messages.
-TOLD = ("claude", "codex")
+TOLD = ("claude", "codex", "pi", "qwen")
 # For a message to reach the other node.
 ARRIVE_SECONDS = 30.0
 SHOWN = 600

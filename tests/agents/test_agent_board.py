@@ -115,6 +115,17 @@ def test_hooks_of_claude_are_for_the_session(tmp_path: Path, board: FakeBoard) -
     assert not list((tmp_path / "bin/home").iterdir())
 
 
+def test_agents_with_hooks_name_this_program_and_their_kind(tmp_path: Path, board: FakeBoard) -> None:
+    for name, kind in (("codex", "codex"), ("qwen", "qwen"), ("pi", "pi")):
+        folder = tmp_path / f"bin-{name}"
+        announce(folder / "mesh", json.loads((tmp_path / "bin/mesh/daemon.json").read_text())["port"], board.port)
+        done = run(install(folder, name), name)
+        assert done.returncode == 0, done.stderr
+        found = everything(folder, json.loads(done.stdout)["argv"].__repr__())
+        assert "--hook" in found
+        assert f"--hook {kind} || true" in found or f'"--hook", "{kind}"' in found
+
+
 def test_extension_of_goose_stands_behind_its_commands_only(tmp_path: Path, board: FakeBoard) -> None:
     env = install(tmp_path / "bin", "goose")
     argv = json.loads(run(env, "goose").stdout)["argv"]
