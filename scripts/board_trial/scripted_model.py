@@ -75,7 +75,7 @@ class Script:
             return Step("", post, {"text": words, "kind": "question", "to": [READER]}, talk.tools[post])
         if feed not in talk.called:
             told = any(NOTICE.search(text) for text in talk.texts)
-            return Step("", feed, {"to_me": True}, talk.tools[feed]) if told else Step("No hook told of a message.")
+            return Step("", feed, {"to_me": True}, talk.tools[feed]) if told else Step("I was told of no message.")
         found = next((match for text in talk.results if (match := QUESTION.search(text))), None)
         if found is None:
             return Step("The board showed no question.")

@@ -84,7 +84,7 @@ def test_model_asks_and_answers_only_what_it_was_told_of(
         asked = said(url, *api([f"{ASK} Why?"], []))
         assert asked == (post, {"text": "Why?", "kind": "question", "to": [READER]})
         assert said(url, *api([f"{ASK} Why?"], [(post, "Posted 1")])) == "Posted."
-        assert said(url, *api([f"{ANSWER} So."], [])) == "No hook told of a message."
+        assert said(url, *api([f"{ANSWER} So."], [])) == "I was told of no message."
         assert said(url, *api([notice, f"{ANSWER} So."], [])) == (feed, {"to_me": True})
         replied = said(url, *api([f"{ANSWER} So.", notice], [(feed, FOUND)]))
         assert replied == (post, {"text": "So.", "reply_to": "00112233aabb"})
