@@ -126,9 +126,15 @@ Arguments of the agent stand behind `--`.
 | `--write` | writes the agent's own configuration, for starts without mesh-llm while a node runs |
 | `--undo` | takes back everything that was written; a file that was changed since keeps the changes |
 | `--auto` | where no node runs: a public mesh. This version knows none: it says so, and starts nothing |
-| `--no-board` | without the blackboard. This version has none: it says so, and starts the agent |
+| `--no-board` | without the blackboard: no MCP server, no hooks |
 
 `mesh-llm agents` lists what is installed, configured and when it was started last.
+
+Where the node of this MESH_LLM_HOME has a blackboard, the agent gets it as an MCP server named `mesh`, which the agent
+starts with `mesh-llm blackboard --mcp`; the tools' names end with `blackboard_post`, `_search`, `_feed` and `_claim`.
+Whether a call needs your approval is for the agent's own settings to say. Claude Code and Codex also get hooks for the
+session, which tell them that a message names you (`mesh-llm blackboard peek`): always the same words, never those of
+the message. One line at the start says whether the agent has the blackboard, and if not, why.
 
 Files of the user are changed by additions alone: comments and other entries keep their bytes. A file that cannot be
 read, or that has an entry of its own where ours would be, is left as it is and named. A node with `--require-key`
@@ -142,7 +148,7 @@ those of `/v1/models`. A limit of less than an agent's own tools and instruction
 def agents_page() -> str:
     """A section for each agent: what a start sets, and what `--write` writes."""
     from meshllm.agents.description import FileStep, known_agents
-    from meshllm.agents.filling import Values, fill_text
+    from meshllm.agents.filling import BoardAccess, Values, fill_text
     from meshllm.agents.shown import file_lines, start_lines
     from meshllm.core.routing.agent_choice import AgentModel
 
@@ -154,7 +160,8 @@ def agents_page() -> str:
         home = "/home/you"
         folders = {"home": home, "config": f"{home}/.config", "folder": f"{home}/.mesh-llm/agents/{agent.name}"}
         folders |= {name: default.format(**folders) for name, (_, default) in agent.folders.items()}
-        values = Values("http://127.0.0.1:9337", model, (model,), folders)
+        board = BoardAccess(("/usr/bin/mesh-llm",), f"{home}/.mesh-llm")
+        values = Values("http://127.0.0.1:9337", model, (model,), folders, board=board)
 
         def path(step: FileStep, values: Values = values) -> str:
             return " or ".join(fill_text(path, values) for path in step.paths)
@@ -165,16 +172,19 @@ def agents_page() -> str:
             lines[-1] += f" Its own tools and instructions: about {agent.prompt_tokens:,} tokens ({agent.measured})."
         lines += ["", *(f"- {note}" for note in agent.notes)] if agent.notes else []
         lines += ["", f"`mesh-llm {agent.name}` runs:"]
-        lines += block(start_lines(agent.launch, values, agent.launch.unset, agent.programs[0], ()))
-        for step in agent.launch.files:
+        launch, write = agent.launch, agent.write
+        launch = launch if agent.board is None else launch.with_more(agent.board)
+        lines += block(start_lines(launch, values, launch.unset, agent.programs[0], ()))
+        for step in launch.files:
             lines += block(file_lines(step, values, path))
-        if agent.write is None:
+        if write is None:
             lines += ["", "It has no place for a provider beside the user's own: there is no `--write`."]
             continue
-        same = agent.write.files == agent.launch.files
-        what, run = "the same file" if same else "this", fill_text(agent.write.run, values)
+        write = write if agent.board_write is None else write.with_more(agent.board_write)
+        same = write.files == launch.files
+        what, run = "the same file" if same else "this", fill_text(write.run, values)
         lines += ["", f"`mesh-llm {agent.name} --write` writes {what}; then `{run}`."]
-        for step in () if same else agent.write.files:
+        for step in () if same else write.files:
             lines += block(file_lines(step, values, path))
     return "\n".join(lines) + "\n"
 

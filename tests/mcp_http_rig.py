@@ -32,7 +32,7 @@ def status() -> NodeStatus:
 async def served(board: MemoryBoard, key: str | None = KEY, port: int = 0) -> AsyncIterator[str]:
     """The URL of `/mcp`."""
     wall = time.time  # noqa: TID251 - ages of messages
-    mcp = McpHttp(McpSetting(LocalCalls(board), "1.2", wall, time.monotonic, lambda: secrets.token_hex(4)))
+    mcp = McpHttp(McpSetting(LocalCalls(lambda: board), "1.2", wall, time.monotonic, lambda: secrets.token_hex(4)))
     console = Console(AccessPolicy(key), status, token=TOKEN, mcp=mcp.exchange)
     port = await console.start(("127.0.0.1",), port)
     try:

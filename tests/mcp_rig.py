@@ -45,7 +45,7 @@ class Client:
         self.answers: dict[Any, asyncio.Future[dict[str, Any]]] = {}
         self.lost: list[dict[str, Any]] = []
         loop = asyncio.get_running_loop()
-        setting = McpSetting(LocalCalls(board), "1.2", clock, loop.time, nonces(), room, name)
+        setting = McpSetting(LocalCalls(lambda: board), "1.2", clock, loop.time, nonces(), room, name)
         self.connection = McpConnection(setting, self._take, **options)
         self._numbers = itertools.count(1)
 
@@ -108,7 +108,7 @@ async def serve_stdio(room: str) -> None:
     board = MemoryBoard(wall)
     board.add("STATUS: hello from bob", kind="status", room=room)
     target = stdio.private_output()
-    setting = McpSetting(LocalCalls(board), "1", wall, time.monotonic, lambda: secrets.token_hex(4), room)
+    setting = McpSetting(LocalCalls(lambda: board), "1", wall, time.monotonic, lambda: secrets.token_hex(4), room)
     await stdio.serve(setting, target=target)
 
 

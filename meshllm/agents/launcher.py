@@ -15,13 +15,13 @@ from pathlib import Path
 import filelock
 
 from meshllm.agents.description import Agent, Setup
-from meshllm.agents.filling import Values, fill_text
+from meshllm.agents.filling import BoardAccess, Values, fill_text
 from meshllm.agents.journal import Journal, LastLaunch
 from meshllm.agents.node import NodeAddress
 from meshllm.agents.process import environment, find_program, run_agent
 from meshllm.agents.shown import arguments as setup_arguments
 from meshllm.agents.shown import file_lines, start_lines, variables
-from meshllm.agents.user_files import UndoResult, apply, locate, plan, undo
+from meshllm.agents.user_files import UndoResult, apply, locate, plan, undo, withdraw
 from meshllm.core.routing.agent_choice import WANTED_CONTEXT, AgentModel
 from meshllm.errors import EnvironmentFailure, InternalError, UsageError
 
@@ -76,17 +76,29 @@ class Launcher:
         """The program, or None."""
         return find_program([name.format(**self._folders) for name in self.agent.programs])
 
-    def values(self, node: NodeAddress | None, model: AgentModel | None, models: Sequence[AgentModel]) -> Values:
-        """The values of the placeholders. Without a node: those that `--print` shows."""
+    def skill_folders(self) -> list[Path]:
+        """Where the agent looks for skills of the user."""
+        return [Path(folder.format(**self._folders)) for folder in self.agent.skills]
+
+    def values(
+        self,
+        node: NodeAddress | None,
+        model: AgentModel | None,
+        models: Sequence[AgentModel],
+        board: Sequence[str] = (),
+    ) -> Values:
+        """The values of the placeholders. Without a node: those that `--print` shows. `board`: the words that start
+        mesh-llm, for an agent that gets the blackboard."""
         base = node.url if node is not None else "http://127.0.0.1:9337"
-        chosen = model or UNKNOWN_MODEL
-        return Values(base, chosen, models or (chosen,), self._folders, node.key if node is not None else "")
+        chosen, key = model or UNKNOWN_MODEL, node.key if node is not None else ""
+        access = BoardAccess(tuple(board), str(self._home)) if board else None
+        return Values(base, chosen, models or (chosen,), self._folders, key, access)
 
     def run(
         self, values: Values, arguments: Sequence[str], on_start: Callable[[], None], warn: Callable[[str], None]
     ) -> int:
         """Configure and start the agent; returns its exit status. `warn` gets what the user should know."""
-        program, setup = self.program(), self.agent.launch
+        program, setup = self.program(), self._launch_setup(values)
         for text in self.warnings(values):
             warn(text)
         self._configure(setup, values)
@@ -98,25 +110,41 @@ class Launcher:
 
     def write(self, values: Values) -> list[Path]:
         """Write the agent's own configuration; returns the files that changed. Raises UsageError if it has none."""
-        setup = self._own_setup()
+        setup = self._own_setup(values)
         with locked(self._home) as folder:
             journal = Journal(folder)
-            return apply(self.agent, plan(self.agent, setup, values, journal), journal)
+            changes = plan(self.agent, setup, values, journal)
+            withdrawn = self._withdraw_board(setup, self.agent.board_write, values, journal)
+            return [*withdrawn, *apply(self.agent, changes, journal)]
 
     def written(self, values: Values) -> str:
         """What `write` would write, for people; without the key. Raises UsageError as that does."""
-        setup, shown = self._own_setup(), replace(values, key=HIDDEN_KEY if values.key else "")
+        setup, shown = self._own_setup(values), replace(values, key=HIDDEN_KEY if values.key else "")
         blocks = [file_lines(step, shown, lambda step: str(locate(step, shown))) for step in setup.files]
         return "\n\n".join("\n".join(lines) for lines in [*blocks, [f"# then: {self.how_to_start(values)}"]])
 
-    def _own_setup(self) -> Setup:
+    def _launch_setup(self, values: Values) -> Setup:
+        """How the agent is started."""
+        launch, board = self.agent.launch, self.agent.board
+        return launch if values.board is None or board is None else launch.with_more(board)
+
+    def _own_setup(self, values: Values) -> Setup:
         """How the agent's own configuration is written. Raises UsageError if there is no way."""
         if self.agent.write is None:
             raise UsageError(
                 f"{self.agent.title} has no place for a provider beside the user's own.",
                 advice=f"Start it with 'mesh-llm {self.agent.name}', which needs no change of its files.",
             )
-        return self.agent.write
+        write, board = self.agent.write, self.agent.board_write
+        return write if values.board is None or board is None else write.with_more(board)
+
+    def _withdraw_board(self, setup: Setup, board: Setup | None, values: Values, journal: Journal) -> list[Path]:
+        """Where `values` have no blackboard: take back the files that were changed for it alone; returns them."""
+        if board is None or values.board is not None:
+            return []
+        others = {step.paths for step in setup.files}
+        places = [locate(step, values) for step in board.files if step.merges and step.paths not in others]
+        return withdraw(self.agent, places, journal)
 
     def how_to_start(self, values: Values) -> str:
         """How the user starts the agent once its files are written."""
@@ -131,7 +159,7 @@ class Launcher:
     def description(self, values: Values, arguments: Sequence[str]) -> str:
         """What a start would set, write and run, for people; without the key."""
         values = replace(values, key=HIDDEN_KEY if values.key else "")
-        setup, program = self.agent.launch, self.found_program() or self.agent.programs[0]
+        setup, program = self._launch_setup(values), self.found_program() or self.agent.programs[0]
         unset = [name for name in setup.unset if name in self._env]
         blocks = [start_lines(setup, values, unset, program, arguments)]
         blocks += [file_lines(step, values, lambda step: str(locate(step, values))) for step in setup.files]
@@ -182,7 +210,9 @@ class Launcher:
     def _configure(self, setup: Setup, values: Values) -> None:
         with locked(self._home) as folder:
             journal = Journal(folder)
-            apply(self.agent, plan(self.agent, setup, values, journal), journal)
+            changes = plan(self.agent, setup, values, journal)
+            self._withdraw_board(setup, self.agent.board, values, journal)
+            apply(self.agent, changes, journal)
             journal.launched(self.agent.name, LastLaunch(_wall_clock(), values.model.name))
 
 

@@ -61,7 +61,7 @@ class Listener(Enum):
 def listener(port: int) -> Listener:
     """What listens on a port of this machine."""
     try:
-        _, _, headers = _get(port, "/", {})
+        _, _, headers = get_answer(port, "/", {})
     except ConnectionRefusedError:
         return Listener.NOTHING
     except (OSError, http.client.HTTPException):
@@ -195,7 +195,7 @@ def needs_key(node: NodeAddress) -> bool:
 def _ask_models(node: NodeAddress) -> tuple[int, bytes]:
     headers = {"authorization": f"Bearer {node.key}"} if node.key else {}
     try:
-        status, body, _ = _get(node.port, "/v1/models", headers)
+        status, body, _ = get_answer(node.port, "/v1/models", headers)
     except (OSError, http.client.HTTPException) as error:
         raise NotRunning(f"The node on port {node.port} does not answer: {error or type(error).__name__}.") from error
     return status, body
@@ -213,7 +213,7 @@ def _status(node: NodeAddress) -> dict[str, Any]:
     if not node.console:
         return {}
     try:
-        status, body, _ = _get(node.console, "/api/status", {"x-mesh-llm-token": node.token})
+        status, body, _ = get_answer(node.console, "/api/status", {"x-mesh-llm-token": node.token})
         found = json.loads(body)
     except (OSError, http.client.HTTPException, ValueError):
         return {}
@@ -267,7 +267,8 @@ def _progress(status: Mapping[str, Any]) -> str:
     return f"joining the mesh{': ' + reason if reason else ''}"
 
 
-def _get(port: int, path: str, headers: Mapping[str, str]) -> tuple[int, bytes, http.client.HTTPMessage]:
+def get_answer(port: int, path: str, headers: Mapping[str, str]) -> tuple[int, bytes, http.client.HTTPMessage]:
+    """Status, body and headers of what a server of this machine answers. Raises OSError, HTTPException."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", path, headers=dict(headers))

@@ -20,7 +20,9 @@ def variables(setup: Setup, values: Values) -> dict[str, str]:
 
 def arguments(setup: Setup, values: Values, more: Sequence[str]) -> list[str]:
     """The arguments that a start gives to the agent; `more` are those of the user."""
-    return [*(str(argument) for argument in fill(list(setup.argv), values)), *(more or setup.command)]
+    given = list(more or setup.command)
+    last = setup.last if given and given[0] in setup.last_for else ()
+    return [*map(str, fill(list(setup.argv), values)), *given, *map(str, fill(list(last), values))]
 
 
 def start_lines(setup: Setup, values: Values, unset: Iterable[str], program: str, more: Sequence[str]) -> list[str]:

@@ -91,7 +91,7 @@ def apply(agent: Agent, changes: Sequence[UserFileChange], journal: Journal) -> 
         if change.current == change.after:
             continue
         try:
-            _write(agent, change, journal)
+            write_change(agent.name, change, journal)
         except OSError as error:
             raise EnvironmentFailure(
                 f"{change.path} cannot be written: {error.strerror or error}.",
@@ -103,24 +103,37 @@ def apply(agent: Agent, changes: Sequence[UserFileChange], journal: Journal) -> 
 
 def undo(agent: Agent, journal: Journal) -> list[UndoResult]:
     """Take back every change that was made for `agent`, the last one first."""
-    results = []
-    for entry in reversed(journal.entries(agent.name)):
-        try:
-            result = _undo(entry, journal)
-        except (OSError, CannotEdit) as error:
-            reason = error.strerror or error if isinstance(error, OSError) else error
-            result = UndoResult(entry.path, f"left as it is: {reason}. Remove the entry of mesh-llm by hand.", False)
-        if result.done:
-            journal.remove(entry)
-        results.append(result)
-    return results
+    return [undo_entry(entry, journal) for entry in reversed(journal.entries(agent.name))]
+
+
+def undo_entry(entry: FileEntry, journal: Journal) -> UndoResult:
+    """Take back one change, and forget it if nothing of it is left."""
+    try:
+        result = _undo(entry, journal)
+    except (OSError, CannotEdit) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        result = UndoResult(entry.path, f"left as it is: {reason}. Remove the entry of mesh-llm by hand.", False)
+    if result.done:
+        journal.remove(entry)
+    return result
+
+
+def withdraw(agent: Agent, places: Sequence[Path], journal: Journal) -> list[Path]:
+    """Take back what was written to these files for `agent`, if anything was; returns the files. Raises FileRefused for
+    one that still has it."""
+    entries = [entry for path in places if (entry := journal.entry(path)) is not None and entry.agent == agent.name]
+    for entry in entries:
+        result = undo_entry(entry, journal)
+        if not result.done:
+            raise FileRefused(f"{entry.path} still gives {agent.title} the blackboard: {result.text}")
+    return [entry.path for entry in entries]
 
 
 def _owned(step: FileStep, path: Path, values: Values, journal: Journal) -> UserFileChange:
     """The whole content of a file of ours. One in the agent's own folder is replaced, one elsewhere only if it is as
     mesh-llm wrote it."""
     after = written(fill(step.content, values), step.format).encode()
-    current = _read(path)
+    current = read_file(path)
     entry = journal.entry(path)
     inside = path.is_relative_to(Path(values.folders["folder"]).resolve())
     if current is not None and current != after and not inside:
@@ -138,9 +151,11 @@ def _owned(step: FileStep, path: Path, values: Values, journal: Journal) -> User
 
 
 def _merged(agent: Agent, step: FileStep, path: Path, values: Values, journal: Journal) -> UserFileChange:
-    form, current, entry = FORMATS[step.format], _read(path), journal.entry(path)
+    form, current, entry = FORMATS[step.format], read_file(path), journal.entry(path)
     shown = f"{agent.title} is not configured in {path}"
-    option = "--print" if step in agent.launch.files else "--print --write"
+    setups = [setup for setup in (agent.launch, agent.board) if setup is not None]
+    launched = any(step.paths == other.paths for setup in setups for other in setup.files)
+    option = "--print" if launched else "--print --write"
     try:
         before = current if entry is None or current is None else _without_ours(form, current, entry, journal)
         text = "" if before is None else before.decode()
@@ -188,8 +203,9 @@ def _value_at(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def _write(agent: Agent, change: UserFileChange, journal: Journal) -> None:
-    if _read(change.path) != change.current:
+def write_change(owner: str, change: UserFileChange, journal: Journal) -> None:
+    """Write one change; `owner` is the agent of its entry. Raises FileRefused as `apply`, and OSError."""
+    if read_file(change.path) != change.current:
         raise FileRefused(f"{change.path} changes right now. It is left as it is.", advice="Run the command again.")
     missing = [folder for folder in reversed(change.path.parents) if not folder.exists()]
     mode = stat.S_IMODE(change.path.stat().st_mode) if change.current is not None else 0o600
@@ -197,7 +213,7 @@ def _write(agent: Agent, change: UserFileChange, journal: Journal) -> None:
     made = tuple(missing) if known is None else (*known.folders, *missing)
     journal.record(
         FileEntry(
-            agent=agent.name,
+            agent=owner,
             path=change.path,
             format="" if change.owned else change.path.suffix,
             existed=change.before is not None,
@@ -215,7 +231,7 @@ def _write(agent: Agent, change: UserFileChange, journal: Journal) -> None:
 
 
 def _undo(entry: FileEntry, journal: Journal) -> UndoResult:
-    current = _read(entry.path)
+    current = read_file(entry.path)
     if current is None:
         return UndoResult(entry.path, "is gone already", True)
     if digest(current) == entry.before:
@@ -253,7 +269,7 @@ def _delete(entry: FileEntry) -> None:
             folder.rmdir()
 
 
-def _read(path: Path) -> bytes | None:
+def read_file(path: Path) -> bytes | None:
     """The content of a file; None if there is none. Raises FileRefused for what cannot be read."""
     try:
         with path.open("rb") as file:

@@ -29,18 +29,26 @@ from meshllm.core.board.service import ALL_ROOMS, BoardWriter, ClaimWish, PostWi
 from meshllm.errors import BoardRefused
 
 OPERATIONS: Final = ("acquire", "renew", "release")
+# Names of users and hosts that are the same on many machines, and words of ordinary texts besides.
+_GENERIC: Final = (
+    "admin administrator agent alpine build builder centos container daemon debian default developer docker ec2-user "
+    "fedora guest home host jenkins laptop linux local localhost macbook model node pi root runner "
+    "server service system test tester ubuntu user username users vagrant work worker workstation"
+)
+GENERIC_NAMES: Final = frozenset(_GENERIC.split())
 # Longer texts are not even cleaned.
 MAX_INPUT_LETTERS: Final = 64 * MAX_BODY_BYTES
 
 
 class DraftMaker:
     """Makes drafts. `names`: what this machine and its user are called, each with a label, to be replaced in texts;
-    `public`: those names among them that the board shows anyway, and which are therefore not replaced."""
+    `public`: those names among them that the board shows anyway, and which are therefore not replaced. Nor are
+    names that say nothing of a machine or its user."""
 
     def __init__(self, writer: str, names: Iterable[tuple[str, str]], public: Callable[[], Iterable[str]]) -> None:
         """`writer`: the name of a writer that gives none."""
         self._writer = writer
-        self._names = tuple(names)
+        self._names = tuple((name, label) for name, label in names if name.casefold() not in GENERIC_NAMES)
         self._public = public
 
     def writer(self, writer: BoardWriter) -> BoardWriter:

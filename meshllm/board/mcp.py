@@ -28,7 +28,7 @@ from meshllm.board.mcp_protocol import (
 )
 from meshllm.board.mcp_tools import NAMES, TOOLS, BadArgument, BoardCalls, Progress, ToolContext, call
 from meshllm.core.board.service import BoardWriter
-from meshllm.errors import MeshError
+from meshllm.errors import BoardRefused, MeshError
 
 SERVER_NAME = "mesh-llm-blackboard"
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -160,7 +160,7 @@ class McpServer:
         except BadArgument as error:
             return _failed("bad_argument", str(error), "Correct the argument and call the tool again.")
         except MeshError as error:
-            return _failed(error.code, error.message, error.advice)
+            return _failed(error.code, error.message, _advice(error))
         return {"content": [_text_block(result.text)], "structuredContent": result.facts}
 
     # -- resources and prompts
@@ -207,6 +207,12 @@ async def _from_board(work: Awaitable[Any]) -> Any:
     except MeshError as error:
         data = {"code": error.code, "advice": error.advice}
         raise McpError(INTERNAL_ERROR, f"{error.message} {error.advice}".rstrip(), data) from error
+
+
+def _advice(error: MeshError) -> str:
+    """What an agent can do; the default of a refusal speaks of the command line."""
+    is_default = isinstance(error, BoardRefused) and error.advice == BoardRefused.default_advice
+    return "Correct the arguments and call the tool again." if is_default else error.advice
 
 
 def _cached(result: Json, milliseconds: int, scope: str = "public") -> Json:

@@ -130,7 +130,7 @@ def _status(message: Json, *, stateless: bool) -> int:
 
 
 def _check_version(request: McpRequest | None, headers: Mapping[str, str]) -> bool:
-    """Whether the message is of the era without a handshake. Raises McpError for a version that no client knows."""
+    """Whether the message is of the era without a handshake. Raises McpError for an unknown version."""
     version = headers.get(VERSION_HEADER, "")
     if request is not None and request.id is not None and VERSION_KEY in request.meta:
         return True

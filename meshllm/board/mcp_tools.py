@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from meshllm.board.mcp_text import claim_facts, claims_text, one_line, post_facts, posts_text, who
+from meshllm.board.mcp_text import claim_facts, claims_text, neutral, one_line, post_facts, posts_text, who
 from meshllm.core.board.entries import MAX_CLAIM_SECONDS, MAX_RECIPIENTS
 from meshllm.core.board.service import (
     ALL_ROOMS,
@@ -40,6 +40,8 @@ MAX_HOURS = 48
 MAX_RESULTS = 50
 # A tool that waits says so in between: a client that counts progress does not give up.
 PROGRESS_SECONDS = 10.0
+# Filters and own messages that a connection remembers.
+MAX_REMEMBERED = 256
 
 
 class BoardCalls(Protocol):
@@ -65,25 +67,41 @@ class BoardCalls(Protocol):
 
 
 class LocalCalls:
-    """The blackboard of this process."""
+    """The blackboard of this process. `board` returns it, or raises MeshError."""
 
-    def __init__(self, board: Blackboard) -> None:
-        self.post, self.feed, self.search, self.claim = board.post, board.feed, board.search, board.claim
+    def __init__(self, board: Callable[[], Blackboard]) -> None:
         self._board = board
+
+    async def post(self, wish: PostWish) -> PostAnswer:
+        """See `Blackboard`."""
+        return await self._board().post(wish)
+
+    async def feed(self, query: FeedQuery) -> BoardPage:
+        """See `Blackboard`."""
+        return await self._board().feed(query)
+
+    async def search(self, query: SearchQuery) -> BoardPage:
+        """See `Blackboard`."""
+        return await self._board().search(query)
+
+    async def claim(self, wish: ClaimWish) -> ClaimAnswer:
+        """See `Blackboard`."""
+        return await self._board().claim(wish)
 
     async def claims(self, room: str) -> tuple[ClaimFacts, ...]:
         """See `Blackboard`."""
-        return self._board.claims(room)
+        return self._board().claims(room)
 
     async def rooms(self) -> tuple[RoomFacts, ...]:
         """See `Blackboard`."""
-        return self._board.rooms()
+        return self._board().rooms()
 
 
 @dataclass(slots=True)
 class ToolContext:
     """Where the tools act: for `writer`, in `room`. `now`: unix seconds. `nonce`: 8 new random hexadecimal digits.
-    `clock`: seconds that only grow. `seen`: for each filter of the feed, up to where the client has read."""
+    `clock`: seconds that only grow. `seen`: for each filter of the feed, up to where the client has read; `posted`: ids
+    of its own messages. Both keep the last ones only."""
 
     board: BoardCalls
     writer: BoardWriter
@@ -92,6 +110,24 @@ class ToolContext:
     clock: Callable[[], float]
     nonce: Callable[[], str]
     seen: dict[FeedQuery, str] = field(default_factory=dict)
+    posted: dict[str, None] = field(default_factory=dict)
+
+    def has_read(self, query: FeedQuery, cursor: str) -> None:
+        """The client has read the messages of a filter up to there."""
+        self.seen.pop(_filter(query), None)
+        self.seen[_filter(query)] = cursor
+        _forget(self.seen)
+
+    def has_posted(self, post: str) -> None:
+        """The client has posted a message."""
+        self.posted[post] = None
+        _forget(self.posted)
+
+
+def _forget(kept: dict[Any, Any]) -> None:
+    """Keep the last ones, and the first of all: the beginning of the connection."""
+    if len(kept) > MAX_REMEMBERED:
+        del kept[list(kept)[1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,11 +302,12 @@ async def _post(context: ToolContext, taken: _Arguments) -> ToolResult:
     await _begin(context)
     answer = await context.board.post(wish)
     post = answer.post
+    context.has_posted(post.id)
     text = f"Posted {post.id[:12]} ({post.kind}) to {one_line(post.room, 128) or 'the common room'}."
     if post.to:
         text += f" Names: {' '.join(map(one_line, post.to))}."
     if answer.replaced:
-        text += f" Replaced before posting: {one_line(answer.replaced, 300)}."
+        text += f" Replaced before posting: {neutral(answer.replaced)[:300]}."
     facts = {"id": post.id, "kind": post.kind, "room": post.room, "thread": post.thread, "replaced": answer.replaced}
     return ToolResult(text, facts)
 
@@ -297,7 +334,7 @@ async def _feed(context: ToolContext, taken: _Arguments, progress: Progress) -> 
     if seconds:
         return await _wait(context, query, seconds, progress)
     page = await read_room(context, query)
-    context.seen[_filter(query)] = page.cursor
+    context.has_read(query, page.cursor)
     return _page(context, page, whole=bool(query.thread))
 
 
@@ -323,8 +360,9 @@ async def _wait(context: ToolContext, query: FeedQuery, seconds: float, progress
         turn = min(left, PROGRESS_SECONDS)
         asked = context.clock()
         page = await context.board.feed(replace(query, after=cursor, wait_seconds=turn))
-        cursor = context.seen[_filter(query)] = page.cursor or cursor
-        news = tuple(post for post in page.posts if not _is_own(context, post) and _in_room(context, query, post))
+        cursor = page.cursor or cursor
+        context.has_read(query, cursor)
+        news = tuple(post for post in page.posts if post.id not in context.posted and _in_room(context, query, post))
         if news:
             return _page(context, BoardPage(news, page.more, page.cursor))
         now = context.clock()
@@ -348,10 +386,6 @@ async def _begin(context: ToolContext) -> str:
     if start not in context.seen:
         context.seen[start] = (await context.board.feed(FeedQuery(limit=1, reader=context.writer))).cursor
     return context.seen[start]
-
-
-def _is_own(context: ToolContext, post: BoardPost) -> bool:
-    return post.mine and post.program == context.writer.program and context.writer.name in ("", post.name)
 
 
 def _in_room(context: ToolContext, query: FeedQuery, post: BoardPost) -> bool:

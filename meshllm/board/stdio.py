@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -111,7 +112,7 @@ class _Writer:
                 self._lines.clear()
             try:
                 while data:
-                    written = os.write(self._descriptor, data)
+                    written = _write(self._descriptor, data)
                     data = data[written:]
                     with self._changed:
                         self._waiting -= written
@@ -143,7 +144,7 @@ async def serve(
         while data:
             room.acquire()
             try:
-                data = os.read(source, READ_BYTES)
+                data = _read(source)
             except OSError:
                 data = b""
             tell(chunks.put_nowait, data)
@@ -177,6 +178,24 @@ async def serve(
         await owner.close()
         await connection.close()
         writer.close(LAST_WRITE_SECONDS)
+
+
+def _read(descriptor: int) -> bytes:
+    """The next bytes; waits for them also where another owner of the open file made it non-blocking."""
+    while True:
+        try:
+            return os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            select.select([descriptor], [], [])
+
+
+def _write(descriptor: int, data: bytes) -> int:
+    """Write some of `data`, likewise; returns how much."""
+    while True:
+        try:
+            return os.write(descriptor, data)
+        except BlockingIOError:
+            select.select([], [descriptor], [])
 
 
 def _take(connection: McpConnection, line: bytes) -> None:

@@ -269,7 +269,7 @@ class SqliteStore:
             meta["last_seq"],
             meta["last_time"],
             tuple(entries),
-            tuple(item for (item,) in certificates if isinstance(item, bytes)),
+            tuple(item for item in certificates if isinstance(item, bytes)),
             arrivals,
             max([meta["last_arrival"], *arrivals.values()]),
             {
@@ -335,8 +335,9 @@ class SqliteStore:
     def apply(self, change: StoreChange) -> None:
         """See `EntryStore`. What is removed goes first: a full disk can be emptied."""
         with self._saving() as transaction:
-            transaction.executemany("DELETE FROM entries WHERE id = ?", [(item,) for item in change.removed])
-            transaction.executemany("UPDATE entries SET body = NULL WHERE id = ?", [(item,) for item in change.erased])
+            removed, erased = ([(item,) for item in sorted(ids)] for ids in (change.removed, change.erased))
+            transaction.executemany("DELETE FROM entries WHERE id = ?", removed)
+            transaction.executemany("UPDATE entries SET body = NULL WHERE id = ?", erased)
             transaction.executemany(
                 _SAVE_ENTRY,
                 [

@@ -47,7 +47,7 @@ Undo = Annotated[bool, typer.Option("--undo", help="Take back everything that wa
 NoBoard = Annotated[
     bool,
     typer.Option(
-        "--no-board", help="Give the agent no blackboard. This version has none yet, so that nothing changes."
+        "--no-board", help="Leave out the blackboard: neither its tools nor notices of messages that name you."
     ),
 ]
 Auto = Annotated[
@@ -82,11 +82,9 @@ def launcher(name: str) -> Callable[..., None]:
         if undo:
             _undo(found)
         elif print_only:
-            _print(found, port, model, arguments or [], write=write)
+            _print(found, port, model, arguments or [], write=write, no_board=no_board)
         else:
-            if no_board:
-                typer.echo("--no-board: this version has no blackboard; nothing is left out.", err=True)
-            _start(found, port, model, join or [], arguments or [], write=write, auto=auto)
+            _start(found, port, model, join or [], arguments or [], write=write, auto=auto, no_board=no_board)
 
     from meshllm.agents.description import known_agents
 
@@ -173,7 +171,9 @@ def _undo(found: Launcher) -> None:
         raise EnvironmentFailure("Some files still have entries of mesh-llm.", advice="They are named above.")
 
 
-def _print(found: Launcher, port: int | None, model: str | None, arguments: list[str], *, write: bool) -> None:
+def _print(
+    found: Launcher, port: int | None, model: str | None, arguments: list[str], *, write: bool, no_board: bool
+) -> None:
     """Show what a start would do, or what would be written, with the models of the node if one answers."""
     from meshllm.agents import node as nodes
     from meshllm.core.routing.agent_choice import choose_model
@@ -188,7 +188,8 @@ def _print(found: Launcher, port: int | None, model: str | None, arguments: list
         chosen = nodes.find_model(models, model) if model else best.model if best else None
     else:
         typer.echo("# No node answers: MODEL and the limits of its context are filled in at the start.")
-    values = found.values(node, chosen, models)
+    board = _board(found, node, write=write) if not no_board else ()
+    values = found.values(node, chosen, models, board)
     typer.echo(found.written(values) if write else found.description(values, arguments))
     for warning in found.warnings(values) if chosen is not None else ():
         typer.echo(f"Warning: {warning}", err=True)
@@ -203,6 +204,7 @@ def _start(
     *,
     write: bool,
     auto: bool,
+    no_board: bool,
 ) -> None:
     """Find or start the node, choose the model, and start the agent or write its files. Exits with its status."""
     from meshllm.agents import node as nodes
@@ -216,8 +218,9 @@ def _start(
         choice = choose_model(models)
         assert choice is not None
         chosen = choice.model if model is None else nodes.find_model(models, model)
-        values = found.values(node, chosen, models)
         say("")
+        board = _board(found, node, write=write) if not no_board else ()
+        values = found.values(node, chosen, models, board)
         if write:
             _written(found, found.write(values), found.how_to_start(values))
             return
@@ -225,6 +228,29 @@ def _start(
             typer.echo(choice.reason, err=True)
         status = found.run(values, arguments, attachment.keep, lambda text: typer.echo(f"Warning: {text}", err=True))
     sys.exit(status)
+
+
+def _board(found: Launcher, node: NodeAddress | None, *, write: bool) -> tuple[str, ...]:
+    """The words that start mesh-llm, if the agent gets the blackboard; says whether it does, and if not, why."""
+    from meshllm.agents.board import board_state
+
+    agent = found.agent
+    if (agent.board_write if write else agent.board) is None:
+        typer.echo(f"Blackboard: {agent.title} takes no MCP server{' that way' if write else ''}.", err=True)
+        return ()
+    if node is not None and not (state := board_state(node)).enabled:
+        typer.echo(f"Blackboard: left out, the node's is off ({state.reason}).", err=True)
+        return ()
+    typer.echo(f"Blackboard: {agent.title} gets its tools as MCP server 'mesh'. Leave it out: --no-board.", err=True)
+    return tuple(_own_program())
+
+
+def _own_program() -> list[str]:
+    """The words that start this very mesh-llm."""
+    program = Path(sys.argv[0]).absolute()
+    if os.access(program, os.X_OK) and program.is_file() and program.suffix != ".py":
+        return [str(program)]
+    return [sys.executable, "-P", "-m", "meshllm.cli.program"]
 
 
 def _written(found: Launcher, files: list[Path], run: str) -> None:
@@ -339,12 +365,7 @@ def _start_node(port: int, invites: str) -> StartedNode:
         # An invite is a secret: arguments can be read by every user of the machine.
         replace_file(folder / INVITE_FILE, invites, mode=0o600)
         arguments += ["--join", f"@{folder / INVITE_FILE}"]
-    program = Path(sys.argv[0]).absolute()
-    if os.access(program, os.X_OK) and program.is_file() and program.suffix != ".py":
-        words = [str(program)]
-    else:
-        words = [sys.executable, "-P", "-m", "meshllm.cli.program"]
-    return StartedNode(words, arguments, os.environ, folder / "node.err")
+    return StartedNode(_own_program(), arguments, os.environ, folder / "node.err")
 
 
 def _running() -> NodeAddress | None:

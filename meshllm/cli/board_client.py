@@ -27,10 +27,10 @@ from meshllm.core.board.service import (
     RoomFacts,
     SearchQuery,
 )
-from meshllm.errors import BoardOff, BoardRefused, EnvironmentFailure, NotRunning
+from meshllm.errors import BoardOff, BoardRate, BoardRefused, EnvironmentFailure, NotRunning
 
-# A call that does not wait; acquiring a claim takes two seconds.
-ANSWER_SECONDS = 10.0
+# A call that does not wait; and one that writes, which the node gives a slow disk a minute for.
+ANSWER_SECONDS, WRITE_SECONDS = 10.0, 70.0
 MAX_ANSWER_BYTES = 8 << 20
 START = (
     "Start one: 'mesh-llm --model NAME', or 'mesh-llm --client --join INVITE' to join others. Then call again; nothing "
@@ -57,7 +57,7 @@ class ConsoleBoard:
     async def post(self, wish: PostWish) -> PostAnswer:
         """See `Blackboard`."""
         body = {"text": wish.text, "room": wish.room, "kind": wish.kind, "reply_to": wish.reply_to, "to": [*wish.to]}
-        answer = await self._ask("POST", "post", body=body | _writer(wish.writer))
+        answer = await self._ask("POST", "post", body=body | _writer(wish.writer), within=WRITE_SECONDS)
         return PostAnswer(_facts(BoardPost, answer.get("post")), _text(answer, "replaced"))
 
     async def feed(self, query: FeedQuery) -> BoardPage:
@@ -75,7 +75,7 @@ class ConsoleBoard:
     async def claim(self, wish: ClaimWish) -> ClaimAnswer:
         """See `Blackboard`."""
         body = {"key": wish.key, "op": wish.op, "room": wish.room, "seconds": wish.seconds}
-        answer = await self._ask("POST", "claim", body=body | _writer(wish.writer))
+        answer = await self._ask("POST", "claim", body=body | _writer(wish.writer), within=WRITE_SECONDS)
         holder = answer.get("holder")
         return ClaimAnswer(
             answer.get("granted") is True,
@@ -175,7 +175,11 @@ def _error(status: int, answer: dict[str, Any]) -> EnvironmentFailure | BoardRef
         )
     if status == 403:
         return EnvironmentFailure(message, advice="Run this as the user who runs the node, with its MESH_LLM_HOME.")
-    return BoardRefused(message, advice="Wait a minute, then post again." if status == 429 else "")
+    if status == 429:
+        return BoardRate(message)
+    if status >= 500:
+        return EnvironmentFailure(message, advice="Try again in some seconds.")
+    return BoardRefused(message)
 
 
 def _text(answer: Mapping[str, Any], key: str) -> str:

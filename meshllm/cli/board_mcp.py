@@ -1,14 +1,50 @@
 """`mesh-llm blackboard --mcp`: the MCP server of the blackboard on the standard streams, for coding agents.
 
-It is a client of the running node. No node has to run when it starts: each call looks for one.
+It is a client of the running node. No node has to run when it starts: each call looks for one. Agents wait for its
+first answer at their own start, so that it does not load Typer, which takes longer than all the rest.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Final
 
-import typer
+# Options that the quick start knows. With any other argument, the command line's parser takes over.
+NAME, ROOM, NODE_PORT, PORT = "--name", "--room", "--node-port", "--port"
+_LAST_PORT: Final = 65535
+
+
+def started_quickly(arguments: list[str]) -> bool:
+    """Serve if `arguments`, those behind `mesh-llm`, say just that; False at once if not."""
+    options = _options(arguments[1:]) if arguments[:1] == ["blackboard"] else None
+    if options is None:
+        return False
+    from meshllm import paths
+    from meshllm.cli.standard_streams import open_closed_streams
+
+    open_closed_streams()
+    paths.name_missing_home()
+    port = options.get(NODE_PORT)
+    serve_mcp(name=options.get(NAME, ""), room=options.get(ROOM), node_port=None if port is None else int(port))
+    return True
+
+
+def _options(arguments: list[str]) -> dict[str, str] | None:
+    """The options and their values; None without `--mcp`, and for what the quick start does not know."""
+    found: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if argument == "--mcp":
+            found[option] = ""
+        elif (option := NODE_PORT if option == PORT else option) in (NAME, ROOM, NODE_PORT) and option not in found:
+            found[option] = value if equals else next(rest, "")
+        else:
+            return None
+    port = found.get(NODE_PORT, "1")
+    if "--mcp" not in found or not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) <= _LAST_PORT):
+        return None
+    return found
 
 
 def serve_mcp(*, name: str = "", room: str | None = None, node_port: int | None = None) -> None:
@@ -32,27 +68,20 @@ def serve_mcp(*, name: str = "", room: str | None = None, node_port: int | None 
         time.time,  # noqa: TID251 - the age of messages, for display
         time.monotonic,
         lambda: secrets.token_hex(4),
-        _room_of(str(Path.cwd())) if room is None else room,
+        _room_here() if room is None else room,
         name,
     )
     asyncio.run(stdio.serve(setting, room_of=_room_of if room is None else None, target=target))
+
+
+def _room_here() -> str:
+    try:
+        return _room_of(str(Path.cwd()))
+    except OSError:  # the directory was removed
+        return ""
 
 
 def _room_of(directory: str) -> str:
     from meshllm.board.rooms import room_of
 
     return room_of(Path(directory))
-
-
-def blackboard(
-    mcp: Annotated[
-        bool, typer.Option("--mcp", help="Serve the blackboard to an agent on the standard streams.")
-    ] = False,
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the writer. Default: the node's.")] = "",
-    room: Annotated[str | None, typer.Option(metavar="ROOM", help="Default: that of the working directory.")] = None,
-    node_port: Annotated[int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Console port.")] = None,
-) -> None:
-    """Serve the blackboard to coding agents."""
-    if not mcp:
-        raise typer.BadParameter("Only --mcp is known.")
-    serve_mcp(name=name, room=room, node_port=node_port)

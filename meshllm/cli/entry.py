@@ -44,7 +44,7 @@ app = Commands(
         "models": LazyCommand("meshllm.cli.models", "app"),
         "engine": LazyCommand("meshllm.cli.engine", "app"),
         "debug": LazyCommand("meshllm.cli.debug", "app"),
-        "blackboard": LazyCommand("meshllm.cli.board_mcp", "blackboard"),
+        "blackboard": LazyCommand("meshllm.cli.blackboard", "app"),
         "agents": LazyCommand("meshllm.cli.agents", "agents"),
         **{name: LazyCommand("meshllm.cli.agents", "launcher", argument=name) for name in AGENTS},
     },

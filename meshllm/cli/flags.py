@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from meshllm.errors import UsageError
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Accepted until the next version: old option -> its name now. For the start of a node, and for commands that ask one.
@@ -117,6 +119,33 @@ class _Group(TyperGroup):
         return super().parse_args(ctx, replace_renamed(args, START_RENAMED))
 
 
+class _TextGroup(_Group):
+    """A command with sub-commands that takes one text, too: where the first word is no sub-command, the words are the
+    text and options, in any order."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters; before a sub-command without the text, which would take its name."""
+        found = super().get_params(ctx)
+        if not ctx.meta.get(_NAMES_COMMAND):
+            return found
+        return [parameter for parameter in found if isinstance(parameter, TyperOption)]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse. Raises UsageError for words behind the text."""
+        if args and args[0] in self.list_commands(ctx):
+            ctx.meta[_NAMES_COMMAND] = True
+            return super().parse_args(ctx, args)
+        ctx.allow_interspersed_args = True
+        rest = super().parse_args(ctx, args)
+        if ctx._protected_args:
+            raise UsageError("The text has several words.", advice='Put it in quotes: "..."')
+        return rest
+
+
+# In `Context.meta` of a `_TextGroup`: the first word is the name of a sub-command.
+_NAMES_COMMAND = "meshllm.names_command"
+
+
 def _without_types(parameters: list[Any]) -> list[Any]:
     for parameter in parameters:
         if isinstance(parameter, TyperOption) and parameter.is_flag and parameter.metavar is None:
@@ -125,10 +154,13 @@ def _without_types(parameters: list[Any]) -> list[Any]:
 
 
 class Commands(typer.Typer):
-    """A Typer application with such commands."""
+    """A Typer application with such commands. `takes_text`: see `_TextGroup`."""
 
-    def __init__(self, lazy: Mapping[str, LazyCommand] | None = None, **options: Any) -> None:
-        super().__init__(cls=type("_LazyGroup", (_Group,), {"lazy": lazy}) if lazy else _Group, **options)
+    def __init__(
+        self, lazy: Mapping[str, LazyCommand] | None = None, *, takes_text: bool = False, **options: Any
+    ) -> None:
+        group = _TextGroup if takes_text else _Group
+        super().__init__(cls=type("_LazyGroup", (group,), {"lazy": lazy}) if lazy else group, **options)
 
     def command(
         self, name: str | None = None, *, asks_node: bool = False, **options: Any

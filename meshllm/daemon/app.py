@@ -224,11 +224,12 @@ class App:
             audit=lambda event, fields: self._audit.write(event, **fields),
             attach=Attachments(lambda: self._stopping, ends=settings.until_detached).begin(stack).attach,
             board=lambda: self._board.board,
-            mcp=lambda *it: self._board.exchange(*it),  # noqa: PLW0108
+            mcp=lambda *it: self._board.mcp.exchange(*it),  # noqa: PLW0108
         )
         # The console is told of changes.
         self._board = BoardPart(settings, self._post, self._console.board_changed)
         stack.push_async_callback(self._console.close)
+        stack.push_async_callback(self._board.mcp.close)
         stack.push_async_callback(self._draft_stats.close)
         self._gateway = Gateway(
             replace(policy, allowed_origins=frozenset(settings.allowed_origins), require_key=settings.require_key),

@@ -118,6 +118,11 @@ class NodeBlackboard:
             self._reason = str(error)
             log.error("this node has no blackboard: %s", error)
             return
+        except Exception:
+            # The rest of the node works without it.
+            self._reason = "Its file could not be read; the log of the node has the error."
+            log.exception("this node has no blackboard: its file could not be read")
+            return
         self._take_stored(stored)
         self._post_event(
             e.BoardOpened(

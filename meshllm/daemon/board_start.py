@@ -8,22 +8,20 @@ from __future__ import annotations
 import asyncio
 import getpass
 import logging
-import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from meshllm import __version__
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.daemon.board_mcp import BoardMcp
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.wall_clock import system_time
 from meshllm.errors import BoardOff
 from meshllm.util.threads import in_thread
 
 if TYPE_CHECKING:
-    from meshllm.board.mcp_http import McpHttp
     from meshllm.core.board import service as s
     from meshllm.core.board.service import Blackboard
     from meshllm.daemon.board import NodeBlackboard
@@ -38,8 +36,6 @@ CLOCK_SECONDS: Final = 60.0
 STARTING: Final = "The node is starting."
 SWITCHED_OFF: Final = "This node was started with --no-blackboard."
 GUEST: Final = "This node is a guest of its mesh. Guests do not share its blackboard."
-
-Emit = Callable[[bytes], Awaitable[None]]
 
 
 class NoBoard:
@@ -92,7 +88,8 @@ class NoBoard:
 
 
 class BoardPart:
-    """What `App` holds of the blackboard: `board` is always one, also before `open` and where there is none."""
+    """What `App` holds of the blackboard: `board` is always one, also before `open` and where there is none; `mcp`
+    answers agents."""
 
     def __init__(self, settings: Settings, post: Callable[[e.Event], None], on_change: Callable[[str], None]) -> None:
         """`on_change` is called with the cursor of each change."""
@@ -100,7 +97,7 @@ class BoardPart:
         self._post = post
         self._on_change = on_change
         self._timer: asyncio.TimerHandle | None = None
-        self._mcp: McpHttp | None = None
+        self.mcp = BoardMcp(lambda: self.board, system_time)
         self._opened: NodeBlackboard | None = None
         self.board: Blackboard = NoBoard(STARTING if settings.blackboard else SWITCHED_OFF)
 
@@ -115,9 +112,6 @@ class BoardPart:
             self.board = self._opened = await in_thread(lambda stop: self._made(session), "load the blackboard")
             await self._opened.open()
             self._tell_clock()
-        if self._mcp is not None:
-            await self._mcp.close()
-            self._mcp = None
 
     def _made(self, session: MeshSession) -> NodeBlackboard:
         from meshllm.board.store import EntryStore, MemoryStore, SqliteStore
@@ -151,25 +145,10 @@ class BoardPart:
         """Begin a command of the core; False if it does not concern the blackboard."""
         return self._opened is not None and self._opened.carry_out(command)
 
-    async def exchange(
-        self, body: bytes, headers: Mapping[str, str], room: str, emit: Emit | None
-    ) -> tuple[int, bytes]:
-        """Answer a message of the Model Context Protocol (`web.console.mcp.McpExchange`)."""
-        if self._mcp is None:
-            from meshllm.board.mcp import McpSetting
-            from meshllm.board.mcp_http import McpHttp
-            from meshllm.board.mcp_tools import LocalCalls
-
-            clock = asyncio.get_running_loop().time
-            setting = McpSetting(LocalCalls(self.board), __version__, system_time, clock, lambda: secrets.token_hex(4))
-            self._mcp = McpHttp(setting)
-        return await self._mcp.exchange(body, headers, room, emit)
-
     async def close(self) -> None:
         """Save what changed, and refuse what waits."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._mcp is not None:
-            await self._mcp.close()
+        await self.mcp.close()
         if self._opened is not None:
             await self._opened.close()

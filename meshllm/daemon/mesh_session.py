@@ -17,11 +17,7 @@ from random import Random
 from meshllm import __version__
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.membership.certificates import (
-    ALL_RIGHTS,
-    NODE_RIGHTS,
-    Right,
-)
+from meshllm.core.membership.certificates import ALL_RIGHTS, NODE_RIGHTS, Right
 from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.messages import GrantedInvite, Message
 from meshllm.core.membership.views import MeshView, PeerStatus

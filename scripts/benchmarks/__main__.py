@@ -10,6 +10,7 @@ from types import FrameType
 from . import (
     agents,
     beside,
+    board,
     console,
     demand,
     engine,
@@ -37,6 +38,7 @@ _COMMANDS = {
     "engine": (engine, "real model: tokens/s and time to first token, directly and through the gateway"),
     "agents": (agents, "three coding agents at work: time against llama-server's defaults, tokens computed again"),
     "beside": (beside, "stream beside a long prompt of another caller: tokens meanwhile, longest gap"),
+    "board": (board, "blackboard at its bounds: search, random queries, kills while posting, a flood"),
     "memory": (memory, "predicted memory of models against allocated and used memory"),
     "mesh": (mesh, "model on another node: joining, added latency, tokens/s, idle nodes, loss of a host"),
     "expel": (expel, "expelled member of a mesh of real daemons: seconds until it is out of every table and link"),

@@ -135,12 +135,11 @@ def test_node_without_a_mesh_is_not_waited_for(tmp_path: Path) -> None:
     assert "--join INVITE" in done.stderr
 
 
-def test_options_of_later_versions_say_what_they_do_now(tmp_path: Path, node: FakeNode) -> None:
+def test_auto_says_what_it_does_now(tmp_path: Path, node: FakeNode) -> None:
     env = install(tmp_path / "bin", "pi")
-    done = run(env, "pi", "--port", str(node.port), "--auto", "--no-board", stdin="3\n")
+    done = run(env, "pi", "--port", str(node.port), "--auto", stdin="3\n")
     assert done.returncode == 3
     assert "A node runs already: --auto is not used." in done.stderr
-    assert "--no-board: this version has no blackboard; nothing is left out." in done.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

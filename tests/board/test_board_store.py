@@ -112,21 +112,21 @@ def test_another_author_numbers_in_a_later_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("remove", [False, True])
 def test_text_is_in_no_file_after_it_was_erased_or_removed(tmp_path: Path, remove: bool) -> None:
     """Also the copies that sqlite leaves in a page when it moves rows to another page."""
-    rng = Random(7)
+    rng = Random(2)  # without VACUUM a copy of a removed text is left
     author = SampleNode(2)
     store, _ = opened(tmp_path)
     kept: list[SignedEntry] = []
     gone: list[bytes] = []
     number = 0
-    for _ in range(30):
+    for _ in range(60):
         batch = []
         for _ in range(rng.randint(1, 20)):
             number += 1
-            text = f"<{number:06}>" + "x" * rng.choice([5, 40, 400, 3000]) + f"<{number:06}/>"
+            text = f"<{number:06}>" + "x" * rng.choice([400, 700, 1000]) + f"<{number:06}/>"
             batch.append(author.write(START + number, text))
         store.apply(added(*batch, first=number))
         kept += batch
-        victims = rng.sample(kept, len(kept) // 3)
+        victims = rng.sample(kept, len(kept) // 8)
         kept = [entry for entry in kept if entry not in victims]
         ids = {entry.id for entry in victims}
         store.apply(StoreChange(removed=ids) if remove else StoreChange(erased=ids))

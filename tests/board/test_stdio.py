@@ -111,6 +111,30 @@ def test_a_client_that_does_not_read_does_not_keep_the_server(server: subprocess
     assert server.returncode == 0
 
 
+def test_streams_that_another_made_non_blocking_are_waited_for() -> None:
+    source, to_server = os.pipe()
+    from_server, target = os.pipe()
+    for descriptor in (source, target):
+        os.set_blocking(descriptor, False)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.mcp_rig"], cwd=ROOT, stdin=source, stdout=target, stderr=subprocess.PIPE
+    ) as process:
+        os.close(source)
+        os.close(target)
+        count = 100
+        for number in range(count):  # some 200 KB of answers, more than a pipe holds
+            os.write(to_server, line("tools/list", number))
+            time.sleep(0.001)
+        time.sleep(0.5)  # the server meets a full pipe
+        received = bytearray()
+        while received.count(b"\n") < count:
+            received += os.read(from_server, 1 << 16)
+        os.close(to_server)
+        assert process.wait(PATIENCE) == 0
+        os.close(from_server)
+    assert sorted(json.loads(each)["id"] for each in bytes(received).splitlines()) == list(range(count))
+
+
 def test_nothing_but_messages_is_on_standard_output(tmp_path: Path) -> None:
     code = (
         "import asyncio, os, sys, tests.mcp_rig as rig\n"
@@ -162,7 +186,8 @@ async def test_a_flood_of_input_waits_until_it_is_taken() -> None:
     source, flood = os.pipe()
     drain, target = os.pipe()
     clock = Clock()
-    setting = McpSetting(LocalCalls(MemoryBoard(clock)), "1", clock, asyncio.get_running_loop().time, nonces())
+    board = MemoryBoard(clock)
+    setting = McpSetting(LocalCalls(lambda: board), "1", clock, asyncio.get_running_loop().time, nonces())
     serving = asyncio.create_task(stdio.serve(setting, source=source, target=target))  # noqa: TID251 - ends here
     sent = 0
     os.set_blocking(flood, False)

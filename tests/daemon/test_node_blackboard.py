@@ -11,7 +11,7 @@ from random import Random
 import pytest
 import pytest_asyncio
 
-from meshllm.board.store import SqliteStore, StoreFailed
+from meshllm.board.store import SqliteStore, StoredBoard, StoreFailed
 from meshllm.core import commands as c
 from meshllm.core.board.entries import ENTRIES_AT_ONCE, MAX_BODY_BYTES, MAX_CLAIM_SECONDS, EntryKind, SignedEntry
 from meshllm.core.board.service import (
@@ -21,6 +21,7 @@ from meshllm.core.board.service import (
     PostWish,
     SearchQuery,
 )
+from meshllm.core.ids import NodeId
 from meshllm.daemon.board import NodeBlackboard
 from meshllm.errors import BoardOff, BoardRate, BoardRefused
 from meshllm.wire.mesh.board import decode_header
@@ -240,6 +241,38 @@ async def test_store_that_cannot_be_opened_turns_the_board_off(mesh: SmallMesh, 
     with pytest.raises(BoardOff, match="cannot be opened"):
         await board.post(PostWish("x"))
     await board.close()
+
+
+class UnreadableStore(SqliteStore):
+    """A store with a defect."""
+
+    def open(self, author: NodeId, unix: float) -> StoredBoard:
+        raise ValueError("a defect")
+
+
+async def test_defect_of_the_store_does_not_end_the_node(
+    mesh: SmallMesh, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    board = NodeBlackboard(
+        UnreadableStore(tmp_path / "board.db", decode_header),
+        me=node(1),
+        writer="ann",
+        node_name=lambda item: "node1",
+        names=(),
+        post=lambda event: None,
+        wall_clock=mesh.now,
+    )
+    await board.open()
+    assert "could not be read" in board.facts().reason
+    assert "a defect" in caplog.text
+    await board.close()
+
+
+async def test_names_that_say_nothing_are_no_secrets(mesh: SmallMesh) -> None:
+    names = (("root", "user"), ("Ubuntu", "host"), ("node1", "host"), ("bob", "user"), ("wintermute", "host"))
+    board, _ = await mesh.board(names=names, writer="wintermute-owner")
+    text = "the root cause on ubuntu, node1 and wintermute-owner; not on Wintermute"
+    assert board.preview(text).text == text.replace("Wintermute", "[host]").replace("wintermute-", "[host]-")
 
 
 async def test_board_that_is_off_says_why(mesh: SmallMesh, tmp_path: Path) -> None:

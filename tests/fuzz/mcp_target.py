@@ -35,7 +35,7 @@ async def _run(data: bytes) -> None:
     clock = Clock()
     board = MemoryBoard(clock)
     board.add("QUESTION: hello", kind="question", room="a/b", to=("ada",))
-    setting = McpSetting(LocalCalls(board), "1", clock, asyncio.get_running_loop().time, nonces(), "a/b")
+    setting = McpSetting(LocalCalls(lambda: board), "1", clock, asyncio.get_running_loop().time, nonces(), "a/b")
     said: list[dict[str, Any]] = []
     connection = McpConnection(setting, said.append, room_of=lambda path: path[:100])
     long: list[McpError] = []

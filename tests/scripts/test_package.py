@@ -71,6 +71,7 @@ def test_wheel_has_what_a_node_needs(tree: Path, tmp_path: Path) -> None:
         "meshllm/engine/build/source/pin.toml",
         "meshllm/models/catalog/catalog.toml",
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "meshllm/agents/known").glob("*.toml")),
+        "meshllm/agents/skills/mesh-blackboard/SKILL.md",
         "meshllm/models/catalog/templates/smollm2-tools.jinja",
         "meshllm/engine/processes/tools-prefix.jinja",
         "meshllm/web/page/index.html",

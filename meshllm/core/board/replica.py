@@ -369,7 +369,7 @@ class BoardReplica:
     # -- asking
 
     def _want(self, peer: NodeId, state: _BoardPeer, now: float) -> None:
-        """Ask `peer` for what it listed and nobody else was asked for."""
+        """Ask `peer` for what it listed and no other peer was asked for."""
         if now < state.asked_until:
             return
         asked = self._asked_elsewhere(peer, now)
