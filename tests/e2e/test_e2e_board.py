@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from here import Site, joined, site
 
-from tests.board_calls import call, post, until_shown
+from tests.board_calls import call, post, texts, until_shown
 from tests.daemons import OPEN_WAIT_SECONDS
 from tests.netlab.nodes import Node
 
@@ -134,3 +134,38 @@ def test_board_in_memory_leaves_no_file_and_comes_back_from_the_others(here: Sit
     post(second, "after the restart")
     until_shown(first, "after the restart")
     assert call(first, "facts")["flagged"] == []
+
+
+def test_secrets_are_replaced_alike_by_every_way_in(here: Site) -> None:
+    """Command line, HTTP (the console's way), MCP on standard streams and MCP over HTTP."""
+    node = here.node("node")
+    given = "deploy with ghp_" + "x9Kq" * 9 + " as root@10.1.2.3, mail ada@corp.dev, see https://bob:hunter22@host/x"
+    ports = ["--port", node.console_url.rpartition(":")[2]]
+    done = here.run("node", "blackboard", "--room", "cli", *ports, given)
+    assert done.returncode == 0, done.stderr
+    assert "github-token" in done.stdout + done.stderr
+    post(node, given, room="http")
+    message = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": "blackboard_post", "arguments": {"text": given}},
+    }
+    opened = {
+        "jsonrpc": "2.0",
+        "id": 0,
+        "method": "initialize",
+        "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
+    }
+    lines = "".join(json.dumps(each) + "\n" for each in (opened, message))
+    done = here.run("node", "blackboard", "--mcp", "--room", "stdio", *ports, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert not json.loads(done.stdout.splitlines()[-1])["result"].get("isError"), done.stdout
+    headers = {**node.owner, "content-type": "application/json", "accept": "application/json, text/event-stream"}
+    request = urllib.request.Request(f"{node.console_url}/mcp", json.dumps(message).encode(), headers)
+    with urllib.request.urlopen(request, timeout=OPEN_WAIT_SECONDS) as answer:
+        assert not json.load(answer)["result"].get("isError")
+    found = texts(node)
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert not any(secret in found[0] for secret in ("ghp_", "hunter22", "ada@corp.dev", "10.1.2.3"))
