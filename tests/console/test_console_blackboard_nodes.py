@@ -165,6 +165,7 @@ def test_commands_of_an_empty_board_run_as_they_stand(
     with daemon(tmp_path / "a home", "--blackboard", "--name", "ada") as node:
         page = board(node, visitor)
         blocks = page.get_by_role("region", name="No messages yet").locator("pre")
+        expect(blocks).to_have_count(3)
         post, skill, mcp = (copied(block) for block in blocks.all())
         shell(skill, tmp_path)
         assert list((tmp_path / "person").rglob("SKILL.md"))
