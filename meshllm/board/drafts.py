@@ -162,7 +162,8 @@ class _DraftScrubber:
         return self._scrubbed(clean_text(_limited(text)), self._names)
 
     def line(self, text: str) -> str:
-        return self._scrubbed(clean_line(_limited(text)), self._names)
+        """A room, key or recipient must be the same on all machines, whatever they and their users are called."""
+        return self._scrubbed(clean_line(_limited(text)), ())
 
     def name(self, text: str) -> str:
         """The name that a writer chose may be the user's."""

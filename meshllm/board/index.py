@@ -48,7 +48,7 @@ NodeName = Callable[[NodeId], str]
 
 @dataclass(slots=True, eq=False)
 class _Message:
-    """An entry that readers see. `text` is masked when it is first read."""
+    """An entry that readers see. `text` is masked when it is first read: few messages of a full board ever are."""
 
     id: EntryId
     header: EntryHeader
@@ -56,17 +56,13 @@ class _Message:
     body: str | None
     arrival: int
     mine: bool
-    name: str
-    program: str
-    room: str
-    to: tuple[str, ...]
     masked: str | None = None
 
     @property
     def text(self) -> str:
         if self.masked is None:
-            text = clean_text(self.body or "") if self.kind not in _ACTS else clean_line(self.header.subject)
-            self.masked = text if self.mine else scrub(text).text
+            text = self.header.subject if self.kind in _ACTS else self.body or ""
+            self.masked = clean_text(text) if self.mine else masked_text(text)
         return self.masked
 
     @property
@@ -76,6 +72,29 @@ class _Message:
     @property
     def order(self) -> tuple[int, EntryId]:
         return self.header.time, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSelection:
+    """Messages of a page before they are shown; fields as in `BoardPage`."""
+
+    messages: tuple[_Message, ...]
+    more: int
+    cursor: str
+
+    def unmasked(self) -> dict[EntryId, str]:
+        """The texts that have to be masked."""
+        return {
+            message.id: message.body
+            for message in self.messages
+            if message.body is not None and message.masked is None and not message.mine and message.kind not in _ACTS
+        }
+
+    def put(self, bodies: Mapping[EntryId, str], texts: Mapping[EntryId, str]) -> None:
+        """The masked `texts` of `bodies`; of those that were erased meanwhile they are not kept."""
+        for message in self.messages:
+            if message.body is not None and message.body is bodies.get(message.id):
+                message.masked = texts[message.id]
 
 
 def reader_names(reader: BoardWriter, node: str) -> frozenset[str]:
@@ -145,18 +164,7 @@ class BoardIndex:
 
     def _put(self, entry: SignedEntry, kind: EntryKind, arrival: int) -> None:
         header = entry.header
-        message = _Message(
-            entry.id,
-            header,
-            kind,
-            entry.body,
-            arrival,
-            header.author == self._me,
-            shown_name(header.name),
-            shown_name(header.program),
-            shown_line(header.room),
-            tuple(shown_line(name) for name in header.to),
-        )
+        message = _Message(entry.id, header, kind, entry.body, arrival, header.author == self._me)
         self._messages[entry.id] = message
         insort(self._acts if kind in _ACTS else self._order, message.order)
         insort(self._arrived, (arrival, entry.id))
@@ -214,15 +222,15 @@ class BoardIndex:
             id=message.id.hex(),
             kind=message.kind.name.lower(),
             text=message.text,
-            room=message.room,
-            name=message.name,
-            program=message.program,
+            room=shown_line(header.room),
+            name=shown_name(header.name),
+            program=shown_name(header.program),
             node=shown_line(self._node_name(header.author)),
             author=header.author.hex(),
             time=header.time / 1000,
             reply_to=header.reply_to.hex(),
             thread=self._root(message).hex(),
-            to=message.to,
+            to=tuple(map(shown_line, header.to)),
             mine=message.mine,
             flagged=header.author in self._flagged,
             retracted=message.retracted,
@@ -231,14 +239,21 @@ class BoardIndex:
 
     # -- threads
 
-    def _root(self, message: _Message) -> EntryId:
-        """The first message of a thread; the id of a missing one, if a reply to it is here."""
-        item = message.id
+    def _root(self, message: _Message, known: dict[EntryId, EntryId] | None = None) -> EntryId:
+        """The first message of a thread; the id of a missing one, if a reply to it is here. `known`: roots that were
+        found before, which are not looked for again."""
+        item, passed = message.id, list[EntryId]()
         for _ in range(MAX_DEPTH):
+            if known is not None and item in known:
+                item = known[item]
+                break
             found = self._messages.get(item)
             if found is None or not found.header.reply_to:
                 break
+            passed.append(item)
             item = found.header.reply_to
+        if known is not None:
+            known.update(dict.fromkeys(passed, item))
         return item
 
     def _thread(self, prefix: str) -> list[_Message]:
@@ -262,7 +277,15 @@ class BoardIndex:
     # -- lists
 
     def feed(self, query: FeedQuery, now: float) -> BoardPage:
-        """A page of messages, newest first; `now`: unix seconds. The reader's name must be filled in.
+        """The page of `select`."""
+        return self.page(self.select(query, now))
+
+    def page(self, selection: BoardSelection) -> BoardPage:
+        """The messages as readers see them. Masks those that are not masked yet, which takes up to 5 ms for each."""
+        return BoardPage(tuple(map(self._shown, selection.messages)), selection.more, selection.cursor)
+
+    def select(self, query: FeedQuery, now: float) -> BoardSelection:
+        """The messages of a feed, newest first; `now`: unix seconds. The reader's name must be filled in.
 
         With `after` the page has the oldest of what came since, so that the next page goes on where it ends.
         """
@@ -284,7 +307,7 @@ class BoardIndex:
             page = found[:limit]
             last = page[-1].arrival if len(found) > limit else self.last_arrival
             page = sorted(page, key=lambda message: message.order, reverse=True)
-        return BoardPage(tuple(map(self._shown, page)), len(found) - len(page), self.cursor(last))
+        return BoardSelection(tuple(page), len(found) - len(page), self.cursor(last))
 
     def cursor(self, arrival: int | None = None) -> str:
         """The cursor of all that came up to `arrival`, by default up to now."""
@@ -315,25 +338,26 @@ class BoardIndex:
 
     def _filter(self, query: FeedQuery, now: float) -> Callable[[_Message], bool]:
         """Whether a message is wanted. In a thread, those of any time and the places of retracted ones are."""
-        tests: list[Callable[[_Message], bool]] = []
-        kind = _kind(query.kind)
-        if kind is not None:
-            tests.append(lambda message: message.kind is kind)
-        else:
-            tests.append(lambda message: message.kind not in _ACTS)
-        if not query.thread:
-            start = _start(query.hours, now)
-            tests.append(lambda message: message.header.time >= start and message.body is not None)
-        if query.room != ALL_ROOMS:
-            tests.append(lambda message: message.room == query.room)
-        if query.mine:
-            tests.append(lambda message: message.mine)
-        if query.author:
-            tests.append(self._author_test(query.author))
-        if query.to_me:
-            names = self._names(query.reader)
-            tests.append(lambda message: self._addresses(message, names, query.reader))
-        return lambda message: all(test(message) for test in tests)
+        kind, mine, in_thread = _kind(query.kind), query.mine, bool(query.thread)
+        start = 0 if in_thread else _start(query.hours, now)
+        room = None if query.room == ALL_ROOMS else query.room
+        by_author = self._author_test(query.author) if query.author else None
+        names = self._names(query.reader) if query.to_me else None
+
+        # One function of plain comparisons: it is called for each message of the board.
+        def wanted(message: _Message) -> bool:
+            header = message.header
+            return (
+                (message.kind is kind if kind is not None else message.kind not in _ACTS)
+                and (room is None or header.room == room)
+                and header.time >= start
+                and (message.body is not None or in_thread)
+                and (message.mine or not mine)
+                and (names is None or self._addresses(message, names, query.reader))
+                and (by_author is None or by_author(message))
+            )
+
+        return wanted
 
     def _author_test(self, part: str) -> Callable[[_Message], bool]:
         part = part.casefold()
@@ -343,8 +367,9 @@ class BoardIndex:
             author = message.header.author
             node = nodes.get(author)
             if node is None:
-                node = nodes[author] = shown_line(self._node_name(author)).casefold()
-            return part in f"{message.name.casefold()}@{node}" or part in message.program.casefold()
+                node = nodes[author] = shown_line(self._node_name(author))
+            name, program = message.header.name, message.header.program
+            return part in f"{name}@{node}".casefold() or part in program.casefold()
 
         return matches
 
@@ -355,10 +380,11 @@ class BoardIndex:
         for time, item in self._order:
             message = self._messages[item]
             if message.body is not None:
-                counts[message.room] = counts.get(message.room, 0) + 1
-                last[message.room] = time
+                room = message.header.room
+                counts[room] = counts.get(room, 0) + 1
+                last[room] = time
         latest_first = sorted(counts, key=lambda room: (-last[room], room))
-        return tuple(RoomFacts(room, counts[room], last[room] / 1000) for room in latest_first)
+        return tuple(RoomFacts(shown_line(room), counts[room], last[room] / 1000) for room in latest_first)
 
     # -- search
 
@@ -367,10 +393,11 @@ class BoardIndex:
         message = self._messages.get(item)
         if message is None or message.body is None or message.kind in _ACTS:
             return None
-        name = f"{message.name} {message.program} {shown_line(self._node_name(message.header.author))}"
-        kind, time = message.kind.name.lower(), message.header.time / 1000
+        header = message.header
+        name = f"{header.name} {header.program} {shown_line(self._node_name(header.author))}"
         text = message.body if message.masked is None else message.masked
-        return SearchDocument(item, text, message.room, kind, name, time), message.masked is None
+        document = SearchDocument(item, text, header.room, message.kind.name.lower(), name, header.time / 1000)
+        return document, message.masked is None
 
     def ids(self) -> list[EntryId]:
         """The messages of people."""
@@ -388,17 +415,22 @@ class BoardIndex:
         return SearchTerms(terms, room, _start(query.hours, now) / 1000, matches)
 
     def found(self, query: SearchQuery, matches: Iterable[EntryId]) -> BoardPage:
-        """The page of a search: of each thread the message that matches best."""
+        """The page of `select_found`."""
+        return self.page(self.select_found(query, matches))
+
+    def select_found(self, query: SearchQuery, matches: Iterable[EntryId]) -> BoardSelection:
+        """The messages of a search: of each thread the one that matches best."""
         limit = max(1, min(query.limit, MAX_LISTED))
         by_author = self._author_test(query.author) if query.author else None
         best: dict[EntryId, _Message] = {}
+        roots: dict[EntryId, EntryId] = {}
         for item in matches:
             message = self._messages.get(item)
             if message is None or message.body is None or (by_author is not None and not by_author(message)):
                 continue
-            best.setdefault(self._root(message), message)
-        shown = [self._shown(message) for message in list(best.values())[:limit]]
-        return BoardPage(tuple(shown), len(best) - len(shown), self.cursor())
+            best.setdefault(self._root(message, roots), message)
+        page = tuple(best.values())[:limit]
+        return BoardSelection(page, len(best) - len(page), self.cursor())
 
     # -- notices
 
@@ -438,23 +470,29 @@ class BoardIndex:
     def _is_own(self, message: _Message, reader: BoardWriter) -> bool:
         return (
             message.mine
-            and message.name.casefold() == shown_name(reader.name).casefold()
-            and message.program.casefold() == shown_name(reader.program).casefold()
+            and message.header.name.casefold() == reader.name.casefold()
+            and message.header.program.casefold() == reader.program.casefold()
         )
 
     def _addresses(self, message: _Message, names: frozenset[str], reader: BoardWriter) -> bool:
         """Whether another one's message names the reader, or replies to it."""
         if self._is_own(message, reader):
             return False
-        if any(name.removeprefix("@").casefold() in names for name in message.to):
+        header = message.header
+        if header.to and any(name.removeprefix("@").casefold() in names for name in header.to):
             return True
-        replied = self._messages.get(message.header.reply_to)
+        replied = self._messages.get(header.reply_to) if header.reply_to else None
         return replied is not None and self._is_own(replied, reader)
 
 
 def mask(document: SearchDocument) -> SearchDocument:
-    """A document with its text as readers see it. Takes up to milliseconds."""
-    return replace(document, text=scrub(clean_text(document.text)).text)
+    """A document with its text as readers see it."""
+    return replace(document, text=masked_text(document.text))
+
+
+def masked_text(text: str) -> str:
+    """The text of another node's message as readers see it. Takes up to 5 ms."""
+    return scrub(clean_text(text)).text
 
 
 _KINDS: Final = {int(kind): kind for kind in EntryKind if kind is not EntryKind.RETRACT}

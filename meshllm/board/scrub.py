@@ -180,9 +180,13 @@ def _is_bearer(value: str) -> bool:
 
 
 _EMAIL: Final = re.compile(
-    r"(?<![\w.+%/:-])[A-Za-z0-9._%+-]{1,64}@(?![0-9])(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-]|\.[A-Za-z]|:[A-Za-z])"
+    r"(?<![\w.+%/:@-])[A-Za-z0-9._%+-]{1,64}@(?![0-9])(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-]|\.[A-Za-z]|:[A-Za-z])"
 )
-_EXAMPLE_HOSTS: Final = re.compile(r"(?i).*@(?:.*\.)?(?:example|test|invalid|localhost)(?:\.[a-z]{2,3})?")
+# Examples, and names of machines in a home or office: `name@machine.local` is a writer on the blackboard.
+_EXAMPLE_HOSTS: Final = re.compile(
+    r"(?i).*@(?:(?:.*\.)?(?:example|test|invalid|localhost)(?:\.[a-z]{2,3})?"
+    r"|.*\.(?:local|localdomain|lan|home|internal|home\.arpa|fritz\.box))"
+)
 _PHONE: Final = re.compile(
     r"(?<![\w+.=-])\+[0-9]{1,3}[ .(-][0-9 ().-]{5,20}[0-9](?![\w.])|(?<![\w+.=-])\+[0-9]{10,15}(?![\w.])"
 )

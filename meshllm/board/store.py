@@ -27,6 +27,8 @@ BOARD_FILE: Final = "board.db"
 # Where a file is moved that is damaged or not a board's. It is deleted once its texts would have expired.
 ASIDE_SUFFIX: Final = ".damaged"
 ASIDE_SECONDS: Final = 48 * 3600
+# Files that sqlite keeps beside it.
+_COMPANIONS: Final = ("-wal", "-shm", "-journal")
 # sqlite's `application_id`, and the version of the tables.
 APPLICATION: Final = 0x4D4C4244
 VERSION: Final = 1
@@ -119,8 +121,18 @@ class MemoryStore:
 
     unclean = False
 
+    def __init__(self, path: Path | None = None) -> None:
+        """`path`: of a `SqliteStore` of an earlier run, which is deleted: nothing would remove its old texts."""
+        self._path = path
+
     def open(self, author: NodeId, unix: float) -> StoredBoard:
         """See `EntryStore`."""
+        if self._path is not None:
+            try:
+                for suffix in ("", *_COMPANIONS, ASIDE_SUFFIX):
+                    self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreFailed(f"{self._path} cannot be deleted: {_reason(error)}.") from error
         return StoredBoard(epoch=int(unix * 1000))
 
     def save_post(self, entry: SignedEntry) -> None:
@@ -198,7 +210,7 @@ class SqliteStore:
         """Raises _DamagedFile, sqlite3.Error, OSError."""
         if not self._path.exists():
             # Left by a file that was deleted by hand: not of this one.
-            for suffix in ("-wal", "-shm", "-journal"):
+            for suffix in _COMPANIONS:
                 self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
@@ -317,7 +329,7 @@ class SqliteStore:
         if aside.is_dir() and not aside.is_symlink():
             aside = aside.with_name(f"{aside.name}-{int(unix)}")
         self._path.replace(aside)
-        for suffix in ("-wal", "-shm", "-journal"):
+        for suffix in _COMPANIONS:
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         if aside.is_file() and not aside.is_symlink():
             os.utime(aside, (unix, unix))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from meshllm.board.drafts import DraftMaker
-from meshllm.board.index import BoardIndex, NodeName, shown_line
+from meshllm.board.index import BoardIndex, BoardSelection, NodeName, masked_text, shown_line
 from meshllm.board.store import CURSOR_SECONDS, MAX_CURSORS, EntryStore, StoreChange, StoredBoard, StoreFailed
 from meshllm.board.text import clean_line
 from meshllm.core import commands as c
@@ -22,9 +22,10 @@ from meshllm.core.board import service as s
 from meshllm.core.board.claims import ClaimFold
 from meshllm.core.board.entries import NO_ENTRY, EntryDraft, EntryId, EntryKind, SignedEntry
 from meshllm.core.ids import NodeId
-from meshllm.daemon.board_claims import SETTLE_SECONDS, STOPPING, ClaimKeeper
+from meshllm.daemon.board_claims import SETTLE_SECONDS, ClaimKeeper
 from meshllm.daemon.board_saving import ERASED_SECONDS, BoardSaver
 from meshllm.daemon.board_search import LazySearch
+from meshllm.daemon.board_shield import STOPPING
 from meshllm.errors import BoardOff, BoardRate, BoardRefused
 from meshllm.util.threads import in_thread
 
@@ -35,6 +36,8 @@ POST_SECONDS: Final = 60.0
 # Posts under way, and feeds that wait, at once.
 MAX_POSTS: Final = 64
 MAX_WAITING: Final = 256
+# Texts of so many letters are masked on the event loop: a few milliseconds.
+MASKED_AT_ONCE: Final = 10_000
 MAX_CURSOR_NAME: Final = 200
 # How often the last use of a reader's place is saved.
 SEEN_SECONDS: Final = 3600.0
@@ -167,7 +170,7 @@ class NodeBlackboard:
                 posting.answer.set_exception(BoardOff(self._reason))
         self._wake()
         await self._claims.close()
-        self._search.close()
+        await self._search.close()
         await self._saver.close()
 
     def _take_change(self, change: c.BoardChanged) -> None:
@@ -283,7 +286,7 @@ class NodeBlackboard:
         loop = asyncio.get_running_loop()
         wait = min(query.wait_seconds, s.MAX_WAIT_SECONDS) if query.after and query.wait_seconds > 0 else 0.0
         deadline = loop.time() + wait
-        page = self._index.feed(query, self._wall_clock())
+        page = await self._page(self._index.select(query, self._wall_clock()))
         if wait and not page.posts and self._waiting < MAX_WAITING:
             self._waiting += 1
             try:
@@ -292,7 +295,7 @@ class NodeBlackboard:
                         # The rest is looked at once: what did not count before does not later.
                         query = replace(query, after=page.cursor)
                         await self._changed.wait()
-                        page = self._index.feed(query, self._wall_clock())
+                        page = await self._page(self._index.select(query, self._wall_clock()))
             except TimeoutError:
                 pass
             finally:
@@ -304,7 +307,17 @@ class NodeBlackboard:
         self._check_open()
         query = replace(query, room=self._drafts.room(query.room))
         matches = await self._search.find(self._index.terms(query, self._wall_clock()))
-        return self._index.found(query, matches)
+        return await self._page(self._index.select_found(query, matches))
+
+    async def _page(self, selection: BoardSelection) -> s.BoardPage:
+        """The page of a selection; many texts are masked in a thread, so that the node goes on meanwhile."""
+        bodies = selection.unmasked()
+        if sum(map(len, bodies.values())) > MASKED_AT_ONCE:
+            texts = await in_thread(
+                lambda stop: {item: masked_text(body) for item, body in bodies.items()}, "board texts"
+            )
+            selection.put(bodies, texts)
+        return self._index.page(selection)
 
     def claims(self, room: str = s.ALL_ROOMS) -> tuple[s.ClaimFacts, ...]:
         """See `Blackboard`."""

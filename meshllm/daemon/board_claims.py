@@ -17,15 +17,14 @@ from meshllm.core.board.claims import BoardClaim, ClaimFold
 from meshllm.core.board.entries import EntryDraft, EntryId, EntryKind, SignedEntry
 from meshllm.core.board.service import ALL_ROOMS, ClaimAnswer, ClaimFacts, ClaimWish
 from meshllm.core.ids import NodeId
-from meshllm.errors import BoardOff, BoardRefused
+from meshllm.daemon.board_shield import shielded
+from meshllm.errors import BoardRefused
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
 
 # How long a claim waits for those of other nodes.
 SETTLE_SECONDS: Final = 2.0
-
-STOPPING: Final = "This node is stopping."
 
 PostDraft = Callable[[EntryDraft], Awaitable[SignedEntry]]
 
@@ -76,13 +75,7 @@ class ClaimKeeper:
         """
         draft, replaced = self._drafts.claim(wish)
         work = {"acquire": self._acquire, "renew": self._renew, "release": self._release}[wish.op]
-        task = self._owner.start(work(draft), wish.op)
-        try:
-            granted = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise BoardOff(STOPPING) from None
-            raise
+        granted = await shielded(self._owner.start(work(draft), wish.op))
         holder = self._holder(draft)
         return ClaimAnswer(granted, None if holder is None else self._facts(holder), replaced)
 

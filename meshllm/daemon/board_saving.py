@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # A retracted text leaves the files after so long: several at once cost as much as one.
 ERASED_SECONDS: Final = 2.0
+# On a slow disk it takes longer: no more than one part of the time in so many is spent on it.
+CLEANING_SHARE: Final = 10
+MAX_ERASED_SECONDS: Final = 8.0
 # What expired leaves them with the next erased text, or after so long.
 REMOVED_SECONDS: Final = 600.0
 # A disk that did not take a change is tried again after so long, or with the next change.
@@ -41,6 +44,7 @@ class BoardSaver:
         self._posts: list[tuple[int, SignedEntry]] = []
         self._change = StoreChange()
         self._clean_at: float | None = None
+        self._clean_took = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._has_news = False
@@ -92,6 +96,7 @@ class BoardSaver:
         outcomes: list[str | None] = []
         error: str | None = "The blackboard could not be saved."
         cleaned = False
+        begin = asyncio.get_running_loop().time()
         try:
 
             def work(stop: StopSignal) -> tuple[str | None, bool]:
@@ -113,6 +118,7 @@ class BoardSaver:
         self._note(error)
         if cleaned and error is None:
             self._clean_at = None
+            self._clean_took = asyncio.get_running_loop().time() - begin
         self._plan_cleaning(bool(change.erased))
 
     def _clean_is_due(self) -> bool:
@@ -122,7 +128,8 @@ class BoardSaver:
         if not self._store.unclean:
             self._clean_at = None
             return
-        wait = self._erased_seconds if erased else REMOVED_SECONDS
+        seldom = min(MAX_ERASED_SECONDS, CLEANING_SHARE * self._clean_took)
+        wait = max(self._erased_seconds, seldom) if erased else REMOVED_SECONDS
         at = asyncio.get_running_loop().time() + wait
         self._clean_at = at if self._clean_at is None else min(self._clean_at, at)
 

@@ -9,6 +9,8 @@ from typing import Final
 from meshllm.board.index import BoardIndex, mask
 from meshllm.board.search import SearchDocument, SearchIndex, SearchTerms, make_index
 from meshllm.core.board.entries import EntryId
+from meshllm.daemon.board_shield import shielded
+from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 
 # An index that was not used for so long is dropped: it takes several times the memory of the texts.
@@ -25,6 +27,7 @@ class LazySearch:
         self._changed: set[EntryId] = set()
         self._one_at_a_time = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
+        self._owner = Owner("board search", awaited=True)
 
     @property
     def is_made(self) -> bool:
@@ -37,7 +40,10 @@ class LazySearch:
             self._changed.update(ids)
 
     async def find(self, wanted: SearchTerms) -> list[EntryId]:
-        """The messages that match, best first."""
+        """The messages that match, best first. A caller that goes away does not stop it: the index may be half made."""
+        return await shielded(self._owner.start(self._find(wanted), "search"))
+
+    async def _find(self, wanted: SearchTerms) -> list[EntryId]:
         async with self._one_at_a_time:
             if self._timer is not None:
                 self._timer.cancel()
@@ -64,8 +70,9 @@ class LazySearch:
             self._timer = asyncio.get_running_loop().call_later(self._unused_seconds, self._drop)
             return found
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Drop the index."""
+        await self._owner.close()
         if self._timer is not None:
             self._timer.cancel()
         self._drop()

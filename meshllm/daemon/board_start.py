@@ -119,9 +119,8 @@ class BoardPart:
         from meshllm.wire.mesh.board import decode_header
 
         settings = self._settings
-        store: EntryStore = MemoryStore()
-        if not settings.board_memory:
-            store = SqliteStore(settings.home / BOARD_FILE, decode_header)
+        path = settings.home / BOARD_FILE
+        store: EntryStore = MemoryStore(path) if settings.board_memory else SqliteStore(path, decode_header)
         user = ""
         with suppress(OSError, KeyError):  # a container whose user has no entry in its user database
             user = getpass.getuser()

@@ -390,3 +390,18 @@ def test_memory_store_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store.close()
     assert store.open(ME, UNIX + 1) == StoredBoard(START + 1000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_store_deletes_what_an_earlier_run_kept(tmp_path: Path) -> None:
+    _not_a_database(tmp_path / "board.db")
+    store, _ = opened(tmp_path)
+    store.save_post(SampleNode(1).write(START, "text"))
+    copy = (tmp_path / "board.db-wal").read_bytes()
+    store.close()
+    (tmp_path / "board.db-wal").write_bytes(copy)
+    (tmp_path / "mesh.json").touch()
+    MemoryStore(tmp_path / "board.db").open(ME, UNIX)
+    assert [path.name for path in tmp_path.iterdir()] == ["mesh.json"]
+    (tmp_path / "board.db").mkdir()
+    with pytest.raises(StoreFailed, match="cannot be deleted"):
+        MemoryStore(tmp_path / "board.db").open(ME, UNIX)

@@ -70,6 +70,7 @@ def test_kind_by_the_prefix(text: str, kind: EntryKind) -> None:
     ("text", "names"),
     [
         ("@ann can you look? @bob.", ("ann", "bob")),
+        ("ask @claude-code@annes-macbook.local.", ("claude-code@annes-macbook.local",)),
         ("(@ann), @all: hello", ("ann", "all")),
         ("ask @claude-code@studio please", ("claude-code@studio",)),
         ("@ann @ANN", ("ann",)),

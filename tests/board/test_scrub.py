@@ -77,6 +77,7 @@ SECRETS = [
 ]
 
 CLEAN = [
+    "ask @claude-code@annes-macbook.local, @agent@gpu.analytical-engine.org or bob@studio.lan",
     "STATUS: [mesh/llm branch:main] task-12 of disk-full risk-management done, ask-me-anything-about-this-later-today",
     "commit da39a3ee5e6b4b0d3255bfef95601890afd80709 fixes it",
     "550e8400-e29b-41d4-a716-446655440000",

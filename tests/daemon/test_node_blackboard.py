@@ -268,6 +268,17 @@ async def test_defect_of_the_store_does_not_end_the_node(
     await board.close()
 
 
+async def test_rooms_and_keys_are_the_same_whatever_machines_are_called(mesh: SmallMesh) -> None:
+    one, _ = await mesh.board(1, names=(("jsmith", "user"), ("wintermute", "host")))
+    two, _ = await mesh.board(2, writer="bob")
+    post = (await one.post(PostWish("jsmith at wintermute", "jsmith/project", to=("x@wintermute",)))).post
+    assert (post.text, post.room, post.to) == ("[user] at [host]", "jsmith/project", ("x@wintermute",))
+    assert (await one.claim(ClaimWish("wintermute-update", room="jsmith/project"))).granted
+    answer = await two.claim(ClaimWish("wintermute-update", room="jsmith/project"))
+    assert not answer.granted
+    assert len((await one.feed(FeedQuery(room="jsmith/project"))).posts) == 1
+
+
 async def test_names_that_say_nothing_are_no_secrets(mesh: SmallMesh) -> None:
     names = (("root", "user"), ("Ubuntu", "host"), ("node1", "host"), ("bob", "user"), ("wintermute", "host"))
     board, _ = await mesh.board(names=names, writer="wintermute-owner")
@@ -310,6 +321,22 @@ async def test_texts_of_others_are_masked_and_cleaned_again(mesh: SmallMesh) -> 
     (found,) = (await board.search(SearchQuery("leak"))).posts
     assert found.text == post.text
     assert (await board.search(SearchQuery(SECRET))).posts == ()
+
+
+async def test_many_texts_are_masked_while_the_node_goes_on(mesh: SmallMesh) -> None:
+    board, core = await mesh.board()
+    author = SampleNode(2)
+    entries = [author.write(int(mesh.now() * 1000), f"{number} {SECRET} " + "x " * 1500) for number in range(50)]
+    core.take(entries)
+    reading = asyncio.get_running_loop().create_task(board.feed(FeedQuery(limit=50)))
+    await asyncio.sleep(0)
+    retract = author.write(int(mesh.now() * 1000), kind=EntryKind.RETRACT, target=entries[0].id)
+    core.take([retract])  # meanwhile: its text is not kept
+    page = await reading
+    assert sum("[github-token]" in post.text for post in page.posts) == 49
+    assert not any(SECRET in post.text for post in page.posts)
+    (thread,) = (await board.feed(FeedQuery(thread=entries[0].id.hex()))).posts
+    assert (thread.retracted, thread.text) == (True, "")
 
 
 async def test_feed_waits_for_news_that_count(mesh: SmallMesh) -> None:

@@ -60,6 +60,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 ANSWER_SECONDS = 5.0
 # Peers that are asked for a gap in a chain before it is given up: one could hide entries, several hardly do.
 MAX_TRIED = 4
+# The only refusal that no later attempt changes.
+NOT_OWN = "Only a message of this node can be retracted, within 48 hours."
 # Own posts that wait to be saved.
 MAX_PENDING = 64
 # Expiry is looked at this often at least: the wall clock can be set.
@@ -194,8 +196,7 @@ class BoardReplica:
             number, draft = self._drafts.popleft()
             entry = self._written(draft, now)
             if (reason := self._refusal(entry, draft)) != "":
-                # All else that is refused may be posted later.
-                self._refuse(number, reason, rate=draft.kind is not EntryKind.RETRACT)
+                self._refuse(number, reason, rate=reason != NOT_OWN)
                 continue
             self._pending = (number, entry)
             self._out.append(c.SavePost(number, entry))
@@ -230,7 +231,7 @@ class BoardReplica:
         if draft.kind is EntryKind.RETRACT:
             target = self.log.entry(draft.target)
             if target is None or target.header.author != self._node:
-                return "Only a message of this node can be retracted, within 48 hours."
+                return NOT_OWN
         chain = self.log.chains.get(chain_of(entry)) or Chain(chain_of(entry), chain_of(entry).key)
         if chain.contradiction(entry) is not None:
             return (
