@@ -235,6 +235,19 @@ def test_provider_of_the_user_with_our_name_is_left_alone(home: Path) -> None:
     assert look(home) == before
 
 
+def test_inline_table_of_the_user_is_not_called_a_fault(home: Path) -> None:
+    path = home / ".codex/config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text('model_providers = { other = { name = "o" } }\n')
+    before = look(home)
+    launcher = launcher_of("codex", home)
+    with pytest.raises(FileRefused, match=r"model_providers is written as an inline table .* is correct") as caught:
+        launcher.write(values_of(launcher))
+    assert caught.value.advice.startswith("Write it as tables with headers ([model_providers.NAME]")
+    assert "or add this by hand (mesh-llm codex" in caught.value.advice
+    assert look(home) == before
+
+
 def test_file_of_ours_is_replaced_only_while_it_is_as_we_wrote_it(home: Path) -> None:
     launcher, path = launcher_of("goose", home), home / ".config/goose/custom_providers/mesh.json"
     configure(launcher, home, SMALL)
