@@ -457,8 +457,7 @@ def claims(
         raise UsageError("--room and --all exclude each other.", advice="Remove one of them.")
     port = console_port(node_port)
     wanted = ALL_ROOMS if all_rooms else (room_here() or ALL_ROOMS) if room is None else room
-    found: Sequence[dict[str, Any]] = board_call(port, "claims", query={"room": ALL_ROOMS})["claims"]
-    shown = [each for each in found if wanted in (ALL_ROOMS, each["room"])]
+    shown: Sequence[dict[str, Any]] = board_call(port, "claims", query={"room": wanted})["claims"]
     if json:
         _write_json({"claims": shown})
         return
@@ -467,7 +466,9 @@ def claims(
         printer.claims(shown)
     else:
         printer.line(f"No claims in {rooms_name(wanted)}.")
-    if others := len(found) - len(shown):
+    if wanted == ALL_ROOMS:
+        return
+    if (others := len(board_call(port, "claims", query={"room": ALL_ROOMS})["claims"]) - len(shown)) > 0:
         printer.line(f"{counted(others, 'claim')} in other rooms: --all shows them.", "dim")
 
 
