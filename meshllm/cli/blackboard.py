@@ -232,11 +232,10 @@ def _post(body: dict[str, Any], room: str | None, node_port: int | None, *, json
     from meshllm.cli.console_client import console_port
 
     port = console_port(node_port)
-    if room is None and body["reply_to"]:
-        query = {"thread": body["reply_to"], "room": ALL_ROOMS, "hours": LIFETIME_HOURS, "limit": 1}
-        posts = board_call(port, "feed", query=query)["posts"]
-        room = posts[0]["room"] if posts else None
-    answer = board_call(port, "post", {**body, "room": room_here() if room is None else room})
+    if room is None:
+        # A reply without a room goes to that of the message.
+        room = "" if body["reply_to"] else room_here()
+    answer = board_call(port, "post", {**body, "room": room})
     if json:
         _write_json(answer)
         return
@@ -283,12 +282,14 @@ def _list(query: dict[str, object], node_port: int | None, *, json: bool, follow
         for post in reversed(page["posts"]):
             _write_json(post)
     else:
-        _show_page(page, query, port)
+        _show_page(page, query)
+    if not json and not follow:
+        _tell_others(port, room, _printer(room))
     if follow:
         _follow(query, node_port, page, json=json, room=room)
 
 
-def _show_page(page: dict[str, Any], query: Mapping[str, object], port: int) -> None:
+def _show_page(page: dict[str, Any], query: Mapping[str, object]) -> None:
     from meshllm.cli.board_view import rooms_name
     from meshllm.util.format import counted
 
@@ -302,7 +303,6 @@ def _show_page(page: dict[str, Any], query: Mapping[str, object], port: int) -> 
     else:
         printer.line(f'No messages: {where}. Post one: mesh-llm blackboard "STATUS: ..."')
     printer.threads(page["posts"])
-    _tell_others(port, room, printer)
 
 
 def _tell_others(port: int, room: str, printer: BoardPrinter) -> None:
@@ -457,8 +457,7 @@ def claims(
         raise UsageError("--room and --all exclude each other.", advice="Remove one of them.")
     port = console_port(node_port)
     wanted = ALL_ROOMS if all_rooms else (room_here() or ALL_ROOMS) if room is None else room
-    found: Sequence[dict[str, Any]] = board_call(port, "claims", query={"room": ALL_ROOMS})["claims"]
-    shown = [each for each in found if wanted in (ALL_ROOMS, each["room"])]
+    shown: Sequence[dict[str, Any]] = board_call(port, "claims", query={"room": wanted})["claims"]
     if json:
         _write_json({"claims": shown})
         return
@@ -467,7 +466,9 @@ def claims(
         printer.claims(shown)
     else:
         printer.line(f"No claims in {rooms_name(wanted)}.")
-    if others := len(found) - len(shown):
+    if wanted == ALL_ROOMS:
+        return
+    if (others := len(board_call(port, "claims", query={"room": ALL_ROOMS})["claims"]) - len(shown)) > 0:
         printer.line(f"{counted(others, 'claim')} in other rooms: --all shows them.", "dim")
 
 

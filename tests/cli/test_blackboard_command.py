@@ -327,6 +327,24 @@ def test_errors_say_what_to_do(node: BoardNode, monkeypatch: pytest.MonkeyPatch,
             run(*words)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[]",
+        "{}",
+        "null",
+        "x",
+        '{"posts": [{}], "more": 0, "cursor": ""}',
+        '{"posts": 5, "more": 0, "cursor": ""}',
+        '{"posts": ["x"], "more": 0, "cursor": ""}',
+    ],
+)
+def test_an_answer_that_is_no_page_is_an_error(node: BoardNode, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setattr("meshllm.cli.board_calls.ask", lambda *_, **__: (200, answer.encode()))
+    with pytest.raises(NotRunning, match="not a mesh-llm console"):
+        run()
+
+
 def test_exit_codes(node: BoardNode) -> None:
     def code(*words: str) -> int:
         command = [sys.executable, "-P", "-m", "meshllm.cli.program", "blackboard", *words]

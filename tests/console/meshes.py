@@ -450,9 +450,9 @@ def with_requests(stage: Stage, count: int = 40, *, seed: int = 2) -> Stage:
     return stage
 
 
-def with_board(stage: Stage, count: int = 9) -> Stage:
+def with_board(stage: Stage, count: int = 9, *, numbered: bool = True) -> Stage:
     """The same node with a blackboard of `count` messages; the newest three are a thread."""
-    filled(stage.board, count)
+    filled(stage.board, count, numbered=numbered)
     return stage
 
 

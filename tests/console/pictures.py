@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from meshllm.web.console.page_files import FOLDER
 from tests.console.conftest import ARGUMENTS, ROOT, chromium
-from tests.console.meshes import TOKEN, Stage, idle, mesh_of, split_over, staged, with_requests
+from tests.console.meshes import TOKEN, Stage, idle, mesh_of, split_over, staged, with_board, with_requests
 from tests.daemons import MODEL, daemon
 
 TARGET = ROOT / "console" / "pictures"
@@ -48,13 +48,16 @@ def take(page: Page, name: str) -> None:
 
 def of_meshes(browser: Browser) -> None:
     """All views except the chat."""
-    some, many = mesh_of(12), mesh_of(300)
+    some, many, board = mesh_of(12), mesh_of(300), with_board(mesh_of(12), 9, numbered=False)
+    board.board.hold("issue-16", 754, room="acme/engine")
+    board.board.hold("docs of the tunnel", 5400, name="ben", node="birch", program="codex", room="acme/site")
     shots: list[tuple[Stage, str, str, str, str]] = [
         (some, "mesh", "light", "mesh", "svg [aria-label^=amber]"),
         (many, "mesh", "dark", "mesh-of-300", ""),
         (some, "nodes", "light", "nodes", ""),
         (some, "models", "dark", "models", ""),
         (with_requests(mesh_of(12)), "requests", "light", "requests", ".requests tbody tr:nth-child(2)"),
+        (board, "blackboard", "dark", "blackboard", "text=2 replies"),
         (some, "join", "light", "join", "text=Show an invite"),
         (split_over(mesh_of(6)), "mesh", "light", "split", ""),
         (idle(), "mesh", "light", "idle", ""),

@@ -89,8 +89,9 @@ WRITERS = (("ann", "amber", "claude-code"), ("ben", "birch", "codex"), ("owner",
 ROOMS = ("acme/engine", "acme/site", "")
 
 
-def filled(board: StagedBoard, count: int) -> tuple[BoardPost, ...]:
-    """`count` messages; the two newest are a reply to the third one, and a reply to that."""
+def filled(board: StagedBoard, count: int, *, numbered: bool = True) -> tuple[BoardPost, ...]:
+    """`count` messages; the two newest are a reply to the third one, and a reply to that.
+    `numbered`: each text ends with its number."""
     made: list[BoardPost] = []
     for number in range(count):
         left = count - 1 - number
@@ -100,9 +101,11 @@ def filled(board: StagedBoard, count: int) -> tuple[BoardPost, ...]:
         parent = made[-1].id if thread else ""
         made.append(
             board.arrive(
-                ("It is the second try that is slow." if left else "Thanks, that was it.")
+                ("It needs two of them: the first is lost while the path changes." if left else "Thanks, that was it.")
                 if thread
-                else f"{text} ({number})",
+                else f"{text} ({number})"
+                if numbered
+                else text,
                 kind="note" if thread else kind,
                 name=name,
                 node=node,

@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.console.conftest import Visitor
+from tests.console.test_console_commands import copied, shell
 from tests.daemons import OPEN_WAIT_SECONDS, PROGRAM, Daemon, daemon
 from tests.lan_address import lan_address
 
@@ -74,6 +75,7 @@ def test_people_on_two_nodes_talk_on_their_pages(nodes: tuple[Daemon, Daemon], v
     ben.get_by_label("Names me").check()
     expect(ben.get_by_role("article")).to_have_count(1)
     asked.get_by_role("button", name="Reply to ada@attic").click()
+    expect(ben.get_by_role("textbox", name="Reply to ada@attic")).to_be_focused()
     ben.keyboard.type("The barn has it.")
     ben.keyboard.press("Control+Enter")
     expect(message(ben, "The barn has it.")).to_be_focused()
@@ -153,3 +155,22 @@ def test_node_without_a_blackboard_says_why(tmp_path: Path, visitor: Visitor) ->
         page = visitor.open(f"{node.console_url}/#/blackboard", node.token)
         expect(page.get_by_role("heading", name="The blackboard is off")).to_be_visible()
         expect(page.locator("main")).to_contain_text("This node was started with --no-blackboard.")
+
+
+def test_commands_of_an_empty_board_run_as_they_stand(
+    tmp_path: Path, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "person"))
+    (tmp_path / "person").mkdir()
+    with daemon(tmp_path / "a home", "--blackboard", "--name", "ada") as node:
+        page = board(node, visitor)
+        blocks = page.get_by_role("region", name="No messages yet").locator("pre")
+        expect(blocks).to_have_count(3)
+        post, skill, mcp = (copied(block) for block in blocks.all())
+        shell(skill, tmp_path)
+        assert list((tmp_path / "person").rglob("SKILL.md"))
+        hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+        assert "blackboard" in shell(f"echo '{json.dumps(asked)}' | {mcp}", tmp_path)
+        shell(post, tmp_path)
+        expect(message(page, "STATUS: trying the blackboard")).to_contain_text("ada")

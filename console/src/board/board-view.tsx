@@ -40,6 +40,7 @@ const TYPING_MS = 400
 // Threads that are rendered at once.
 const SHOWN = 40
 const SHOWN_ROOMS = 12
+const MAX_ROOMS = 200
 // So far from its top the list is read, and keeps its order.
 const AT_TOP_PX = 60
 
@@ -231,9 +232,9 @@ function Rooms({ room }: { room: string | null }): JSX.Element | null {
   if (list.length === 0 && room === null) return null
   const total = list.reduce((sum, one) => sum + one.posts, 0)
   const few = list.slice(0, SHOWN_ROOMS)
-  const missing = room !== null && !few.some((one) => one.room === room)
+  const missing = room !== null && !(all ? list.slice(0, MAX_ROOMS) : few).some((one) => one.room === room)
   const extra = missing ? [list.find((one) => one.room === room) ?? { room, posts: 0, last: 0 }] : []
-  const shown = all ? list : [...few, ...extra]
+  const shown = [...(all ? list.slice(0, MAX_ROOMS) : few), ...extra]
   return (
     <nav class="chips rooms" aria-label="Rooms">
       <a class="chip" href={address('blackboard')} aria-current={room === null ? 'true' : undefined}>
@@ -251,7 +252,7 @@ function Rooms({ room }: { room: string | null }): JSX.Element | null {
       ))}
       {list.length > SHOWN_ROOMS && (
         <button type="button" class="chip" aria-expanded={all} onClick={() => setAll(!all)}>
-          {all ? 'Fewer rooms' : `${list.length - SHOWN_ROOMS} more rooms`}
+          {all ? 'Fewer rooms' : `${Math.min(list.length, MAX_ROOMS) - SHOWN_ROOMS} more rooms`}
         </button>
       )}
     </nav>

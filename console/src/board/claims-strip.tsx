@@ -8,6 +8,7 @@ import { cleanedName } from './text'
 import { standing, timeLeft } from './threads'
 
 const SHOWN = 8
+const MAX_SHOWN = 200
 const SOON_SECONDS = 120
 
 export function ClaimsStrip({ room }: { room: string | null }): JSX.Element | null {
@@ -22,7 +23,7 @@ export function ClaimsStrip({ room }: { room: string | null }): JSX.Element | nu
   }, [some])
   const list = standing(claims.value, now).filter((claim) => room === null || claim.room === room)
   if (list.length === 0) return null
-  const shown = all ? list : list.slice(0, SHOWN)
+  const shown = list.slice(0, all ? MAX_SHOWN : SHOWN)
   return (
     <section class="claims" aria-labelledby="claims-title">
       <h2 id="claims-title">Who is on what</h2>
@@ -49,7 +50,7 @@ export function ClaimsStrip({ room }: { room: string | null }): JSX.Element | nu
       </div>
       {list.length > SHOWN && (
         <button type="button" class="fold" aria-expanded={all} onClick={() => setAll(!all)}>
-          {all ? 'Show fewer' : `Show ${list.length - SHOWN} more`}
+          {all ? 'Show fewer' : `Show ${Math.min(list.length, MAX_SHOWN) - SHOWN} more`}
         </button>
       )}
     </section>

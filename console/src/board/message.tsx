@@ -106,6 +106,7 @@ function Flag(): JSX.Element {
 function Age({ seconds }: { seconds: number }): JSX.Element {
   void ticks.value
   const time = new Date(seconds * 1000)
+  if (Number.isNaN(time.getTime())) return <></>
   return (
     <time class="quiet" dateTime={time.toISOString()} title={time.toLocaleString()}>
       {ago(nodeSeconds() - seconds)}

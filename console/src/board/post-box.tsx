@@ -1,7 +1,7 @@
 // The box for a new message or a reply. A text that was begun is kept while other views are shown.
 
 import type { JSX } from 'preact'
-import { useEffect, useId, useRef, useState } from 'preact/hooks'
+import { useEffect, useId, useLayoutEffect, useRef, useState } from 'preact/hooks'
 import type { BoardPost, PostAnswer, PostRequest, ScrubPreview } from '../api'
 import { textOf } from '../ask'
 import { Icon } from '../parts/icons'
@@ -64,7 +64,8 @@ export function PostBox({ target, room, focus = false, posted, close }: PostBoxP
   const area = useRef<HTMLTextAreaElement>(null)
   const found = usePreview(draft.text)
   const names = useId()
-  useEffect(() => {
+  // Before the next key is pressed.
+  useLayoutEffect(() => {
     if (!focus) return
     area.current?.focus({ preventScroll: true })
     area.current?.closest('form')?.scrollIntoView({ block: 'nearest' })
