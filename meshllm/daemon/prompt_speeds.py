@@ -32,7 +32,7 @@ MAX_MODELS: Final = 256
 # longer than 1.5 s.
 BATCH_SECONDS: Final = 0.75
 # Processor time of a prompt of SmolLM2-135M, one thread, x batches of 256: 1.02 with 128, 1.04 with 96, 1.11 with 64.
-LEAST_BATCH: Final = 96
+LEAST_BATCH: Final = 128
 STEP: Final = 32
 # A busy machine measures too little, and smaller batches would make it slower still, because the threads wait for each
 # other in each: the best figure counts, and fades by this much with each slower one.
