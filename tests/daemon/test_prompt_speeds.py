@@ -26,7 +26,15 @@ def read(tokens: int, seconds: float) -> DraftCounts:
 
 @pytest.mark.parametrize(
     ("speed", "batch"),
-    [(None, PROCESSOR_BATCH), (0.1, LEAST_BATCH), (60, LEAST_BATCH), (118, LEAST_BATCH), (200, 160), (300, 224), (5000, PROCESSOR_BATCH)],
+    [
+        (None, PROCESSOR_BATCH),
+        (0.1, LEAST_BATCH),
+        (60, LEAST_BATCH),
+        (118, LEAST_BATCH),
+        (200, 160),
+        (300, 224),
+        (5000, PROCESSOR_BATCH),
+    ],
 )
 def test_batch_takes_less_than_a_second(speed: float | None, batch: int) -> None:
     assert batch_for(speed) == batch
