@@ -8,7 +8,7 @@ from meshllm.core.snapshot import Snapshot
 
 CLIENT_WITHOUT_MESH = (
     "this client knows no mesh, and finds none by itself. 'mesh-llm invite' at a node of the mesh prints an invite; "
-    "stop this client and start it with --client --join INVITE. A mesh begins with a node: 'mesh-llm' without --client."
+    "stop this client and start it with --client --join INVITE."
 )
 
 
