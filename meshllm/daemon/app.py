@@ -163,7 +163,7 @@ class App:
             self._isolation.run("ending processes of an earlier daemon", supervisor.end_leftovers)
             self._request_models(wanted)
             await self._enter_mesh(supervisor)
-            await self._board.open(self._session, self._no_mesh_reason)
+            self._board.open(self._session, self._no_mesh_reason)
             if not settings.client:
                 supervisor.observe()
             # What has been loaded stays: the collector need not look at it again in the middle of a request.
