@@ -62,6 +62,16 @@ ANSWER_SECONDS = 5.0
 MAX_TRIED = 4
 # The only refusal that no later attempt changes.
 NOT_OWN = "Only a message of this node can be retracted, within 48 hours."
+# How long a peer is not asked that did not answer, or had nothing of what it listed: it would keep others from being
+# asked. The pause doubles each time.
+FIRST_USELESS_SECONDS, LONGEST_USELESS_SECONDS = 1.0, 60.0
+# Chains remembered that a peer lists and this node lacks.
+MAX_TARGETS = 2 * MAX_CHAINS_LISTED
+# New entries of one author that this node passes on at once; what is above it spreads by anti-entropy, once to each
+# node.
+PUSHES_PER_SECOND, PUSHES_AT_ONCE = 2 * b.ENTRIES_PER_MINUTE / 60, 2 * b.ENTRIES_AT_ONCE
+MAX_PUSHING_AUTHORS = 4096
+STATE_BYTES = 57
 # Own posts that wait to be saved.
 MAX_PENDING = 64
 # Expiry is looked at this often at least: the wall clock can be set.
@@ -88,7 +98,9 @@ class BoardMembers(Protocol):
 @dataclass(slots=True)
 class _BoardPeer:
     """`compared`: the two hashes when this peer was last compared with; `pause` until the same pair is compared again
-    (`not_before`). `wanted`: what the peer lists and this node lacks, and until when an answer is waited for."""
+    (`not_before`). `targets`: what the peer lists and this node lacks. `asked`: what it was asked for, and until when
+    an answer is waited for; `brought`: new entries in it. `useless`: for how long it is not asked after the next answer
+    that brings nothing."""
 
     budget: TokenBucket
     compared: tuple[bytes, bytes] = (b"", b"")
@@ -98,6 +110,8 @@ class _BoardPeer:
     asked_until: float = 0.0
     asked: tuple[ChainRange, ...] = ()
     brought: int = 0
+    useless: float = FIRST_USELESS_SECONDS
+    useless_until: float = 0.0
 
 
 class BoardReplica:
@@ -132,6 +146,7 @@ class BoardReplica:
         self._unix_offset = 0.0  # of the wall clock to the event times
         self._drafts: deque[tuple[int, EntryDraft]] = deque()
         self._pending: tuple[int, SignedEntry] | None = None
+        self._pushes: dict[NodeId, TokenBucket] = {}
         self._ahead: dict[EntryId, int] = {}  # entries that wait, and their times
         self._facts: tuple[int, tuple[NodeId, ...]] = (0, ())
 
@@ -289,7 +304,7 @@ class BoardReplica:
             state.pause = FIRST_PAUSE_SECONDS
         elif now < state.not_before:
             return
-        if now < state.asked_until or not self._shares(peer, now):
+        if not self._may_ask(state, now) or not self._shares(peer, now):
             return  # its answer is on the way
         state.compared, state.not_before = pair, now + state.pause
         state.pause = min(2 * state.pause, LONGEST_PAUSE_SECONDS)
@@ -346,7 +361,7 @@ class BoardReplica:
         listed = {state.chain.key: state for state in theirs.chains}
         state = self._peer(peer, now)
         for each in theirs.chains:
-            if self._lacks(each):
+            if self._lacks(each) and (len(state.targets) < MAX_TARGETS or each.chain in state.targets):
                 state.targets[each.chain] = each
         self._want(peer, state, now)
         if theirs.reply:
@@ -358,7 +373,7 @@ class BoardReplica:
                 newer = other is None or (mine.broken, mine.last) > (other.broken, other.last)
                 if newer and not (other is not None and other.broken):
                     behind.append(mine)
-        if behind:
+        if behind and state.budget.take(now, STATE_BYTES * len(behind)):
             self._send(peer, BoardDifference(0, (), tuple(behind[:MAX_CHAINS_LISTED]), reply=True))
 
     def _lacks(self, theirs: ChainState) -> bool:
@@ -371,7 +386,7 @@ class BoardReplica:
 
     def _want(self, peer: NodeId, state: _BoardPeer, now: float) -> None:
         """Ask `peer` for what it listed and no other peer was asked for."""
-        if now < state.asked_until:
+        if not self._may_ask(state, now):
             return
         asked = self._asked_elsewhere(peer, now)
         ranges: list[ChainRange] = []
@@ -381,12 +396,25 @@ class BoardReplica:
             elif chain_id not in asked and len(ranges) < MAX_RANGES:
                 ranges += self._missing(theirs)
         if ranges:
-            state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, 0
-            self._send(peer, BoardWant(state.asked))
+            self._ask(peer, state, ranges, now)
+
+    def _may_ask(self, state: _BoardPeer, now: float) -> bool:
+        """Whether the peer may be asked: it answers, and what it answers is of use."""
+        if state.asked and now >= state.asked_until:
+            self._was_useless(state, now)
+        return not state.asked and now >= state.useless_until
+
+    def _was_useless(self, state: _BoardPeer, now: float) -> None:
+        state.asked, state.useless_until = (), now + state.useless
+        state.useless = min(2 * state.useless, LONGEST_USELESS_SECONDS)
+
+    def _ask(self, peer: NodeId, state: _BoardPeer, ranges: list[ChainRange], now: float) -> None:
+        state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, 0
+        self._send(peer, BoardWant(state.asked))
 
     def _asked_elsewhere(self, peer: NodeId, now: float) -> set[ChainId]:
-        others = [state for node, state in self._peers.items() if node != peer and now < state.asked_until]
-        return {each.chain for state in others for each in state.asked}
+        others = [state.asked for node, state in self._peers.items() if node != peer and now < state.asked_until]
+        return {each.chain for asked in others for each in asked}
 
     def _missing(self, theirs: ChainState) -> list[ChainRange]:
         if theirs.broken:
@@ -400,17 +428,15 @@ class BoardReplica:
     def _fill_gaps(self, peer: NodeId, state: _BoardPeer, now: float) -> None:
         """Ask `peer`, which has the same last entries, for those that are missing below: a peer may have hidden them,
         or a push came before them."""
-        if now < state.asked_until:
+        if not self._may_ask(state, now) or not self._shares(peer, now):
             return
         ranges: list[ChainRange] = []
-        for chain in self.log.incomplete():
-            if peer in chain.tried or len(chain.tried) >= MAX_TRIED or len(ranges) >= MAX_RANGES:
-                continue
-            chain.tried.add(peer)
-            ranges += [ChainRange(chain.id, first, last) for first, last in self.log.missing(chain)]
-        if ranges and self._shares(peer, now):
-            state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, 0
-            self._send(peer, BoardWant(state.asked))
+        for chain in self.log.incomplete(MAX_TRIED):
+            if peer not in chain.tried and len(ranges) < MAX_RANGES:
+                chain.tried.add(peer)
+                ranges += [ChainRange(chain.id, first, last) for first, last in self.log.missing(chain)]
+        if ranges:
+            self._ask(peer, state, ranges, now)
 
     # -- giving
 
@@ -471,21 +497,29 @@ class BoardReplica:
             if result in (AddResult.NEW, AddResult.FILLED, AddResult.BROKEN):
                 state.brought += 1
                 self._ahead.pop(received.id, None)
-                if result is not AddResult.FILLED:
+                if result is not AddResult.FILLED and message.push and self._may_push(header.author, now):
                     news.append(received)
-                if (chain := self.log.chains.get(chain_of(received))) is not None:
-                    chain.tried.clear()
             elif result is AddResult.AHEAD and len(self._ahead) < b.MAX_AUTHOR_ENTRIES:
                 self._ahead[received.id] = header.time
-        if news and message.push:
+        if news:
             self._push(tuple(news), but=peer, now=now)
         if message.end and state.asked:
-            state.asked, state.asked_until = (), 0.0
             if state.brought:
+                state.asked, state.useless = (), FIRST_USELESS_SECONDS
                 self._want(peer, state, now)
             else:
+                self._was_useless(state, now)
                 state.targets.clear()
         self._publish(now)
+
+    def _may_push(self, author: NodeId, now: float) -> bool:
+        """Whether a new entry of `author` is passed on at once. An author that begins one epoch after the other could
+        otherwise have all nodes send as fast as they can."""
+        bucket = self._pushes.pop(author, None) or TokenBucket(PUSHES_PER_SECOND, PUSHES_AT_ONCE, now)
+        self._pushes[author] = bucket
+        if len(self._pushes) > MAX_PUSHING_AUTHORS:
+            del self._pushes[next(iter(self._pushes))]
+        return bucket.take(now)
 
     def _is_own_number(self, header: EntryHeader) -> bool:
         return header.epoch == self._epoch and header.seq > self._last_seq
@@ -517,6 +551,8 @@ class BoardReplica:
         if not self._open:
             return
         self.log.expire(self._ms(now))
+        for author in [author for author in self._certificates if not self.log.count(author)]:
+            self._known.discard(self._certificates.pop(author))
         ms = self._ms(now) + b.MAX_AHEAD_SECONDS * 1000
         self._ahead = {entry: time for entry, time in self._ahead.items() if time > ms}
         self._publish(now)
