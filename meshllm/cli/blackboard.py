@@ -24,6 +24,8 @@ ALL_ROOMS = "*"
 MAX_INPUT_BYTES = 1 << 16
 MINUTE = 60
 ONE_WORD = re.compile(r"[A-Za-z-]+")
+# What people try as a command; as a message it says nothing.
+NO_TEXTS = frozenset({"help", "list", "ls", "lst", "show", "read", "feed", "search", "post", "status", "delete", "rm"})
 
 app = Commands(
     lazy={
@@ -185,6 +187,11 @@ def _check_word(text: str, context: typer.Context) -> None:
 
     commands = context.command.list_commands(context)  # type: ignore[attr-defined]
     near = difflib.get_close_matches(text.lower(), commands, 1, 0.75) if ONE_WORD.fullmatch(text) else []
+    if text.lower() in NO_TEXTS:
+        raise UsageError(
+            f"{text!r} is not posted, because it looks like a command, and there is none of that name.",
+            advice="'mesh-llm blackboard' lists the messages, 'mesh-llm blackboard --help' all commands.",
+        )
     if near:
         raise UsageError(
             f"{text!r} is not posted, because it looks like the command '{near[0]}'.",

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.board import entries as b
+from meshllm.core.board.board_peer import FIRST_PAUSE_SECONDS, FIRST_USELESS_SECONDS, LONGEST_PAUSE_SECONDS, BoardPeer
 from meshllm.core.board.chain import Chain, ChainId, chain_of
 from meshllm.core.board.entries import (
     EntryDraft,
@@ -54,17 +55,12 @@ FEW_CHAINS = 200
 # One answer to a request, below the megabyte that a link queues; and what one peer may ask for in all.
 ANSWER_BYTES = 700 << 10
 BYTES_PER_SECOND, BYTES_AT_ONCE = 512 << 10, 4 << 20
-# Pause before a peer is compared with again though nothing has changed here or there: it has what is not taken here.
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 # How long an asked peer has to send, before another one is asked.
 ANSWER_SECONDS = 5.0
 # Peers that are asked for a gap in a chain before it is given up: one could hide entries, several hardly do.
 MAX_TRIED = 4
 # The only refusal that no later attempt changes.
 NOT_OWN = "Only a message of this node can be retracted, within 48 hours."
-# How long a peer is not asked that did not answer, or had nothing of what it listed: it would keep others from being
-# asked. The pause doubles each time.
-FIRST_USELESS_SECONDS, LONGEST_USELESS_SECONDS = 1.0, 60.0
 # Chains remembered that a peer lists and this node lacks.
 MAX_TARGETS = 2 * MAX_CHAINS_LISTED
 # New entries of one author that this node passes on at once; what is above it spreads by anti-entropy, once to each
@@ -95,25 +91,6 @@ class BoardMembers(Protocol):
         """This node's, empty without a mesh key."""
 
 
-@dataclass(slots=True)
-class _BoardPeer:
-    """`compared`: the two hashes when this peer was last compared with; `pause` until the same pair is compared again
-    (`not_before`). `targets`: what the peer lists and this node lacks. `asked`: what it was asked for, and until when
-    an answer is waited for; `brought`: new entries in it. `useless`: for how long it is not asked after the next answer
-    that brings nothing."""
-
-    budget: TokenBucket
-    compared: tuple[bytes, bytes] = (b"", b"")
-    pause: float = FIRST_PAUSE_SECONDS
-    not_before: float = 0.0
-    targets: dict[ChainId, ChainState] = field(default_factory=dict)
-    asked_until: float = 0.0
-    asked: tuple[ChainRange, ...] = ()
-    brought: int = 0
-    useless: float = FIRST_USELESS_SECONDS
-    useless_until: float = 0.0
-
-
 class BoardReplica:
     """The blackboard in a node or client. `closed` until `BoardOpened`."""
 
@@ -137,7 +114,7 @@ class BoardReplica:
         self._timers = timers
         self._out = out
         self.log = BoardLog()
-        self._peers: dict[NodeId, _BoardPeer] = {}
+        self._peers: dict[NodeId, BoardPeer] = {}
         self._certificates: dict[NodeId, bytes] = {}
         self._known: set[bytes] = set()  # the certificates of authors
         self._new_certificates: list[bytes] = []
@@ -248,13 +225,14 @@ class BoardReplica:
             if target is None or target.header.author != self._node:
                 return NOT_OWN
         chain = self.log.chains.get(chain_of(entry)) or Chain(chain_of(entry), chain_of(entry).key)
-        if chain.contradiction(entry) is not None:
+        # Retracting, and ending or extending a claim, must be possible after a burst of messages.
+        free = draft.kind in (EntryKind.RETRACT, EntryKind.RELEASE, EntryKind.RENEW)
+        if chain.contradiction(entry, 0 if free else b.RESERVED_AT_ONCE) is not None:
             return (
                 f"This node posts too fast: at most {b.ENTRIES_AT_ONCE} messages at once "
-                f"and {b.ENTRIES_PER_MINUTE} a minute. Try again in a minute."
+                f"and {b.ENTRIES_PER_MINUTE} a minute."
             )
-        # What has no room would be dropped at once; retracting and releasing must always be possible.
-        free = draft.kind in (EntryKind.RETRACT, EntryKind.RELEASE)
+        # What has no room would be dropped at once.
         if not free and self.log.count(self._node) >= b.ENTRIES_PER_LIFETIME:
             return f"This node has posted {b.ENTRIES_PER_LIFETIME} messages in 48 hours, which is the limit."
         return ""
@@ -279,10 +257,10 @@ class BoardReplica:
         """The link to `peer` is gone; what it was asked for is asked for elsewhere."""
         self._peers.pop(peer, None)
 
-    def _peer(self, peer: NodeId, now: float) -> _BoardPeer:
+    def _peer(self, peer: NodeId, now: float) -> BoardPeer:
         state = self._peers.get(peer)
         if state is None:
-            state = self._peers[peer] = _BoardPeer(TokenBucket(BYTES_PER_SECOND, BYTES_AT_ONCE, now))
+            state = self._peers[peer] = BoardPeer(TokenBucket(BYTES_PER_SECOND, BYTES_AT_ONCE, now))
         return state
 
     def _shares(self, peer: NodeId, now: float) -> bool:
@@ -304,7 +282,7 @@ class BoardReplica:
             state.pause = FIRST_PAUSE_SECONDS
         elif now < state.not_before:
             return
-        if not self._may_ask(state, now) or not self._shares(peer, now):
+        if not state.may_ask(now) or not self._shares(peer, now):
             return  # its answer is on the way
         state.compared, state.not_before = pair, now + state.pause
         state.pause = min(2 * state.pause, LONGEST_PAUSE_SECONDS)
@@ -384,9 +362,9 @@ class BoardReplica:
 
     # -- asking
 
-    def _want(self, peer: NodeId, state: _BoardPeer, now: float) -> None:
+    def _want(self, peer: NodeId, state: BoardPeer, now: float) -> None:
         """Ask `peer` for what it listed and no other peer was asked for."""
-        if not self._may_ask(state, now):
+        if not state.may_ask(now):
             return
         asked = self._asked_elsewhere(peer, now)
         ranges: list[ChainRange] = []
@@ -398,17 +376,7 @@ class BoardReplica:
         if ranges:
             self._ask(peer, state, ranges, now)
 
-    def _may_ask(self, state: _BoardPeer, now: float) -> bool:
-        """Whether the peer may be asked: it answers, and what it answers is of use."""
-        if state.asked and now >= state.asked_until:
-            self._was_useless(state, now)
-        return not state.asked and now >= state.useless_until
-
-    def _was_useless(self, state: _BoardPeer, now: float) -> None:
-        state.asked, state.useless_until = (), now + state.useless
-        state.useless = min(2 * state.useless, LONGEST_USELESS_SECONDS)
-
-    def _ask(self, peer: NodeId, state: _BoardPeer, ranges: list[ChainRange], now: float) -> None:
+    def _ask(self, peer: NodeId, state: BoardPeer, ranges: list[ChainRange], now: float) -> None:
         state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, 0
         self._send(peer, BoardWant(state.asked))
 
@@ -425,10 +393,10 @@ class BoardReplica:
             return [ChainRange(theirs.chain, first, theirs.last)]
         return [ChainRange(theirs.chain, max(chain.last + 1, first), theirs.last)]
 
-    def _fill_gaps(self, peer: NodeId, state: _BoardPeer, now: float) -> None:
+    def _fill_gaps(self, peer: NodeId, state: BoardPeer, now: float) -> None:
         """Ask `peer`, which has the same last entries, for those that are missing below: a peer may have hidden them,
         or a push came before them."""
-        if not self._may_ask(state, now) or not self._shares(peer, now):
+        if not state.may_ask(now) or not self._shares(peer, now):
             return
         ranges: list[ChainRange] = []
         for chain in self.log.incomplete(MAX_TRIED):
@@ -508,7 +476,7 @@ class BoardReplica:
                 state.asked, state.useless = (), FIRST_USELESS_SECONDS
                 self._want(peer, state, now)
             else:
-                self._was_useless(state, now)
+                state.was_useless(now)
                 state.targets.clear()
         self._publish(now)
 

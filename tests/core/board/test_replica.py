@@ -178,6 +178,11 @@ def test_author_that_posts_too_fast_is_refused_here_and_not_flagged_elsewhere() 
     mesh.run(1.0)
     assert len(mesh.boards[0].entries) == 20
     assert "too fast" in mesh.boards[1].refused[0][1]
+    # What leaked in the burst can be erased all the same.
+    target = only(mesh.boards[1], "text 3").id
+    mesh.tell(1, e.PostWanted(99, EntryDraft("", EntryKind.RETRACT, target=target)))
+    mesh.run(0.5)
+    assert "text 3" not in mesh.boards[0].texts
     assert mesh.boards[0].flagged == ()
     mesh.run(61.0)
     post(mesh, 1, "later")
