@@ -24,15 +24,17 @@ _ROLES = (
     "documents?|untrusted\\w*|command-\\w*|local-command-\\w*"
 )
 # <system-reminder>, </tool_result>, <|im_start|>, <<SYS>>, <invoke ...>
-_TAG = re.compile(rf"<(?=\s*[<|/]*\s*(?:{_ROLES})(?![\w-])|\|)", re.IGNORECASE)
+# Bounds on what may stand between keep the time linear in the length.
+_TAG = re.compile(rf"<(?=[\s<|/{_JOINERS}]{{0,16}}(?:{_ROLES})(?![\w-])|\|)", re.IGNORECASE)
 _END = re.compile(r"\|>")
 # [INST], [/INST], [SYSTEM_PROMPT], [TOOL_CALLS], and what looks like the fence here
 _BRACKET = re.compile(
-    r"\[(?=\s*/?\s*(?:INST|SYS|SYSTEM\w*|ASSISTANT|USER|TOOL\w*|AVAILABLE_TOOLS|[0-9a-f]{8})\b)", re.IGNORECASE
+    r"\[(?=[\s/]{0,8}(?:INST|SYS|SYSTEM\w*|ASSISTANT|USER|TOOL\w*|AVAILABLE_TOOLS|[0-9a-f]{8})\b)", re.IGNORECASE
 )
 # "System:" at the beginning of a line, also in Markdown's headings and bold
 _ROLE_LINE = re.compile(
-    r"^([\s>#*_-]*)(system|assistant|user|human|developer|tool|function)([*_]*\s*):", re.IGNORECASE | re.MULTILINE
+    r"^([ \t>#*_-]{0,16})(system|assistant|user|human|developer|tool|function)([*_]{0,4}[ \t]{0,4}):",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

@@ -170,3 +170,13 @@ def test_a_page_of_the_largest_texts_is_bounded() -> None:
         assert len(text) < MAX_LIST + 6000
         shown = text.count("[/a0000000]")
         assert f"{507 - shown} more" in text
+
+
+@pytest.mark.parametrize(
+    "unit", ["<", "< ", "[ ", "\n", ">\n", "[/ ", "<|/", "*", "_ ", "# ", "system "], ids=lambda unit: repr(unit)
+)
+def test_hostile_text_is_read_in_linear_time(unit: str) -> None:
+    """With a quadratic expression, 4,096 characters took up to 6 s: these would take half an hour."""
+    shown = neutral((unit * 60_000)[:60_000])
+    assert len(shown) <= 60_000
+    assert neutral(shown) == shown

@@ -13,14 +13,18 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 # How long a peer is not asked that did not answer, or had nothing of what it listed: it would keep others from being
 # asked. The pause doubles each time.
 FIRST_USELESS_SECONDS, LONGEST_USELESS_SECONDS = 1.0, 60.0
+MAX_BARREN = 4096
+# One answer to a request, below the megabyte that a link queues.
+ANSWER_BYTES = 700 << 10
 
 
 @dataclass(slots=True)
 class BoardPeer:
     """`compared`: the two hashes when this peer was last compared with; `pause` until the same pair is compared again
     (`not_before`). `targets`: what the peer lists and this node lacks. `asked`: what it was asked for, and until when
-    an answer is waited for; `brought`: new entries in it. `useless`: for how long it is not asked after the next answer
-    that brings nothing."""
+    an answer is waited for; `brought`: the bytes of new entries in it, by chain. `barren`: until when it is not asked
+    for a chain that it listed and did not send. `useless`: for how long it is not asked after the next answer that
+    brings nothing."""
 
     budget: TokenBucket
     compared: tuple[bytes, bytes] = (b"", b"")
@@ -29,7 +33,8 @@ class BoardPeer:
     targets: dict[ChainId, ChainState] = field(default_factory=dict)
     asked_until: float = 0.0
     asked: tuple[ChainRange, ...] = ()
-    brought: int = 0
+    brought: dict[ChainId, int] = field(default_factory=dict)
+    barren: dict[ChainId, float] = field(default_factory=dict)
     useless: float = FIRST_USELESS_SECONDS
     useless_until: float = 0.0
 
@@ -38,6 +43,20 @@ class BoardPeer:
         if self.asked and now >= self.asked_until:
             self.was_useless(now)
         return not self.asked and now >= self.useless_until
+
+    def answered(self, now: float) -> bool:
+        """The answer has ended; whether it brought something that was asked for. An answer with room left gave all it
+        has of each chain: who lists more keeps other peers from being asked for it."""
+        chains = {each.chain for each in self.asked}
+        if sum(self.brought.values()) < ANSWER_BYTES // 2:
+            self.barren = {chain: until for chain, until in self.barren.items() if until > now}
+            for chain in list(chains - self.brought.keys())[: MAX_BARREN - len(self.barren)]:
+                self.barren[chain] = now + LONGEST_USELESS_SECONDS
+        if not chains & self.brought.keys():
+            self.was_useless(now)
+            return False
+        self.asked, self.useless = (), FIRST_USELESS_SECONDS
+        return True
 
     def was_useless(self, now: float) -> None:
         """It did not answer, or had nothing of what it listed."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from hashlib import blake2b
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from meshllm.core.board import entries as b
 from meshllm.core.board.chain import Chain, ChainId, chain_of
@@ -27,6 +27,8 @@ AHEAD_MS = b.MAX_AHEAD_SECONDS * 1000
 MAX_EPOCHS = 16
 # Chains that expired or had no room, so that they are not asked for again while other nodes still list them.
 MAX_ENDED = 4096
+# Moments of expiry that are kept for entries that went before.
+MAX_STALE = 1024
 SUMMARY_HASH_BYTES = 8
 # Bytes of an entry in memory beside its texts.
 ENTRY_OVERHEAD_BYTES = 64
@@ -68,7 +70,8 @@ class BoardLog:
         self._epochs: dict[NodeId, dict[int, Chain]] = {}
         self._by_id: dict[EntryId, SignedEntry] = {}
         self._authors: dict[NodeId, tuple[int, int]] = {}  # entries and bytes of each
-        self._retracted: dict[EntryId, NodeId] = {}  # by whom
+        # The retractions that are held of each target, by their authors: only the target's own author erases it.
+        self._retracted: dict[tuple[EntryId, NodeId], set[EntryId]] = {}
         self._ended: dict[ChainId, int] = {}  # up to which number
         self._incomplete: set[ChainId] = set()
         self._expiry: list[tuple[int, EntryId]] = []
@@ -128,13 +131,13 @@ class BoardLog:
         held = chain.entries.get(header.seq)
         if held is not None:
             return self._fill(chain, held, entry)
-        if self._retracted.get(entry.id) == header.author:
+        if self.is_retracted(entry):
             entry = replace(entry, body=None)
         self._put(chain, entry)
         self.delta.added.append(entry)
         self.latest = max(self.latest, header.time)
         if header.kind == EntryKind.RETRACT:
-            self._retract(header.target, header.author)
+            self._retract(entry)
         self._make_room(header.author)
         return AddResult.NEW if entry.id in self._by_id else AddResult.LATE
 
@@ -169,6 +172,9 @@ class BoardLog:
         self._authors[chain.id.author] = (count + 1, size + _size(entry))
         self.bytes += _size(entry)
         heappush(self._expiry, (_expires(entry), entry.id))
+        if len(self._expiry) > MAX_STALE + 2 * len(self._by_id):
+            self._expiry = [(_expires(each), each.id) for each in self._by_id.values()]
+            heapify(self._expiry)
         if self._lacks_text(entry) or (chain.has_gaps and entry.header.seq > chain.floor):
             self._note_gap(chain, entry.header.seq)
         self._list(chain)
@@ -213,6 +219,7 @@ class BoardLog:
         held = chain.entries.get(first.header.seq)
         if held is not None and first.header.seq == second.header.seq and first.id != held.id:
             self._forget(held)
+            self._drop_retraction(held)
             self.delta.removed.append(held.id)
             self._put(chain, first)
             self.delta.added.append(first)
@@ -226,10 +233,11 @@ class BoardLog:
 
     def is_retracted(self, entry: SignedEntry) -> bool:
         """Whether its author has erased its text."""
-        return self._retracted.get(entry.id) == entry.header.author
+        return (entry.id, entry.header.author) in self._retracted
 
-    def _retract(self, target: EntryId, author: NodeId) -> None:
-        self._retracted[target] = author
+    def _retract(self, retraction: SignedEntry) -> None:
+        target, author = retraction.header.target, retraction.header.author
+        self._retracted.setdefault((target, author), set()).add(retraction.id)
         held = self._by_id.get(target)
         if held is None or held.header.author != author or held.body is None:
             return
@@ -280,14 +288,14 @@ class BoardLog:
         self._forget(entry)
         chain.remove(entry.header.seq)
         self.delta.removed.append(entry.id)
-        if entry.header.kind == EntryKind.RETRACT:
-            self._retracted.pop(entry.header.target, None)
+        self._drop_retraction(entry)
         if not chain.entries:
             self._drop_chain(chain)
 
     def _drop_chain(self, chain: Chain) -> None:
         for entry in list(chain.entries.values()):
             self._forget(entry)
+            self._drop_retraction(entry)
             self.delta.removed.append(entry.id)
         self._ended.pop(chain.id, None)
         self._ended[chain.id] = max(chain.last, chain.floor - 1)
@@ -300,6 +308,14 @@ class BoardLog:
         del epochs[chain.id.epoch]
         if not epochs:
             del self._epochs[chain.id.author]
+
+    def _drop_retraction(self, entry: SignedEntry) -> None:
+        """An entry is held no longer; what it retracted is retracted by others of its author, or not any more."""
+        key = (entry.header.target, entry.header.author)
+        if entry.header.kind == EntryKind.RETRACT and key in self._retracted:
+            self._retracted[key].discard(entry.id)
+            if not self._retracted[key]:
+                del self._retracted[key]
 
     def _forget(self, entry: SignedEntry) -> None:
         """Count an entry no longer; its place in the chain stays."""

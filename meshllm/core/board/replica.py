@@ -18,7 +18,7 @@ from typing import Protocol
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.board import entries as b
-from meshllm.core.board.board_peer import FIRST_PAUSE_SECONDS, FIRST_USELESS_SECONDS, LONGEST_PAUSE_SECONDS, BoardPeer
+from meshllm.core.board.board_peer import ANSWER_BYTES, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, BoardPeer
 from meshllm.core.board.chain import Chain, ChainId, chain_of
 from meshllm.core.board.entries import (
     EntryDraft,
@@ -52,8 +52,7 @@ from meshllm.util.rate_limiter import TokenBucket
 
 # Up to so many chains a node lists all of them at once, without the step of comparing buckets.
 FEW_CHAINS = 200
-# One answer to a request, below the megabyte that a link queues; and what one peer may ask for in all.
-ANSWER_BYTES = 700 << 10
+# What one peer may ask for in all.
 BYTES_PER_SECOND, BYTES_AT_ONCE = 512 << 10, 4 << 20
 # How long an asked peer has to send, before another one is asked.
 ANSWER_SECONDS = 5.0
@@ -74,7 +73,7 @@ MAX_PENDING = 64
 LONGEST_WAIT_SECONDS = 60.0
 # Tokens of a link's allowance that messages cost.
 COMPARE_PRICE = 5.0
-ENTRIES_PRICE, CERTIFICATE_PRICE = 0.2, 1.0
+ENTRIES_PRICE, CERTIFICATE_PRICE = 0.2, 0.1
 WANT_PRICE = 2.0
 
 
@@ -244,7 +243,8 @@ class BoardReplica:
         if self._pending is None or self._pending[0] != number:
             return
         entry, self._pending = self._pending[1], None
-        self._last_seq, self._last_time = entry.header.seq, entry.header.time
+        self._last_seq = max(self._last_seq, entry.header.seq)
+        self._last_time = max(self._last_time, entry.header.time)
         if entry.header.mesh == self._mesh():
             self.log.add(entry, max(self._ms(now), entry.header.time))
             self._push((entry,), but=None, now=now)
@@ -323,8 +323,10 @@ class BoardReplica:
                     self._give(peer, message, now)
             case BoardEntries():
                 unknown = [data for data in message.certificates if data not in self._known]
-                price = ENTRIES_PRICE + len(unknown) * CERTIFICATE_PRICE
-                if self._peer(peer, now).asked or link.allowance.take(now, price):
+                state = self._peer(peer, now)
+                is_answer = bool(state.asked) and now < state.asked_until
+                price = len(unknown) * CERTIFICATE_PRICE + (0 if is_answer else ENTRIES_PRICE)
+                if link.allowance.take(now, price):
                     self._take(peer, message, now)
 
     def _answer_digest(self, peer: NodeId, digest: BoardDigest) -> None:
@@ -371,13 +373,13 @@ class BoardReplica:
         for chain_id, theirs in list(state.targets.items()):
             if not self._lacks(theirs):
                 del state.targets[chain_id]
-            elif chain_id not in asked and len(ranges) < MAX_RANGES:
+            elif chain_id not in asked and now >= state.barren.get(chain_id, now) and len(ranges) < MAX_RANGES:
                 ranges += self._missing(theirs)
         if ranges:
             self._ask(peer, state, ranges, now)
 
     def _ask(self, peer: NodeId, state: BoardPeer, ranges: list[ChainRange], now: float) -> None:
-        state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, 0
+        state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, {}
         self._send(peer, BoardWant(state.asked))
 
     def _asked_elsewhere(self, peer: NodeId, now: float) -> set[ChainId]:
@@ -463,7 +465,8 @@ class BoardReplica:
                 self._own_came(header)
             result = self.log.add(replace(received, first_seen=ms), ms)
             if result in (AddResult.NEW, AddResult.FILLED, AddResult.BROKEN):
-                state.brought += 1
+                chain_id = chain_of(received)
+                state.brought[chain_id] = state.brought.get(chain_id, 0) + _sent_bytes(received)
                 self._ahead.pop(received.id, None)
                 if result is not AddResult.FILLED and message.push and self._may_push(header.author, now):
                     news.append(received)
@@ -472,11 +475,9 @@ class BoardReplica:
         if news:
             self._push(tuple(news), but=peer, now=now)
         if message.end and state.asked:
-            if state.brought:
-                state.asked, state.useless = (), FIRST_USELESS_SECONDS
+            if state.answered(now):
                 self._want(peer, state, now)
             else:
-                state.was_useless(now)
                 state.targets.clear()
         self._publish(now)
 

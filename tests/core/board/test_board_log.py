@@ -173,3 +173,28 @@ def test_equal_sets_give_equal_hashes_and_texts(made: list[tuple[int, int, int, 
     assert texts[0] == texts[1] == texts[2]
     assert logs[0].hash == logs[1].hash == logs[2].hash
     assert all(log.incomplete(4) == [] for log in logs)
+
+
+def test_retraction_by_another_brings_no_erased_text_back() -> None:
+    secret = entry(1, by=2, body="a secret")
+    log = filled(secret, entry(2, by=2, kind=EntryKind.RETRACT, target=secret.id))
+    old = NOW_MS - 47 * HOUR
+    hostile = entry(1, old, by=1, kind=EntryKind.RETRACT, target=secret.id)
+    log.add(hostile, NOW_MS)
+    assert log.add(secret, NOW_MS) is AddResult.KNOWN
+    log.expire(NOW_MS + 2 * HOUR)  # the hostile one goes
+    assert log.add(secret, NOW_MS + 2 * HOUR) is AddResult.KNOWN
+    assert [each.body for each in log if each.id == secret.id] == [None]
+    assert log.incomplete(4) == []
+
+
+def test_nothing_is_kept_of_epochs_that_went() -> None:
+    log = BoardLog()
+    for epoch in range(1, 400):
+        target = entry(1, epoch=1)
+        for seq in range(1, 25):
+            log.add(entry(seq, epoch=epoch, kind=EntryKind.RETRACT, target=target.id, body=f"{epoch}.{seq}"), NOW_MS)
+    held = len(log)
+    assert held <= 16 * 24
+    assert sum(len(found) for found in log._retracted.values()) <= held
+    assert len(log._expiry) <= 1024 + 2 * held

@@ -409,3 +409,49 @@ def test_author_with_many_epochs_makes_no_node_send_without_end() -> None:
     pushed = sum(isinstance(m, BoardEntries) and m.push for number, _, m in mesh.sent if number == 0)
     assert 0 < pushed <= 3 * 45
     assert len(mesh.boards[0].entries) <= 16
+
+
+def test_peer_that_answers_with_other_entries_keeps_no_chain_from_the_others() -> None:
+    """It lists the chain of another with its own, and sends of its own alone, one in each answer."""
+    mesh = mesh_of(3)
+    mesh.kill(2)
+    post(mesh, 1, "one", "two")
+    mesh.run(20.0)
+    chain = made_entries.chain_of(only(mesh.boards[1], "one"))
+    core = mesh.start(2, board=True)
+    mesh.cut = lambda a, b: (a, b) == (0, 2)  # node 0 says only what follows
+    moment = int(mesh.unix(2) * 1000)
+    mesh.until(lambda: node_id(0) in core._mesh._links and node_id(1) in core._mesh._links)  # type: ignore[union-attr]
+    for epoch in range(1, 101):
+        header = replace(made_entries.entry(1, moment, epoch=epoch).header, author=node_id(0))
+        data, signature = sign_entry(header)
+        own = replace(
+            made_entries.entry(1, moment, epoch=epoch),
+            header=header, data=data, signature=signature, id=made_entries.entry_id(data),
+        )  # fmt: skip
+        states = (ChainState(chain, 500, 1), ChainState(made_entries.chain_of(own), 1, 1))
+        mesh.tell(2, e.MessageReceived(node_id(0), BoardDifference(0, (0,), states, reply=True)))
+        mesh.tell(2, e.MessageReceived(node_id(0), BoardEntries((own,), end=True)))
+        mesh.run(0.2)
+        if {"one", "two"} <= set(mesh.boards[2].texts):
+            return
+    raise AssertionError(mesh.boards[2].texts)
+
+
+def test_certificates_beside_an_answer_are_charged() -> None:
+    mesh = mesh_of(2)
+    member = mesh.cores[0]._mesh
+    asked: list[bytes] = []
+    holder = member._board._members.holder  # type: ignore[union-attr]
+
+    def counted(certificate: bytes, unix: float) -> object:
+        asked.append(certificate)
+        return holder(certificate, unix)
+
+    member._board._members.holder = counted  # type: ignore
+    listed = ChainState(made_entries.chain_of(made_entries.entry(1, by=99)), 500, 1)
+    mesh.tell(0, e.MessageReceived(node_id(1), BoardDifference(0, (0,), (listed,), reply=True)))
+    for number in range(500):
+        bogus = tuple([bytes([number % 256, count]) * 79 for count in range(32)])
+        mesh.tell(0, e.MessageReceived(node_id(1), BoardEntries((), bogus)))
+    assert 0 < len(asked) <= 2500
