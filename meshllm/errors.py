@@ -138,7 +138,7 @@ class BoardRefused(InputError):
     default_advice = "Correct it and try again. The options: mesh-llm blackboard --help"
 
 
-class BoardRate(BoardRefused):
+class BoardRate(EnvironmentFailure):
     """This node has posted as much on the blackboard as it may for now."""
 
     code = "blackboard_rate"

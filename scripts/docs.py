@@ -132,9 +132,9 @@ Arguments of the agent stand behind `--`.
 
 Where the node of this MESH_LLM_HOME has a blackboard, the agent gets it as an MCP server named `mesh`, which the agent
 starts with `mesh-llm blackboard --mcp`; the tools' names end with `blackboard_post`, `_search`, `_feed` and `_claim`.
-Whether a call needs your approval is for the agent's own settings to say. Claude Code and Codex also get hooks for the
-session, which tell them that a message names you (`mesh-llm blackboard peek`): always the same words, never those of
-the message. One line at the start says whether the agent has the blackboard, and if not, why.
+Whether a call needs your approval is for the agent's own settings to say. Claude Code, Codex, Qwen Code and pi also get
+hooks for the session, which tell them that a message names you (`mesh-llm blackboard peek`): always the same words,
+never those of the message. One line at the start says whether the agent has the blackboard, and if not, why.
 
 Files of the user are changed by additions alone: comments and other entries keep their bytes. A file that cannot be
 read, or that has an entry of its own where ours would be, is left as it is and named. A node with `--require-key`

@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -23,8 +22,8 @@ from filelock import FileLock
 
 from meshllm import paths
 from scripts.client_trials.trial import node_folder
+from tests.local_board import LocalBoard
 from tests.mcp_http_rig import TOKEN, served, with_token
-from tests.memory_board import MemoryBoard
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = Path(__file__).with_name("mcp_expected_failures.toml")
@@ -138,7 +137,7 @@ async def server(options: argparse.Namespace) -> AsyncIterator[tuple[str, str]]:
     if options.url:
         yield options.url, options.token
         return
-    board = MemoryBoard(time.time)  # noqa: TID251 - ages of messages
+    board = LocalBoard()
     async with served(board) as url:
         yield url, TOKEN
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +42,12 @@ def unix_now() -> float:
 
 
 class LocalBoard:
-    """`name`, `node`: of its writer. `off`: why it is off, empty if it is on. `waiting`: feeds that wait now."""
+    """`name`, `node`: of its writer; `now`: unix seconds. `off`: why it is off, empty if it is on. `waiting`: feeds
+    that wait now."""
 
-    def __init__(self, name: str = "ann", node: str = "attic") -> None:
+    def __init__(self, name: str = "ann", node: str = "attic", now: Callable[[], float] = unix_now) -> None:
         self.name, self.node = name, node
+        self._now = now
         self.off = ""
         self.posts: list[BoardPost] = []
         self.held: dict[tuple[str, str], ClaimFacts] = {}
@@ -57,7 +60,7 @@ class LocalBoard:
         """A message of another node, written `ago` seconds before; `fields` of BoardPost."""
         number = hashlib.blake2b(f"{len(self.posts)} {text}".encode(), digest_size=16).hexdigest()
         given = {"kind": "note", "room": "", "name": "bob", "program": "", "node": "barn", "author": "b" * 64, **fields}
-        post = BoardPost(number, text=text, time=unix_now() - ago, **given)
+        post = BoardPost(number, text=text, time=self._now() - ago, **given)
         parents = [each for each in self.posts if each.id == post.reply_to]
         post = replace(post, thread=parents[0].thread if parents else number)
         for parent in parents:
@@ -79,15 +82,16 @@ class LocalBoard:
         self._written += 1
         first = wish.text.partition(":")[0].lower()
         cleaned = scrub(wish.text)
+        parent = self._one(wish.reply_to) if wish.reply_to else None
         post = self.arrive(
             cleaned.text,
             kind=wish.kind or (first if first in KINDS else "note"),
-            room=wish.room,
+            room=wish.room or (parent.room if parent else ""),
             name=wish.writer.name or self.name,
             program=wish.writer.program,
             node=self.node,
             author="a" * 64,
-            reply_to=self._one(wish.reply_to).id if wish.reply_to else "",
+            reply_to=parent.id if parent else "",
             to=wish.to,
             mine=True,
         )
@@ -104,7 +108,7 @@ class LocalBoard:
             for post in self.posts[start:]
             if query.room in (ALL_ROOMS, post.room)
             and (query.author in post.name or query.author in post.node)
-            and unix_now() - post.time <= query.hours * 3600
+            and self._now() - post.time <= query.hours * 3600
             and (not query.to_me or reader in post.to)
             and (not query.mine or post.mine)
             and (not thread or post.thread == thread)
@@ -143,7 +147,7 @@ class LocalBoard:
 
     def hold(self, key: str, seconds: float, **fields: Any) -> ClaimFacts:
         """A claim of another node; `fields` of ClaimFacts."""
-        now = unix_now()
+        now = self._now()
         given = {"room": "", "name": "bob", "program": "", "node": "barn", "author": "b" * 64, "mine": False, **fields}
         claim = ClaimFacts(key, since=now, until=now + seconds, id=hashlib.md5(key.encode()).hexdigest(), **given)
         self.held[claim.room, key] = claim
@@ -170,7 +174,7 @@ class LocalBoard:
     def claims(self, room: str = ALL_ROOMS) -> tuple[ClaimFacts, ...]:
         """Those that have not ended."""
         self._check()
-        now = unix_now()
+        now = self._now()
         found = [claim for claim in self.held.values() if claim.until > now and room in (ALL_ROOMS, claim.room)]
         return tuple(sorted(found, key=lambda claim: claim.until))
 

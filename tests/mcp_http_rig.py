@@ -18,7 +18,7 @@ from meshllm.core.snapshot import Snapshot
 from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
-from tests.memory_board import MemoryBoard
+from tests.local_board import LocalBoard
 
 TOKEN, KEY = "token-of-the-run", "k3y-of-this-node"
 
@@ -29,7 +29,7 @@ def status() -> NodeStatus:
 
 
 @contextlib.asynccontextmanager
-async def served(board: MemoryBoard, key: str | None = KEY, port: int = 0) -> AsyncIterator[str]:
+async def served(board: LocalBoard, key: str | None = KEY, port: int = 0) -> AsyncIterator[str]:
     """The URL of `/mcp`."""
     wall = time.time  # noqa: TID251 - ages of messages
     mcp = McpHttp(McpSetting(LocalCalls(lambda: board), "1.2", wall, time.monotonic, lambda: secrets.token_hex(4)))
@@ -79,8 +79,8 @@ async def with_token(target: str, token: str = TOKEN) -> AsyncIterator[str]:
 
 async def main() -> None:
     """Print the URL and serve until the input ends."""
-    board = MemoryBoard(time.time)  # noqa: TID251 - ages of messages
-    board.add("STATUS: hello from bob", kind="status", room="my/room")
+    board = LocalBoard()
+    board.arrive("STATUS: hello from bob", kind="status", room="my/room")
     async with served(board) as url, with_token(url) as open_url:
         print(open_url, url, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

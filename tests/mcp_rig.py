@@ -11,7 +11,7 @@ from typing import Any
 from meshllm.board.mcp import McpSetting
 from meshllm.board.mcp_connection import McpConnection
 from meshllm.board.mcp_tools import LocalCalls
-from tests.memory_board import MemoryBoard
+from tests.local_board import LocalBoard
 
 OLD, NEW = "2025-11-25", "2026-07-28"
 META = {
@@ -39,7 +39,7 @@ class Clock:
 class Client:
     """A client in this process. `said`: what the server sent that is no response."""
 
-    def __init__(self, board: MemoryBoard, clock: Clock, **options: Any) -> None:
+    def __init__(self, board: LocalBoard, clock: Clock, **options: Any) -> None:
         room, name = options.pop("room", ""), options.pop("name", "")
         self.said: list[dict[str, Any]] = []
         self.answers: dict[Any, asyncio.Future[dict[str, Any]]] = {}
@@ -83,6 +83,12 @@ class Client:
     def raw(self, data: bytes) -> None:
         self.connection.receive(data)
 
+    async def ended(self, number: Any) -> None:
+        """Wait until a request is no more in progress."""
+        async with asyncio.timeout(10):
+            while number in self.connection._running:  # noqa: ASYNC110 - it ends in another task
+                await asyncio.sleep(0)
+
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """The result of a tool. `from_` stands for `from`."""
         given = {key.rstrip("_"): value for key, value in arguments.items()}
@@ -105,8 +111,8 @@ async def serve_stdio(room: str) -> None:
     from meshllm.board import stdio
 
     wall = time.time  # noqa: TID251 - ages of messages
-    board = MemoryBoard(wall)
-    board.add("STATUS: hello from bob", kind="status", room=room)
+    board = LocalBoard()
+    board.arrive("STATUS: hello from bob", kind="status", room=room)
     target = stdio.private_output()
     setting = McpSetting(LocalCalls(lambda: board), "1", wall, time.monotonic, lambda: secrets.token_hex(4), room)
     await stdio.serve(setting, target=target)

@@ -23,12 +23,12 @@ from meshllm.errors import InternalError
 # false); `model`, `context`, `output`: the chosen model and its limits in tokens, within $list and $map each model.
 # Known where the agent gets the blackboard: `board_server`, a table with the `command`, `args` and `env` of its MCP
 # server on stdio; `board_program`, `board_arguments`, `board_command` (both in one list), `board_environment`,
-# `board_home`: its parts; `board_line`, all in one line; `board_claude_peek`, `board_codex_peek`: the command of a
-# hook, for a shell.
+# `board_home`: its parts; `board_line`, all in one line; `board_claude_peek` and so on: the command of a hook, for a
+# shell; `board_peek_command`: the same for pi, as a list.
 PLACEHOLDERS = frozenset(
     {"home", "config", "folder", "base", "api", "key", "key_variable", "needs_key", "model", "context", "output"}
     | {"board_server", "board_program", "board_arguments", "board_command", "board_environment", "board_home"}
-    | {"board_line", "board_claude_peek", "board_codex_peek"}
+    | {"board_line", "board_claude_peek", "board_codex_peek", "board_qwen_peek", "board_peek_command"}
 )
 FORMATS = ("json", "toml", "yaml", "text")
 # A list, or a mapping, with an entry for each model that an agent can use.
@@ -109,7 +109,8 @@ class Agent:
     """An agent. `programs`: names in PATH, or paths, tried in this order. `folders`: further placeholders: (variable,
     default). `prompt_tokens`: the tokens of its tools and instructions, of the version `measured` (0: unknown);
     `tried`: the version that was started with these settings. `notes`: what a user should know. `skills`: where it
-    looks for skills of the user, if it does. `board`: what `launch` needs besides for the blackboard,
+    looks for skills of the user, if it does; `skill_links`: whether it
+    follows links there. `board`: what `launch` needs besides for the blackboard,
     `board_write` what `write` needs; None if the agent takes no MCP server there."""
 
     name: str
@@ -126,6 +127,7 @@ class Agent:
     write: Setup | None
     notes: tuple[str, ...]
     skills: tuple[str, ...]
+    skill_links: bool
     board: Setup | None
     board_write: Setup | None
 
@@ -157,6 +159,7 @@ def read_agent(text: str) -> Agent:
             version=tuple(data.pop("version")),
             notes=tuple(data.pop("notes", ())),
             skills=tuple(data.pop("skills", ())),
+            skill_links=bool(data.pop("skill_links", True)),
             board=None if board is None else _setup(board, known),
             board_write=None if board_write is None else _setup(board_write, known),
             **data,

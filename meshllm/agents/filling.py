@@ -47,6 +47,8 @@ class BoardAccess:
             # A hook that fails, be it that mesh-llm was removed meanwhile, must not hold the agent up.
             "board_claude_peek": f"{hook} claude || true",
             "board_codex_peek": f"{hook} codex || true",
+            "board_qwen_peek": f"{hook} qwen || true",
+            "board_peek_command": [*peek, "pi"],
         }
 
 

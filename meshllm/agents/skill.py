@@ -42,14 +42,19 @@ def skill_text() -> bytes:
     return resources.files("meshllm.agents").joinpath("skills", SKILL, SKILL_FILE).read_bytes()
 
 
-def plan_skill(user: Path, folders: Sequence[Path], journal: Journal, content: bytes) -> list[SkillStep]:
-    """What installing `content` does: the copy in the home `user`, and links in `folders`. Writes nothing. Raises
-    FileRefused for what cannot be read."""
+def plan_skill(
+    user: Path, folders: Sequence[Path], journal: Journal, content: bytes, *, links: bool = True
+) -> list[SkillStep]:
+    """What installing `content` does: the copy in the home `user`, and links (or copies) in `folders`. Writes nothing.
+    Raises FileRefused for what cannot be read."""
     shared = (user / SHARED_FOLDER).resolve() / SKILL
     first = _copy(shared, journal, content)
     if first.kept and journal.entry(shared / SKILL_FILE) is None:
         return [first]  # another's skill: nothing is linked to it
-    return [first, *(_link(folder.resolve() / SKILL, shared, journal, content) for folder in folders)]
+    places = [folder.resolve() / SKILL for folder in folders]
+    if links:
+        return [first, *(_link(place, shared, journal, content) for place in places)]
+    return [first, *(_copy(place, journal, content) for place in places)]
 
 
 def apply_skill(steps: Sequence[SkillStep], journal: Journal, content: bytes) -> list[SkillStep]:

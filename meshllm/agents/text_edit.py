@@ -13,7 +13,12 @@ APPEND = "[]"
 
 
 class CannotEdit(ValueError):
-    """A text that is not of its format, or that has no place for an addition or lacks it; says where."""
+    """A text that is not of its format, or that has no place for an addition or lacks it; says where. `advice`: what
+    its user can do, if the text itself is correct."""
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,33 @@ def add(text: str, path: Path, value: Any) -> str:
     """
     if not isinstance(value, dict):
         raise CannotEdit(f"{_shown(path)} is no table")
-    if _at(parse(text), path) is not None:
+    known = parse(text)
+    if _at(known, path) is not None:
         raise CannotEdit(f"{_shown(path)} has a value of its own")
+    on_the_way = [path[:depth] for depth in range(1, len(path)) if _at(known, path[:depth]) is not None]
+    for way in on_the_way:
+        if not isinstance(_at(known, way), dict):
+            raise CannotEdit(f"{_shown(way)} is no table, and {_shown(path)} must be one in it")
     newline = _newline(text)
     before = text + newline * (not text.endswith("\n")) + newline if text else ""
-    return before + _block(path, value, newline)
+    result = before + _block(path, value, newline)
+    try:
+        parse(result)
+    except CannotEdit:
+        if not on_the_way:
+            raise
+        raise _inline(on_the_way[-1], path) from None
+    return result
+
+
+def _inline(table: Path, path: Path) -> CannotEdit:
+    """TOML lets nothing be added behind an inline table, and mesh-llm does not rewrite what the user wrote."""
+    shown = ".".join(map(_key, table))
+    return CannotEdit(
+        f"{shown} is written as an inline table ({shown} = {{ ... }}), which is correct, but mesh-llm cannot add "
+        f"{'.'.join(map(_key, path))} to it",
+        f"Write it as tables with headers ([{shown}.NAME] instead of {shown} = {{ NAME = {{ ... }} }})",
+    )
 
 
 def remove(text: str, path: Path, value: Any, created: int) -> str:

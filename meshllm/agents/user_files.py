@@ -175,7 +175,7 @@ def _merged(agent: Agent, step: FileStep, path: Path, values: Values, journal: J
     except CannotEdit as error:
         raise FileRefused(
             f"{shown}: {error}. The file is left as it is.",
-            advice=f"Correct it, or add this by hand (mesh-llm {agent.name} {option} shows it).",
+            advice=f"{error.advice or 'Correct it'}, or add this by hand (mesh-llm {agent.name} {option} shows it).",
         ) from None
     after = text.encode()
     if not additions and entry is None:

@@ -81,29 +81,21 @@ class McpConnection:
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
-    async def finished(self, number: RequestId) -> None:
-        """Wait for the end of a request."""
-        if number in self._running:
-            await asyncio.wait([self._running[number]])
-
-    def receive(self, data: bytes) -> McpRequest | None:
-        """Take the bytes of one message. Returns it if it is a request that is in progress now."""
+    def receive(self, data: bytes) -> None:
+        """Take the bytes of one message."""
         try:
-            return self.take(decode(data))
+            self.take(decode(data))
         except McpError as error:
             self._send(error_message(error))
-            return None
 
-    def take(self, message: McpRequest | McpResponse) -> McpRequest | None:
-        """The same for a decoded message. Raises McpError."""
+    def take(self, message: McpRequest | McpResponse) -> None:
+        """Take a message. Raises McpError for a request that cannot be begun."""
         if isinstance(message, McpResponse):
             self._answered(message)
         elif message.id is None:
             self._notified(message)
         else:
             self._start(message, message.id)
-            return message
-        return None
 
     def refuse(self, error: McpError) -> None:
         """Answer a message that the transport refuses."""

@@ -78,7 +78,7 @@ class McpHttp:
             if request is None or request.id is None:
                 return 202, b""  # nothing is in progress between two exchanges that it could be about
             if stateless:
-                check_envelope_and_headers(request, headers)
+                _check_request(request, headers)
             return await self._answer(request, headers, room, emit, stateless=stateless)
         except McpError as error:
             known = None if request is None else request.id
@@ -141,7 +141,7 @@ def _check_version(request: McpRequest | None, headers: Mapping[str, str]) -> bo
     raise unsupported(version, None if request is None else request.id)
 
 
-def check_envelope_and_headers(request: McpRequest, headers: Mapping[str, str]) -> None:
+def _check_request(request: McpRequest, headers: Mapping[str, str]) -> None:
     """Raise McpError if the headers of a stateless request do not repeat its body, or if the body lacks something."""
     version = request.meta.get(VERSION_KEY)
     if isinstance(version, str):

@@ -252,6 +252,10 @@ class _Arguments:
             raise BadArgument(f"{key} is missing or empty.")
         return value.strip() if key != "text" else value
 
+    def message(self, key: str) -> str:
+        """The id of a message, or its beginning, also as people write it: #12ab, [12AB]."""
+        return self.text(key, MAX_SHORT).strip("#[]<> ").lower()
+
     def one_of(self, key: str, choices: tuple[str, ...]) -> str:
         value = self.text(key, MAX_SHORT).lower()
         if value and value not in choices:
@@ -295,7 +299,7 @@ async def _post(context: ToolContext, taken: _Arguments) -> ToolResult:
         taken.text("text", MAX_TEXT, needed=True),
         context.room,
         taken.one_of("kind", KINDS),
-        taken.text("reply_to", MAX_SHORT),
+        taken.message("reply_to"),
         taken.names("to"),
         context.writer,
     )
@@ -327,7 +331,7 @@ async def _feed(context: ToolContext, taken: _Arguments, progress: Progress) -> 
         author=taken.text("from", MAX_SHORT),
         hours=taken.number("since_hours", DEFAULT_HOURS, MAX_HOURS),
         to_me=taken.flag("to_me"),
-        thread=taken.text("thread", MAX_SHORT),
+        thread=taken.message("thread"),
         reader=context.writer,
     )
     seconds = taken.number("wait_seconds", 0, MAX_WAIT_SECONDS)

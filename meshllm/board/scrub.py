@@ -95,7 +95,7 @@ _TYPE_NAME: Final = re.compile(
 _WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _HASH: Final = re.compile(r"(?i)(?:sha(?:1|256|384|512)|md5|blake2b|blake3)[:-].*")
 _SECRET_NAME: Final = (
-    r"(?:pass(?:word|wd|phrase|code)|pwd|secret|credential|token"
+    r"(?:pass(?:word|wd|phrase|code)|(?<![A-Za-z])pass|pwd|secret|credential|token"
     r"|(?:api|access|private|secret|signing|encryption|master|account|shared|service|auth|session|webhook|license|admin"
     r"|deploy|app|client|consumer|crypto|hmac|jwt|ssh|storage)[_-]?key)"
 )

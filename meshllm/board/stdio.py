@@ -152,7 +152,7 @@ async def serve(
     writer = _Writer(target, lambda: tell(stopped.set))
     connection = McpConnection(setting, lambda message: writer.write(_line(message)), room_of=room_of)
     too_long = McpError(INVALID_REQUEST, f"A message is longer than {MAX_MESSAGE_BYTES} bytes.")
-    lines = Lines(lambda line: _take(connection, line), lambda: connection.refuse(too_long), MAX_MESSAGE_BYTES)
+    lines = Lines(connection.receive, lambda: connection.refuse(too_long), MAX_MESSAGE_BYTES)
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):  # not the main thread
             loop.add_signal_handler(number, stopped.set)
@@ -196,10 +196,6 @@ def _write(descriptor: int, data: bytes) -> int:
             return os.write(descriptor, data)
         except BlockingIOError:
             select.select([], [descriptor], [])
-
-
-def _take(connection: McpConnection, line: bytes) -> None:
-    connection.receive(line)
 
 
 def _line(message: Json) -> bytes:

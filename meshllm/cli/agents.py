@@ -239,7 +239,7 @@ def _board(found: Launcher, node: NodeAddress | None, *, write: bool) -> tuple[s
         typer.echo(f"Blackboard: {agent.title} takes no MCP server{' that way' if write else ''}.", err=True)
         return ()
     if node is not None and not (state := board_state(node)).enabled:
-        typer.echo(f"Blackboard: left out, the node's is off ({state.reason}).", err=True)
+        typer.echo(f"Blackboard: left out. {state.reason}", err=True)
         return ()
     typer.echo(f"Blackboard: {agent.title} gets its tools as MCP server 'mesh'. Leave it out: --no-board.", err=True)
     return tuple(_own_program())

@@ -24,6 +24,8 @@ ALL_ROOMS = "*"
 MAX_INPUT_BYTES = 1 << 16
 MINUTE = 60
 ONE_WORD = re.compile(r"[A-Za-z-]+")
+# What people try as a command; as a message it says nothing.
+NO_TEXTS = frozenset({"help", "list", "ls", "lst", "show", "read", "feed", "search", "post", "status", "delete", "rm"})
 
 app = Commands(
     lazy={
@@ -185,6 +187,11 @@ def _check_word(text: str, context: typer.Context) -> None:
 
     commands = context.command.list_commands(context)  # type: ignore[attr-defined]
     near = difflib.get_close_matches(text.lower(), commands, 1, 0.75) if ONE_WORD.fullmatch(text) else []
+    if text.lower() in NO_TEXTS:
+        raise UsageError(
+            f"{text!r} is not posted, because it looks like a command, and there is none of that name.",
+            advice="'mesh-llm blackboard' lists the messages, 'mesh-llm blackboard --help' all commands.",
+        )
     if near:
         raise UsageError(
             f"{text!r} is not posted, because it looks like the command '{near[0]}'.",
@@ -232,11 +239,10 @@ def _post(body: dict[str, Any], room: str | None, node_port: int | None, *, json
     from meshllm.cli.console_client import console_port
 
     port = console_port(node_port)
-    if room is None and body["reply_to"]:
-        query = {"thread": body["reply_to"], "room": ALL_ROOMS, "hours": LIFETIME_HOURS, "limit": 1}
-        posts = board_call(port, "feed", query=query)["posts"]
-        room = posts[0]["room"] if posts else None
-    answer = board_call(port, "post", {**body, "room": room_here() if room is None else room})
+    if room is None:
+        # A reply without a room goes to that of the message.
+        room = "" if body["reply_to"] else room_here()
+    answer = board_call(port, "post", {**body, "room": room})
     if json:
         _write_json(answer)
         return
@@ -283,12 +289,14 @@ def _list(query: dict[str, object], node_port: int | None, *, json: bool, follow
         for post in reversed(page["posts"]):
             _write_json(post)
     else:
-        _show_page(page, query, port)
+        _show_page(page, query)
+    if not json and not follow:
+        _tell_others(port, room, _printer(room))
     if follow:
         _follow(query, node_port, page, json=json, room=room)
 
 
-def _show_page(page: dict[str, Any], query: Mapping[str, object], port: int) -> None:
+def _show_page(page: dict[str, Any], query: Mapping[str, object]) -> None:
     from meshllm.cli.board_view import rooms_name
     from meshllm.util.format import counted
 
@@ -302,7 +310,6 @@ def _show_page(page: dict[str, Any], query: Mapping[str, object], port: int) -> 
     else:
         printer.line(f'No messages: {where}. Post one: mesh-llm blackboard "STATUS: ..."')
     printer.threads(page["posts"])
-    _tell_others(port, room, printer)
 
 
 def _tell_others(port: int, room: str, printer: BoardPrinter) -> None:
@@ -457,8 +464,7 @@ def claims(
         raise UsageError("--room and --all exclude each other.", advice="Remove one of them.")
     port = console_port(node_port)
     wanted = ALL_ROOMS if all_rooms else (room_here() or ALL_ROOMS) if room is None else room
-    found: Sequence[dict[str, Any]] = board_call(port, "claims", query={"room": ALL_ROOMS})["claims"]
-    shown = [each for each in found if wanted in (ALL_ROOMS, each["room"])]
+    shown: Sequence[dict[str, Any]] = board_call(port, "claims", query={"room": wanted})["claims"]
     if json:
         _write_json({"claims": shown})
         return
@@ -467,7 +473,9 @@ def claims(
         printer.claims(shown)
     else:
         printer.line(f"No claims in {rooms_name(wanted)}.")
-    if others := len(found) - len(shown):
+    if wanted == ALL_ROOMS:
+        return
+    if (others := len(board_call(port, "claims", query={"room": ALL_ROOMS})["claims"]) - len(shown)) > 0:
         printer.line(f"{counted(others, 'claim')} in other rooms: --all shows them.", "dim")
 
 

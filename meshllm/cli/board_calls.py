@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from meshllm.cli.console_client import ask, not_a_console
+from meshllm.core.board.service import (
+    BoardPage,
+    BoardPost,
+    ClaimAnswer,
+    ClaimFacts,
+    PostAnswer,
+    RoomFacts,
+    ScrubPreview,
+)
 from meshllm.errors import (
     BoardOff,
     BoardRate,
@@ -18,8 +28,34 @@ from meshllm.errors import (
     UsageError,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind))
+
+
 # Acquiring a claim takes two seconds.
 ANSWER_SECONDS = 10.0
+# The fields of the answers of endpoints, and what is in them.
+_ANSWERS: Mapping[str, tuple[str, ...]] = {
+    "feed": _names(BoardPage),
+    "search": _names(BoardPage),
+    "post": _names(PostAnswer),
+    "claim": _names(ClaimAnswer),
+    "preview": _names(ScrubPreview),
+    "claims": ("claims",),
+    "rooms": ("rooms",),
+    "retract": ("post",),
+}
+_ROWS: Mapping[str, tuple[str, ...]] = {
+    "posts": _names(BoardPost),
+    "post": _names(BoardPost),
+    "holder": _names(ClaimFacts),
+    "claims": _names(ClaimFacts),
+    "rooms": _names(RoomFacts),
+}
 
 
 def board_call(
@@ -32,8 +68,9 @@ def board_call(
 ) -> dict[str, Any]:
     """The answer of the endpoint `name` of the blackboard, posted if there is a `body`; `within` seconds.
 
-    Raises BoardOff, BoardRefused, BoardRate, UsageError, NodeRefused with what the node says; EnvironmentFailure for
-    one who is not the owner, NotRunning (also for a node that is stopping).
+    The answer has the fields of the values of `core.board.service`. Raises BoardOff, BoardRefused, BoardRate,
+    UsageError, NodeRefused with what the node says; EnvironmentFailure for one who is not the owner, NotRunning (also
+    for a node that is stopping).
     """
     import orjson
 
@@ -46,14 +83,27 @@ def board_call(
         headers = {"content-type": "application/json"}
         status, text = ask(port, "POST", path, body=orjson.dumps(body), headers=headers, within=within)
     try:
-        answer = orjson.loads(text)
+        answer: dict[str, Any] = orjson.loads(text)
         if status != 200:
             raise _error(port, status, str(answer["error"]["code"]), str(answer["error"]["message"]))
-        if not isinstance(answer, dict):
-            raise TypeError(answer)
-    except (KeyError, TypeError, ValueError) as error:
+        _check(name, answer)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise not_a_console(port, status) from error
     return answer
+
+
+def _check(name: str, answer: Any) -> None:
+    """Raise TypeError or KeyError for an answer without the fields that are read here: of another version, or of
+    another program."""
+    if not isinstance(answer, dict):
+        raise TypeError(answer)
+    for field in _ANSWERS.get(name, ()):
+        value = answer[field]
+        if field not in _ROWS or (field == "holder" and value is None):
+            continue
+        for row in value if isinstance(value, list) else [value]:
+            if missing := set(_ROWS[field]) - row.keys():
+                raise KeyError(*missing)
 
 
 def _flat(value: object) -> str:

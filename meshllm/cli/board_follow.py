@@ -44,23 +44,25 @@ class Follower:
                 query = {"after": cursor, "wait_seconds": WAIT_SECONDS, "limit": MAX_PAGE}
                 page = self._ask(query, WAIT_SECONDS + LATE_SECONDS)
             except NotRunning as error:
-                page = self._return(error)
-            except BoardRefused:  # the cursor is of the node's last run
+                page = self._return(error, cursor)
+            except BoardRefused:  # the cursor is of a board that the node does not have any more
                 page = self._ask({"limit": MAX_PAGE}, LATE_SECONDS)
             self._new(page)
             cursor = page["cursor"] or cursor
 
-    def _return(self, error: NotRunning) -> dict[str, Any]:
-        """The page once the node is there again."""
+    def _return(self, error: NotRunning, cursor: str) -> dict[str, Any]:
+        """What came after `cursor`, once the node is there again."""
         self._say(f"{error.message} Waiting for it; Ctrl-C ends this.")
         attempt = 0
         while True:
             self._pause(backoff(attempt, base=BASE_SECONDS, cap=CAP_SECONDS))
             attempt += 1
             try:
-                page = self._ask({"limit": MAX_PAGE}, LATE_SECONDS)
+                page = self._ask({"after": cursor, "limit": MAX_PAGE}, LATE_SECONDS)
             except NotRunning:
                 continue
+            except BoardRefused:
+                page = self._ask({"limit": MAX_PAGE}, LATE_SECONDS)
             self._say("The node is there again.")
             return page
 

@@ -53,9 +53,11 @@ class HookKind(StrEnum):
 
     CLAUDE = "claude"
     CODEX = "codex"
+    QWEN = "qwen"
+    PI = "pi"
 
 
-PROGRAMS = {HookKind.CLAUDE: "claude-code", HookKind.CODEX: "codex"}
+PROGRAMS = {HookKind.CLAUDE: "claude-code", HookKind.CODEX: "codex", HookKind.QWEN: "qwen-code", HookKind.PI: "pi"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,14 +46,15 @@ def install_skill(
         if not all(result.done for result in results):
             raise EnvironmentFailure("The skill is still there.", advice="The places are named above.")
         return
-    content, folders = skill.skill_text(), _folders(agent)
+    content = skill.skill_text()
+    folders, links = _folders(agent)
     if dry_run:
         journal = Journal(paths.home() / AGENTS_FOLDER)
-        steps = skill.plan_skill(Path.home(), folders, journal, content)
+        steps = skill.plan_skill(Path.home(), folders, journal, content, links=links)
     else:
         with locked(paths.home()) as folder:
             journal = Journal(folder)
-            steps = skill.plan_skill(Path.home(), folders, journal, content)
+            steps = skill.plan_skill(Path.home(), folders, journal, content, links=links)
             steps = skill.apply_skill(steps, journal, content)
     for step in steps:
         would = dry_run and (step.change is not None or step.target is not None)
@@ -62,8 +63,9 @@ def install_skill(
         raise EnvironmentFailure("The skill is not installed everywhere.", advice="The places are named above.")
 
 
-def _folders(agent: str | None) -> list[Path]:
-    """Where a link is needed besides ~/.agents/skills. Raises UsageError for an agent that is unknown or has none."""
+def _folders(agent: str | None) -> tuple[list[Path], bool]:
+    """Where a link, or (False) a copy, is needed besides ~/.agents/skills. Raises UsageError for an agent that is
+    unknown or reads no skills."""
     from pathlib import Path
 
     from meshllm.agents.description import known_agents
@@ -77,4 +79,4 @@ def _folders(agent: str | None) -> list[Path]:
     if not found.skills:
         raise UsageError(f"{found.title} reads no skills.", advice="Tell it of 'mesh-llm blackboard' yourself.")
     folders = Launcher(found, paths.home(), os.environ).skill_folders()
-    return [folder for folder in folders if folder != Path.home() / SHARED_FOLDER]
+    return [folder for folder in folders if folder != Path.home() / SHARED_FOLDER], found.skill_links

@@ -21,7 +21,7 @@ def console_port(given: int | None) -> int:
     if running is None:
         raise NotRunning(
             f"No mesh-llm is running with the home {paths.home()}.",
-            advice="Start one with 'mesh-llm --model NAME', or give another node's console port: --node-port PORT.",
+            advice="Start one with 'mesh-llm', or give another node's console port: --node-port PORT.",
         )
     return running.console
 

@@ -89,7 +89,7 @@ def show(port: int | None, *, as_json: bool) -> None:
         for line in outlook:
             _print_plain(console, line)
         return
-    _print_mesh(console, status["mesh"])
+    _print_mesh(console, status["mesh"], status["mesh_reason"])
     for line in _sharing_lines(status["sharing"]) if status["sharing"] is not None else []:
         _print_plain(console, line)
     if peers.row_count:
@@ -196,8 +196,9 @@ def _memory_lines(machine: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
-    """The mesh in one line, who is away, and the join attempts while the node has not joined."""
+def _print_mesh(console: Console, mesh: dict[str, Any], no_mesh: str) -> None:
+    """The mesh in one line, or `no_mesh` why there is none; who is away, and the join attempts while the node has not
+    joined."""
     # A client has none.
     clients = "" if mesh["role"] == "client" else f", {counted(mesh['clients'], 'client')}"
     node = f"{mesh['role']} {mesh['node'][:10]}"
@@ -206,6 +207,8 @@ def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
         away = [(printable(member["name"]) or member["id"][:10], member["seen_seconds"]) for member in mesh["away"]]
         text = f": {away_text(away)}" if away else ""
         _print_plain(console, f"mesh {mesh['mesh'][:10]} alone for now{text} (this is {node}{clients})")
+    elif mesh["phase"] == "alone" and no_mesh:
+        _print_plain(console, f"Running without a mesh: {printable(no_mesh)} (this is {node})")
     elif mesh["phase"] == "alone":
         alone = f"mesh {mesh['mesh'][:10]} has no other node yet: 'mesh-llm invite' prints an invite for one"
         _print_plain(console, f"{alone} (this is {node}{clients})")

@@ -118,7 +118,7 @@ class ServedModel:
     `vision`: the model accepts images (None: unknown). `on_demand`: it is served because the mesh wants it, `movable`:
     for so long that the node may leave it for another. `pressed`: its slots have been taken for long
     (`serving/pressure.py`). `calls_tools`: it does when it is asked to (None: unknown); `chat_template`: it has one, as
-    far as is known.
+    far as is known. `trained`: the context that it was made for, in tokens (0: unknown).
     """
 
     name: str
@@ -132,6 +132,7 @@ class ServedModel:
     pressed: bool = False
     calls_tools: bool | None = None
     chat_template: bool = True
+    trained: int = 0
 
     @property
     def loaded(self) -> bool:

@@ -51,7 +51,7 @@ from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.start_wishes import backend_keys, find_models, first_snapshot
 from meshllm.daemon.stopping import Stopping, release_signals
 from meshllm.daemon.supervisor import Supervisor
-from meshllm.daemon.viewer import Listening, Viewer
+from meshllm.daemon.viewer import CLIENT_WITHOUT_MESH, Listening, Viewer
 from meshllm.daemon.wall_clock import system_time
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
@@ -163,7 +163,7 @@ class App:
             self._isolation.run("ending processes of an earlier daemon", supervisor.end_leftovers)
             self._request_models(wanted)
             await self._enter_mesh(supervisor)
-            await self._board.open(self._session, self._no_mesh_reason)
+            self._board.open(self._session, self._no_mesh_reason)
             if not settings.client:
                 supervisor.observe()
             # What has been loaded stays: the collector need not look at it again in the middle of a request.
@@ -354,7 +354,7 @@ class App:
         rejoins = not (self._session.starts_alone or self._session.has_no_mesh)
         self._show(lambda viewer: viewer.models_hint(rejoins=rejoins))
         if self._session.has_no_mesh:
-            self._show_no_mesh("this client knows no mesh. Start it with --join INVITE.")
+            self._show_no_mesh(CLIENT_WITHOUT_MESH)
         if self._session.starts_alone:
             self._show_invite()
 
@@ -486,7 +486,8 @@ class App:
     def _joined(self) -> MeshSession:
         """The node's part in its mesh. Raises EnvironmentFailure without a mesh."""
         if self._session is None:
-            raise EnvironmentFailure(f"This node is in no mesh: {self._no_mesh_reason or 'it is just starting'}.")
+            why = (self._no_mesh_reason or "it is just starting").rstrip(".")
+            raise EnvironmentFailure(f"This node is in no mesh: {why}.")
         return self._session
 
     def _members(self) -> MemberManagement:

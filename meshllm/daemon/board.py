@@ -110,22 +110,23 @@ class NodeBlackboard:
 
     # -- the daemon's side
 
-    async def open(self) -> None:
-        """Read the store and post `BoardOpened`. If it cannot be opened, the board stays off, with the reason."""
+    async def open(self) -> bool:
+        """Read the store and post `BoardOpened`. If it cannot be opened, returns False: the board stays off, with the
+        reason."""
         if self._is_off:
-            return
+            return False
         unix = self._wall_clock()
         try:
             stored = await in_thread(lambda stop: self._store.open(self._me, unix), "board")
         except StoreFailed as error:
             self._reason = str(error)
             log.error("this node has no blackboard: %s", error)
-            return
+            return False
         except Exception:
             # The rest of the node works without it.
             self._reason = "Its file could not be read; the log of the node has the error."
             log.exception("this node has no blackboard: its file could not be read")
-            return
+            return False
         self._take_stored(stored)
         self._post_event(
             e.BoardOpened(
@@ -137,6 +138,7 @@ class NodeBlackboard:
                 self._wall_clock(),
             )
         )
+        return True
 
     def _take_stored(self, stored: StoredBoard) -> None:
         self._index.begin(f"{stored.epoch:x}", stored.last_arrival)

@@ -18,7 +18,7 @@ from meshllm.core.board.entries import EntryDraft, EntryId, EntryKind, SignedEnt
 from meshllm.core.board.service import ALL_ROOMS, ClaimAnswer, ClaimFacts, ClaimWish
 from meshllm.core.ids import NodeId
 from meshllm.daemon.board_shield import shielded
-from meshllm.errors import BoardRefused
+from meshllm.errors import BoardRate, BoardRefused
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class ClaimKeeper:
             return True
         try:
             await self._post(_about(draft, EntryKind.RELEASE, entry.id))
-        except BoardRefused as error:
+        except (BoardRefused, BoardRate) as error:
             log.warning("a claim that was lost ends by itself only: %s", error.message)
         return False
 

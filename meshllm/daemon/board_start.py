@@ -19,6 +19,7 @@ from meshllm.daemon.board_mcp import BoardMcp
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.wall_clock import system_time
 from meshllm.errors import BoardOff
+from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ BOARD_FILE: Final = "board.db"
 CLOCK_SECONDS: Final = 60.0
 
 STARTING: Final = "The node is starting."
+STOPPING: Final = "The node is stopping."
+# How long a caller waits for the blackboard of a node that is starting.
+STARTING_SECONDS: Final = 20.0
 SWITCHED_OFF: Final = "This node was started with --no-blackboard."
 GUEST: Final = "This node is a guest of its mesh. Guests do not share its blackboard."
 
@@ -87,6 +91,45 @@ class NoBoard:
         raise BoardOff(self._reason)
 
 
+class StartingBoard(NoBoard):
+    """The blackboard of a node that is starting: what can wait does, for a bounded time."""
+
+    def __init__(self, ready: asyncio.Future[Blackboard]) -> None:
+        super().__init__(STARTING)
+        self._ready = ready
+
+    async def _board(self) -> Blackboard:
+        try:
+            async with asyncio.timeout(STARTING_SECONDS):
+                return await asyncio.shield(self._ready)
+        except TimeoutError:
+            raise BoardOff(STARTING) from None
+
+    async def post(self, wish: s.PostWish) -> s.PostAnswer:
+        """See `Blackboard`, as all that follow."""
+        return await (await self._board()).post(wish)
+
+    async def feed(self, query: s.FeedQuery) -> s.BoardPage:
+        """See `post`."""
+        return await (await self._board()).feed(query)
+
+    async def search(self, query: s.SearchQuery) -> s.BoardPage:
+        """See `post`."""
+        return await (await self._board()).search(query)
+
+    async def claim(self, wish: s.ClaimWish) -> s.ClaimAnswer:
+        """See `post`."""
+        return await (await self._board()).claim(wish)
+
+    async def retract(self, post: str) -> s.BoardPost:
+        """See `post`."""
+        return await (await self._board()).retract(post)
+
+    async def notice(self, reader: s.BoardWriter, cursor: str) -> s.BoardNotice:
+        """See `post`."""
+        return await (await self._board()).notice(reader, cursor)
+
+
 class BoardPart:
     """What `App` holds of the blackboard: `board` is always one, also before `open` and where there is none; `mcp`
     answers agents."""
@@ -96,22 +139,35 @@ class BoardPart:
         self._settings = settings
         self._post = post
         self._on_change = on_change
+        self._owner = Owner("blackboard")
         self._timer: asyncio.TimerHandle | None = None
         self.mcp = BoardMcp(lambda: self.board, system_time)
         self._opened: NodeBlackboard | None = None
-        self.board: Blackboard = NoBoard(STARTING if settings.blackboard else SWITCHED_OFF)
+        self._ready: asyncio.Future[Blackboard] = asyncio.get_running_loop().create_future()
+        self.board: Blackboard = StartingBoard(self._ready) if settings.blackboard else NoBoard(SWITCHED_OFF)
 
-    async def open(self, session: MeshSession | None, reason: str) -> None:
-        """Read what is saved, and begin; without a mesh (None: because of `reason`) say why there is none."""
+    def open(self, session: MeshSession | None, reason: str) -> None:
+        """Begin to read what is saved; without a mesh (None: because of `reason`) say why there is none."""
         if not self._settings.blackboard:
             return
         if session is None or reason or not session.shares_board:
-            self.board = NoBoard(GUEST if session is not None and not reason else f"This node is in no mesh: {reason}")
+            off = GUEST if session is not None and not reason else f"This node is in no mesh: {reason}"
+            self._set_ready(NoBoard(off))
         else:
-            # In a thread: callers must not wait for imports.
-            self.board = self._opened = await in_thread(lambda stop: self._made(session), "load the blackboard")
-            await self._opened.open()
-            self._tell_clock()
+            # The mesh and its models do not wait for it.
+            self._owner.start(self._open(session), "open")
+
+    async def _open(self, session: MeshSession) -> None:
+        # In a thread: callers must not wait for imports.
+        opened = self._opened = await in_thread(lambda stop: self._made(session), "load the blackboard")
+        if not await opened.open():
+            self._set_ready(opened)  # it says why it is closed
+        self._tell_clock()
+
+    def _set_ready(self, board: Blackboard) -> None:
+        self.board = board
+        if not self._ready.done():
+            self._ready.set_result(board)
 
     def _made(self, session: MeshSession) -> NodeBlackboard:
         from meshllm.board.store import EntryStore, MemoryStore, SqliteStore
@@ -142,10 +198,16 @@ class BoardPart:
 
     def carry_out(self, command: c.Command) -> bool:
         """Begin a command of the core; False if it does not concern the blackboard."""
-        return self._opened is not None and self._opened.carry_out(command)
+        if self._opened is None or not self._opened.carry_out(command):
+            return False
+        if not self._ready.done() and isinstance(command, c.BoardChanged):
+            self._set_ready(self._opened)
+        return True
 
     async def close(self) -> None:
         """Save what changed, and refuse what waits."""
+        await self._owner.close()
+        self._set_ready(NoBoard(STOPPING))
         if self._timer is not None:
             self._timer.cancel()
         await self.mcp.close()

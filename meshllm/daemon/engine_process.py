@@ -27,6 +27,7 @@ from meshllm.daemon.draft_selection import DraftSelector
 from meshllm.daemon.drains import Drains
 from meshllm.daemon.kept_memory import least_bytes
 from meshllm.daemon.log_file import engine_log
+from meshllm.daemon.prompt_speeds import PromptSpeeds
 from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.saved_slots import STOP_SECONDS, SavedModel, SavedSlots, token_bytes, unsupported
 from meshllm.daemon.start_planner import KeptMemory, StartPlan, StartPlanner
@@ -112,11 +113,13 @@ class EngineProcesses:
         ensure_model: EnsureModel,
         tool_calls: ToolCallTests,
         prompts: PromptStore,
+        speeds: PromptSpeeds,
         uses: Drains | None = None,
     ) -> None:
-        """`tool_calls`: which models call tools. `prompts`: where computed prompts are kept over restarts; `uses`: the
-        requests of the processes (None: keep nothing)."""
+        """`tool_calls`: which models call tools. `prompts`: where computed prompts are kept over restarts; `speeds`:
+        how fast prompts are read; `uses`: the requests of the processes (None: keep nothing)."""
         self._prompts = prompts
+        self._speeds = speeds
         self._uses = uses
         self._context = context
         self._post = context.post
@@ -344,6 +347,7 @@ class EngineProcesses:
 
         probing: list[asyncio.Task[None]] = []
         server = replace(_server_plan(model, name, start, threads), chat_template=template)
+        server = replace(server, processor_batch=self._speeds.batch(model))
         server = await self._save_slots(model, command, engine, server, socket)
         spec = llama_server.child_spec(engine.server, server, socket, log_file, loading, self._context.sandboxing)
         child = Child(spec, self._context.registry, ready)

@@ -17,6 +17,7 @@ from meshllm.daemon.supervisor import Supervisor
 from meshllm.errors import AmbiguousModel, MeshError, UnknownModel, UsageError
 from meshllm.models.catalog import catalog
 from meshllm.models.catalog.entry import Wanted
+from meshllm.util.near_names import near_names
 from meshllm.util.threads import in_thread
 from meshllm.web.console.model_acts import LoadBegun
 
@@ -102,7 +103,9 @@ class OwnerModels:
             except MeshError:
                 name = text
         if name not in here:
-            known = f"Models here: {', '.join(here)}." if here else "It serves no model."
+            near = near_names(name, here[:MAX_COMPARED], 1)
+            known = f"Models here: {', '.join(here)}." if here else "It serves no model: there is nothing to drop."
+            known = f"Did you mean {near[0]}? {known}" if near else known
             raise UnknownModel(f"This node does not serve {name[:200]}.", advice=known)
         self._post(e.DropWanted(name))
         return name
@@ -136,9 +139,7 @@ def _unknown(error: UnknownModel, asked: str, snapshot: Snapshot, index: MeshInd
     if mesh is not None and mesh.settling:
         return UnknownModel(error.message, advice=f"{error.advice} This node has not joined its mesh yet: try again.")
     names = [name for name in routes.models(snapshot, index) if snapshot.model(name) is None]
-    import difflib  # needed for unknown names only
-
-    near = difflib.get_close_matches(asked[:200], names[:MAX_COMPARED], n=3, cutoff=0.5)
+    near = near_names(asked, names[:MAX_COMPARED])
     shown = near or names[:MAX_SHOWN]
     text = f" {'Similar in' if near else 'In'} the mesh: {', '.join(shown)}." if shown else ""
     message = error.message if mesh is None or not mesh.peers else f"{error.message} No node of the mesh has it."

@@ -29,6 +29,7 @@ from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progre
 from meshllm.daemon.engine_provider import EngineProvider
 from meshllm.daemon.kept_memory import kept_for
 from meshllm.daemon.machine_observer import FreeMemory, MachineObserver, ModelsOnDisk
+from meshllm.daemon.prompt_speeds import PromptSpeeds
 from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.start_planner import KeptMemory, StartPlanner
 from meshllm.daemon.state_writer import StateWriter
@@ -124,6 +125,7 @@ class Supervisor:
         self._lease_cache = LeaseCache(home / LEASE_CACHE, self._store, lease_cache)
         self._demand = demand_downloads.DemandDownloads(home, self._store, max_download)
         self._prompts = PromptStore(home, system_time)
+        self._speeds = PromptSpeeds(home)
         self._keeps_prompts = uses is not None
         self._named = tuple(source for source in wanted.values() if isinstance(source, Path))
         self._context = ProcessContext(
@@ -147,6 +149,7 @@ class Supervisor:
             self._ensure_model,
             ToolCallTests(home, drains, declared_tools or {}),
             self._prompts,
+            self._speeds,
             uses,
         )
 
@@ -239,6 +242,7 @@ class Supervisor:
 
     def update_speed(self, counts: Mapping[str, DraftCounts], split: Container[str]) -> None:
         """Derive this node's speed from the `counts` of its engines; `split`: models with workers, left out."""
+        self._speeds.note({name: model for name, model in self._models.items() if name not in split}, counts)
         for name, model in self._models.items():
             count = counts.get(name, DraftCounts())
             if name not in split and count.written >= SPEED_TOKENS and count.seconds > 0:

@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 
 from meshllm.core.snapshot import Snapshot
 
+CLIENT_WITHOUT_MESH = (
+    "this client knows no mesh, and finds none by itself. 'mesh-llm invite' at a node of the mesh prints an invite; "
+    "stop this client and start it with --client --join INVITE."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Listening:

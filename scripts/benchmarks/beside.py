@@ -1,6 +1,9 @@
 """`scripts/bench beside`: a stream beside a long prompt of another caller, through a node and at an engine with
 llama.cpp's default batch.
 
+The node learns first: it answers one such prompt and is started again, because an engine takes the batch that suits its
+machine at a start (`meshllm/daemon/prompt_speeds.py`). `--no-learning` leaves that out.
+
 The second engine is the node's own command line with `--batch-size 2048 --ubatch-size 512`. Both are asked in turn; the
 one that is not asked does nothing.
 """
@@ -23,6 +26,7 @@ from typing import Any
 
 import psutil
 
+from meshllm.daemon import prompt_speeds
 from meshllm.engine.build import builder
 from meshllm.engine.processes.llama_server import SPIN_ROUNDS, SPIN_VARIABLE
 
@@ -32,6 +36,7 @@ from .engine import MODEL, start_with_model
 from .native import BenchError
 
 TIMEOUT_S = 900.0
+LEARN_S = 30.0
 # A word of one token, so that the prompt has about as many tokens as words.
 WORD = " zebra"
 DEFAULT_BATCH = ("--batch-size", "2048", "--ubatch-size", "512")
@@ -46,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, default=8000, help="tokens of the prompt (default 8000)")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of prompts (default 3)")
     parser.add_argument("--quick", action="store_true", help="one pair of prompts")
+    parser.add_argument("--no-learning", action="store_true", help="measure the first start of a node")
     parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
@@ -71,6 +77,11 @@ def run(options: argparse.Namespace) -> int:
     found: dict[str, list[Beside]] = {"ours": [], "default": []}
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch_name, ExitStack() as stack:
         scratch = Path(scratch_name)
+        if not options.no_learning:
+            report.progress(f"learning how fast {options.model} reads ...")
+            with ExitStack() as first:
+                _, port, _ = start_with_model(first, scratch, options.model)
+                learn(scratch / "home" / prompt_speeds.FILE, port, options.model, options.prompt)
         report.progress(f"starting {options.model} ...")
         child, port, _ = start_with_model(stack, scratch, options.model)
         ours = engine_of(child)
@@ -87,6 +98,16 @@ def run(options: argparse.Namespace) -> int:
     else:
         report.show(f"beside: {options.model}", ["", "default batch", "ours"], _rows(found), bars, [])
     return int(any(bar.met is False for bar in bars))
+
+
+def learn(file: Path, port: int, model: str, tokens: int) -> None:
+    """Let the node read a long prompt, and wait until it has written how fast that was. Raises BenchError."""
+    _post(port, {"model": model, "prompt": f"Learn:{WORD * (tokens - 8)}", "max_tokens": 1, "cache_prompt": False})
+    deadline = time.monotonic() + LEARN_S
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise BenchError(f"the node has not written {file.name} after a long prompt")
+        time.sleep(0.1)
 
 
 def engine_of(child: Child) -> psutil.Process:

@@ -34,7 +34,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "continue": ("--auto", "--print"),
 }  # fmt: skip
 # Those with hooks, which are told of messages.
-TOLD = ("claude", "codex")
+TOLD = ("claude", "codex", "pi", "qwen")
 # For a message to reach the other node.
 ARRIVE_SECONDS = 30.0
 SHOWN = 600
@@ -110,7 +110,6 @@ def board_place(folder: Path) -> Iterator[BoardPlace]:
         scripted_model() as (url, script),
         daemon(folder / "first", "--backend", url, "--name", WRITER, environment=environment) as first,
     ):
-        first.wait_until_listening()
         invite = folder / "invite"
         asked = {**os.environ, "MESH_LLM_HOME": str(first.home)}
         invite.write_text(
@@ -118,7 +117,6 @@ def board_place(folder: Path) -> Iterator[BoardPlace]:
         )
         join = ("--client", "--join", f"@{invite}", "--name", READER)
         with daemon(folder / "second", *join, environment=environment) as second:
-            second.wait_until_listening()
             for node in (first, second):
                 _until_model(node)
             yield BoardPlace(folder, first, second, script)

@@ -21,8 +21,8 @@ ASK, ANSWER = "TRIAL-ASK:", "TRIAL-ANSWER:"
 READER = "ben"
 # What a hook says to an agent that is named in a message.
 NOTICE = re.compile(r"messages? on the mesh blackboard names? you")
-# The head of a question in a list of messages, behind its fence.
-QUESTION = re.compile(r"\[[0-9a-f]{8}\] ([0-9a-f]{12}) question ")
+# A question in a list of messages: its head in the text, or the same for programs, which some agents show the model.
+QUESTION = re.compile(r"\[[0-9a-f]{8}\] ([0-9a-f]{12}) question |\"id\": ?\"([0-9a-f]{32})\", ?\"kind\": ?\"question\"")
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class Script:
         found = next((match for text in talk.results if (match := QUESTION.search(text))), None)
         if found is None:
             return Step("The board showed no question.")
-        return Step("", post, {"text": words, "reply_to": found.group(1)}, talk.tools[post])
+        return Step("", post, {"text": words, "reply_to": found.group(1) or found.group(2)}, talk.tools[post])
 
 
 def _task(text: str) -> tuple[str, str] | None:
     for kind in (ASK, ANSWER):
         _, found, rest = text.partition(kind)
         if found:
-            return kind, rest.splitlines()[0].split("<")[0].strip()
+            return kind, rest.splitlines()[0].split("<")[0].strip(' "')  # OpenCode puts a prompt in quotes
     return None
 
 

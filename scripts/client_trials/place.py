@@ -117,7 +117,8 @@ def _until_model(node: Daemon) -> None:
 
 
 def run_client(words: list[str], env: dict[str, str], home: Path, log: Path, seconds: float) -> tuple[int | None, str]:
-    """Status (None: it took too long) and output of a command, in a process group of its own that ends with it."""
+    """Status (None: it took too long) and output of a command, in a process group of its own that ends with it, also if
+    this call is ended by an exception, as the one that SIGTERM raises."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             words, env=env, cwd=home, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
@@ -127,15 +128,25 @@ def run_client(words: list[str], env: dict[str, str], home: Path, log: Path, sec
             status: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
             status = None
+        finally:
+            try:
+                _end(process)
+            finally:
+                _end_those_that_left(env["HOME"])
+    return status, log.read_text(errors="replace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and its group; at once if the patience with it is interrupted by another signal."""
+    try:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
+    finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    _end_those_that_left(env["HOME"])
-    return status, log.read_text(errors="replace")
 
 
 def _end_those_that_left(home: str) -> None:

@@ -39,6 +39,7 @@ class FakeBoard:
 
     name: str = "me"
     enabled: bool = True
+    reason: str = "This node was started with --no-blackboard."
     answer: tuple[int, bytes] | None = None
     messages: list[Message] = field(default_factory=list)
     told: dict[str, set[str]] = field(default_factory=dict)
@@ -62,8 +63,9 @@ class FakeBoard:
 
     def facts(self) -> dict[str, Any]:
         """The state of the board."""
-        reason = "" if self.enabled else "turned off with --no-blackboard"
-        return asdict(BoardFacts(self.enabled, reason, self.name, "node", len(self.messages), 0, ()))
+        return asdict(
+            BoardFacts(self.enabled, "" if self.enabled else self.reason, self.name, "node", len(self.messages), 0, ())
+        )
 
 
 def announce(home: Path, api: int, console: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_blackboard_that_is_off_is_left_out_with_its_reason(tmp_path: Path, boar
     board.enabled = False
     done = run(install(tmp_path / "bin", "claude"), "claude")
     assert done.returncode == 0, done.stderr
-    assert "Blackboard: left out, the node's is off (turned off with --no-blackboard)." in done.stderr
+    assert "Blackboard: left out. This node was started with --no-blackboard." in done.stderr
     assert "--mcp-config" not in json.loads(done.stdout)["argv"]
 
 
@@ -112,6 +113,17 @@ def test_hooks_of_claude_are_for_the_session(tmp_path: Path, board: FakeBoard) -
     commands = {hook["command"] for groups in hooks.values() for group in groups for hook in group["hooks"]}
     assert commands == {f"MESH_LLM_HOME={tmp_path / 'bin/mesh'} {PROGRAM} blackboard peek --hook claude || true"}
     assert not list((tmp_path / "bin/home").iterdir())
+
+
+def test_agents_with_hooks_name_this_program_and_their_kind(tmp_path: Path, board: FakeBoard) -> None:
+    for name, kind in (("codex", "codex"), ("qwen", "qwen"), ("pi", "pi")):
+        folder = tmp_path / f"bin-{name}"
+        announce(folder / "mesh", json.loads((tmp_path / "bin/mesh/daemon.json").read_text())["port"], board.port)
+        done = run(install(folder, name), name)
+        assert done.returncode == 0, done.stderr
+        found = everything(folder, json.loads(done.stdout)["argv"].__repr__())
+        assert "--hook" in found
+        assert f"--hook {kind} || true" in found or f'"--hook", "{kind}"' in found
 
 
 def test_extension_of_goose_stands_behind_its_commands_only(tmp_path: Path, board: FakeBoard) -> None:
@@ -135,5 +147,13 @@ def test_state_says_why_there_is_no_blackboard() -> None:
             board.answer = (200, wrong)
             assert not board_state(node).enabled
         board.answer = (404, b"{}")
-        assert board_state(node) == BoardState(False, "its version has none")
-    assert "does not answer" in board_state(node).reason
+        assert board_state(node) == BoardState(False, "The version of the node has none.")
+    assert "It does not answer" in board_state(node).reason
+
+
+def test_blackboard_that_is_being_opened_is_waited_for() -> None:
+    with fake_board(FakeBoard(enabled=False, reason="The node is starting.")) as board:
+        opening = Timer(0.3, lambda: setattr(board, "enabled", True))
+        opening.start()
+        assert board_state(NodeAddress(1, board.port, TOKEN)) == BoardState(True)
+        opening.join()

@@ -215,9 +215,10 @@ def test_toml_table_that_was_written_otherwise_is_taken_out_without_the_comments
         ("a = 1\na = 2\n", "line 2"),
         ("[t.mesh]\n", "value of its own"),
         ('t.mesh.n = "x"\n', "value of its own"),
-        ("t = { other = 1 }\n", "layout|line|inline|immutable|modify"),
-        ("t = 3\n", "layout|line|overwrite|value"),
-        ("[[t]]\n", "layout"),
+        ("t = { other = 1 }\n", r"^t is written as an inline table .* cannot add t\.mesh to it$"),
+        ("[a]\n\n[t]\nmesh2 = 1\n\n[t.mesh]\nn = 2\n", "value of its own"),
+        ("t = 3\n", "t is no table"),
+        ("[[t]]\n", "t is no table"),
         ("a = " + "[" * 5000, "."),
     ],
 )

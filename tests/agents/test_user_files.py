@@ -38,14 +38,20 @@ POPULATED: dict[str, dict[str, str]] = {
         ".config/goose/config.yaml": "GOOSE_PROVIDER: openai # mine\n",
         ".config/goose/custom_providers/a.json": "{}",
     },
-    "pi": {".pi/agent/models.json": '{\n\t"providers": {\n\t\t"other": { "baseUrl": "http://x" } // mine\n\t}\n}\n'},
-    "qwen": {".qwen/settings.json": '{"modelProviders": {"openai": [{"id": "mine"}]}, "theme": "x"}\n'},
+    "pi": {
+        ".pi/agent/models.json": '{\n\t"providers": {\n\t\t"other": { "baseUrl": "http://x" } // mine\n\t}\n}\n',
+        ".pi/agent/mcp.json": '{"mcpServers": {"mine": {"command": "x"}}, "autoEnableCodemode": false}',
+    },
+    "qwen": {
+        ".qwen/settings.json": '{"modelProviders": {"openai": [{"id": "mine"}]}, "t": 1, "mcpServers": {"a": {}}}\n'
+    },
     "cline": {
-        ".cline/data/settings/providers.json": '{"version": 1, "providers": {"other": {"settings": {"model": "mine"}}}}'
+        ".cline/data/settings/providers.json": '{"version": 1, "providers": {"other": {"settings": {"a": "mine"}}}}',
+        ".cline/data/settings/cline_mcp_settings.json": '{\n  "mcpServers": {\n    "mine": {"command": "x"}\n  }\n}\n',
     },
     "continue": {
         ".continue/config.yaml": "name: mine\nversion: 1.0.0\nschema: v1\n"
-        "models:\n  - name: a # best\n    provider: x\n"
+        "models:\n  - name: a # best\n    provider: x\nmcpServers:\n  - name: mine # too\n    command: x\n"
     },
     "aider": {".aider.conf.yml": "model: x # mine\n", ".aider.model.metadata.json": '{"mine": {"mode": "chat"}}'},
 }  # fmt: skip
@@ -89,14 +95,15 @@ def launcher_of(name: str, home: Path) -> Launcher:
 
 def values_of(launcher: Launcher, *models: AgentModel, key: str = "") -> Any:
     chosen = models or (SMALL, LARGE)
-    return launcher.values(NodeAddress(9337, key=key), chosen[0], chosen)
+    return launcher.values(NodeAddress(9337, key=key), chosen[0], chosen, ("/usr/bin/mesh-llm",))
 
 
 def configure(launcher: Launcher, home: Path, *models: AgentModel, key: str = "") -> None:
     """What a start of the agent writes."""
     journal = Journal(home.parent / "mesh" / AGENTS_FOLDER)
-    setup = launcher.agent.launch
-    apply(launcher.agent, plan(launcher.agent, setup, values_of(launcher, *models, key=key), journal), journal)
+    values, setup = values_of(launcher, *models, key=key), launcher.agent.launch
+    setup = setup if launcher.agent.board is None else setup.with_more(launcher.agent.board)
+    apply(launcher.agent, plan(launcher.agent, setup, values, journal), journal)
 
 
 @pytest.mark.parametrize("populated", [True, False])
@@ -189,25 +196,25 @@ def test_entry_that_the_user_changed_is_kept_and_reported(home: Path) -> None:
     path = home / ".pi/agent/models.json"
     path.write_text(path.read_text().replace("8192", "4096"))
     before = look(home)
-    (result,) = launcher.undo()
+    result = launcher.undo()[-1]
     assert not result.done
     assert "providers.mesh was changed" in result.text
     with pytest.raises(FileRefused, match=r"providers\.mesh"):
         configure(launcher, home, LARGE)
     assert look(home) == before
     path.write_text(path.read_text().replace("4096", "8192"))
-    assert launcher.undo()[0].done
+    assert launcher.undo()[-1].done
 
 
 def test_time_of_the_last_use_that_an_agent_writes_is_no_change(home: Path) -> None:
     populate(home, "cline")
     launcher = launcher_of("cline", home)
-    (path,) = launcher.write(values_of(launcher))
+    path, *_ = launcher.write(values_of(launcher))
     found = json.loads(path.read_text())
     found["providers"]["openai-compatible"]["updatedAt"] = "2026-12-24T00:00:00.000Z"
     found["lastUsedProvider"] = "other"
     path.write_text(json.dumps(found))
-    assert launcher.undo()[0].done
+    assert launcher.undo()[-1].done
     assert json.loads(path.read_text()) == {
         **json.loads(POPULATED["cline"][".cline/data/settings/providers.json"]),
         "lastUsedProvider": "other",
@@ -215,7 +222,7 @@ def test_time_of_the_last_use_that_an_agent_writes_is_no_change(home: Path) -> N
     launcher.write(values_of(launcher))
     found["providers"]["openai-compatible"]["settings"]["model"] = "another"
     path.write_text(json.dumps(found))
-    assert not launcher.undo()[0].done
+    assert not launcher.undo()[-1].done
 
 
 def test_provider_of_the_user_with_our_name_is_left_alone(home: Path) -> None:
@@ -225,6 +232,19 @@ def test_provider_of_the_user_with_our_name_is_left_alone(home: Path) -> None:
     before = look(home)
     with pytest.raises(FileRefused, match=r"providers\.mesh has a value of its own"):
         configure(launcher_of("pi", home), home)
+    assert look(home) == before
+
+
+def test_inline_table_of_the_user_is_not_called_a_fault(home: Path) -> None:
+    path = home / ".codex/config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text('model_providers = { other = { name = "o" } }\n')
+    before = look(home)
+    launcher = launcher_of("codex", home)
+    with pytest.raises(FileRefused, match=r"model_providers is written as an inline table .* is correct") as caught:
+        launcher.write(values_of(launcher))
+    assert caught.value.advice.startswith("Write it as tables with headers ([model_providers.NAME]")
+    assert "or add this by hand (mesh-llm codex" in caught.value.advice
     assert look(home) == before
 
 

@@ -55,7 +55,14 @@ class BoardNode:
         """End as a daemon does."""
         if self._console is None or self._lock is None:
             return
-        self.run(self._console.close())
+        console = self._console
+
+        async def end() -> None:
+            await console.close()
+            for _ in range(5):  # closed connections are closed in the next turns of the loop
+                await asyncio.sleep(0)
+
+        self.run(end())
         self._lock.release()
         self._console = self._lock = None
 

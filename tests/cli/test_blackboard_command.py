@@ -327,6 +327,24 @@ def test_errors_say_what_to_do(node: BoardNode, monkeypatch: pytest.MonkeyPatch,
             run(*words)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[]",
+        "{}",
+        "null",
+        "x",
+        '{"posts": [{}], "more": 0, "cursor": ""}',
+        '{"posts": 5, "more": 0, "cursor": ""}',
+        '{"posts": ["x"], "more": 0, "cursor": ""}',
+    ],
+)
+def test_an_answer_that_is_no_page_is_an_error(node: BoardNode, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setattr("meshllm.cli.board_calls.ask", lambda *_, **__: (200, answer.encode()))
+    with pytest.raises(NotRunning, match="not a mesh-llm console"):
+        run()
+
+
 def test_exit_codes(node: BoardNode) -> None:
     def code(*words: str) -> int:
         command = [sys.executable, "-P", "-m", "meshllm.cli.program", "blackboard", *words]
@@ -421,7 +439,7 @@ def test_follower_shows_each_message_once_and_waits_longer_each_time() -> None:
     assert [text.split(".")[0] for text in said] == [
         "No mesh-llm answers on port 1", "The node is there again", "3 older messages are not shown",
     ]  # fmt: skip
-    assert [query.get("after") for query in pages.asked] == ["1", "2", None, None, None, "9", None, "x"]
+    assert [query.get("after") for query in pages.asked] == ["1", "2", "2", "2", "2", "9", None, "x"]
 
 
 def test_follower_ends_when_the_blackboard_is_off() -> None:

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 from meshllm.agents.description import known_agents
 from meshllm.agents.journal import JOURNAL_FILE
 from meshllm.agents.skill import SKILL, SKILL_FILE, skill_text
+from meshllm.cli.blackboard import app
 from tests.agents.fake_agent import install, run
+
+
+def commands_named(text: str) -> list[list[str]]:
+    """The words behind `mesh-llm blackboard` of each command in `text`."""
+    return [shlex.split(found) for found in re.findall(r"`mesh-llm blackboard ?([^`]*)`", text)]
+
+
+def test_skill_names_commands_that_exist() -> None:
+    command = typer.main.get_command(app)
+    found = commands_named(skill_text().decode())
+    used = set()
+    for words in found:
+        context = command.make_context("blackboard", list(words))
+        name = next(iter([*context._protected_args, *context.args]), "")
+        if name:
+            sub = command.get_command(context, name)  # type: ignore[attr-defined]
+            assert sub is not None, words
+            used.add(name)
+            sub.make_context(name, [*context._protected_args, *context.args][1:], parent=context)
+    assert used == {"claim", "renew", "release", "claims", "retract"}
+    with pytest.raises(Exception, match="No such option"):
+        command.make_context("blackboard", ["--no-such-option"])
 
 
 def test_command_installs_says_and_undoes(tmp_path: Path) -> None:
@@ -47,4 +72,6 @@ def test_each_agent_gets_the_skill_where_it_looks(name: str, tmp_path: Path) -> 
     folder = known_agents()[name].skills[0].format(home=home, claude=home / ".claude")
     assert (Path(folder) / SKILL / SKILL_FILE).read_bytes() == skill_text()
     assert (tmp_path / "bin/mesh/agents" / JOURNAL_FILE).exists()
-    assert os.access(Path(folder) / SKILL / SKILL_FILE, os.R_OK)
+    assert name != "continue" or not (Path(folder) / SKILL).is_symlink()  # it follows none
+    assert run(env, "blackboard", "install-skill", "--undo").returncode == 0
+    assert not list(home.iterdir())

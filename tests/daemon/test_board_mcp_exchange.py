@@ -9,8 +9,8 @@ from typing import Any
 from meshllm.core.board.service import Blackboard
 from meshllm.daemon.board_mcp import BoardMcp
 from meshllm.errors import BoardOff
+from tests.local_board import LocalBoard
 from tests.mcp_rig import META, NEW, Clock, text_of
-from tests.memory_board import MemoryBoard
 
 FEED = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "blackboard_feed"}}
 
@@ -23,7 +23,7 @@ async def ask(mcp: BoardMcp, message: dict[str, Any]) -> dict[str, Any]:
 
 async def test_each_call_asks_for_the_board_that_is_there_then() -> None:
     clock = Clock()
-    board: MemoryBoard | None = None
+    board: LocalBoard | None = None
 
     def now() -> Blackboard:
         if board is None:
@@ -32,8 +32,8 @@ async def test_each_call_asks_for_the_board_that_is_there_then() -> None:
 
     mcp = BoardMcp(now, clock)
     assert "This node is in no mesh" in text_of(await ask(mcp, FEED))
-    board = MemoryBoard(clock)
-    board.add("hello")
+    board = LocalBoard("ada", now=clock)
+    board.arrive("hello")
     clock.now += 120
     assert "2 min\nhello" in text_of(await ask(mcp, FEED))
     await mcp.close()
@@ -41,7 +41,7 @@ async def test_each_call_asks_for_the_board_that_is_there_then() -> None:
 
 
 async def test_a_stop_ends_streams_with_their_last_message() -> None:
-    board = MemoryBoard(Clock())
+    board = LocalBoard("ada", now=Clock())
     mcp = BoardMcp(lambda: board, Clock())
     emitted: list[bytes] = []
     began = asyncio.Event()

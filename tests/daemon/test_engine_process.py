@@ -23,6 +23,7 @@ from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftSelector
 from meshllm.daemon.drains import NO_REQUESTS
 from meshllm.daemon.engine_process import EngineProcesses
 from meshllm.daemon.memory_ledger import PlannedMemory
+from meshllm.daemon.prompt_speeds import PromptSpeeds
 from meshllm.daemon.prompt_store import PromptStore
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
 from meshllm.daemon.tool_call_tests import ToolCallTests
@@ -54,7 +55,10 @@ class Hands:
         workers = cast(WorkerProcesses, self)
         prompts = PromptStore(folder, lambda: 0.0)
         tools = ToolCallTests(folder, NO_REQUESTS, {})
-        self.servers = EngineProcesses(context, self.store, self.fitter, drafter, workers, self._bring, tools, prompts)
+        speeds = PromptSpeeds(folder)
+        self.servers = EngineProcesses(
+            context, self.store, self.fitter, drafter, workers, self._bring, tools, prompts, speeds
+        )
 
     async def _bring(self, *_: Any) -> LocalModel:
         raise AssertionError("no draft was asked for")

@@ -141,6 +141,9 @@ async def test_unknown_models_are_refused_with_what_there_is(tmp_path: Path) -> 
         with pytest.raises(UnknownModel, match="This node does not serve") as caught:
             await rig.owner.drop(text)
         assert caught.value.advice == f"Models here: {NAME}, b."
+    with pytest.raises(UnknownModel) as caught:
+        await rig.owner.drop(NAME.replace("Instruct", "Instrct"))
+    assert caught.value.advice == f"Did you mean {NAME}? Models here: {NAME}, b."
     with pytest.raises(UsageError, match="client"):
         await Rig(tmp_path, client=True).owner.load(NAME)
     assert rig.posted == []

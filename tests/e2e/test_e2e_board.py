@@ -66,8 +66,11 @@ def test_killed_while_posting_loses_nothing_acknowledged_and_uses_no_number_twic
     first = here.node("first", "--node-name", "first")
     rng = random.Random(7)
     acknowledged: list[str] = []
+    second = here.node("second", "--node-name", "second", join=first)
+    second.until(joined, "its mesh")
+    assert second.stop() == 0
     for round_number in range(KILLS):
-        second = here.node("second", "--node-name", "second", join=first if not round_number else None)
+        second = here.node("second", "--node-name", "second")
 
         def keep_posting(node: Node = second, run: int = round_number) -> None:
             for number in range(5):

@@ -14,8 +14,8 @@ from meshllm.board.mcp_http import McpHttp
 from meshllm.board.mcp_protocol import MAX_MESSAGE_BYTES, McpError, encode
 from meshllm.board.mcp_tools import LocalCalls
 from meshllm.board.stdio import Lines
+from tests.local_board import LocalBoard
 from tests.mcp_rig import META, NEW, OLD, Clock, nonces
-from tests.memory_board import MemoryBoard
 
 # What a request that waits is given before it is cancelled: turns of the event loop.
 TURNS = 12
@@ -33,13 +33,13 @@ def mcp(data: bytes) -> None:
 
 async def _run(data: bytes) -> None:
     clock = Clock()
-    board = MemoryBoard(clock)
-    board.add("QUESTION: hello", kind="question", room="a/b", to=("ada",))
+    board = LocalBoard("ada", now=clock)
+    board.arrive("QUESTION: hello", kind="question", room="a/b", to=("ada",))
     setting = McpSetting(LocalCalls(lambda: board), "1", clock, asyncio.get_running_loop().time, nonces(), "a/b")
     said: list[dict[str, Any]] = []
     connection = McpConnection(setting, said.append, room_of=lambda path: path[:100])
     long: list[McpError] = []
-    lines = Lines(lambda line: _take(connection, line), lambda: long.append(McpError(0, "")), MAX_MESSAGE_BYTES)
+    lines = Lines(connection.receive, lambda: long.append(McpError(0, "")), MAX_MESSAGE_BYTES)
     half = len(data) // 2
     lines.feed(data[:half])
     lines.feed(data[half:])
@@ -53,10 +53,6 @@ async def _run(data: bytes) -> None:
     headers = {"mcp-protocol-version": NEW, "mcp-method": "tools/call", "mcp-name": "blackboard_feed"}
     for sent in ({}, headers):
         await _post(McpHttp(setting), data, sent)
-
-
-def _take(connection: McpConnection, line: bytes) -> None:
-    connection.receive(line)
 
 
 async def _post(http: McpHttp, data: bytes, headers: dict[str, str]) -> None:

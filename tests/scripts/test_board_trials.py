@@ -84,13 +84,16 @@ def test_model_asks_and_answers_only_what_it_was_told_of(
         asked = said(url, *api([f"{ASK} Why?"], []))
         assert asked == (post, {"text": "Why?", "kind": "question", "to": [READER]})
         assert said(url, *api([f"{ASK} Why?"], [(post, "Posted 1")])) == "Posted."
-        assert said(url, *api([f"{ANSWER} So."], [])) == "Nobody told me of a message."
+        assert said(url, *api([f"{ANSWER} So."], [])) == "I was told of no message."
         assert said(url, *api([notice, f"{ANSWER} So."], [])) == (feed, {"to_me": True})
         replied = said(url, *api([f"{ANSWER} So.", notice], [(feed, FOUND)]))
         assert replied == (post, {"text": "So.", "reply_to": "00112233aabb"})
+        whole = json.dumps({"messages": [{"id": "ab" * 16, "kind": "question", "text": "Why?"}]})
+        replied = said(url, *api([notice, f"{ANSWER} So."], [(feed, whole)]))
+        assert replied == (post, {"text": "So.", "reply_to": "ab" * 16})
         assert said(url, *api([notice, f"{ANSWER} So."], [(feed, "No messages.")])) == "The board showed no question."
         assert said(url, *api(["Name this session"], [])) == "Nothing to do."
-        assert len(script.talks) == 7
+        assert len(script.talks) == 8
 
 
 def test_every_agent_with_a_blackboard_is_tried() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +18,7 @@ from scripts.client_trials import __main__ as program
 from scripts.client_trials.place import Outcome, run_client
 from scripts.client_trials.trial import PROGRAMS, NotInstalled, Trial, all_trials
 
+ROOT = Path(__file__).parents[2]
 PINNED = {"pip": re.compile(r"[\w.\[\]-]+==[\d.]+(a\d+)?"), "npm": re.compile(r"@?[\w./-]+@[\d.]+")}
 VALUES = {"base": "http://127.0.0.1:1", "model": "m"}
 
@@ -86,6 +91,33 @@ def test_what_a_client_leaves_in_another_session_is_ended(tmp_path: Path) -> Non
     left = [process for process in psutil.process_iter() if _home(process) == str(tmp_path)]
     _, alive = psutil.wait_procs(left, 10.0)
     assert not alive
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the command setsid and the environment of processes are Linux's")
+def test_run_that_is_ended_in_the_middle_of_a_trial_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys; from pathlib import Path; from scripts.client_trials.place import run_client\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))\n"
+        "words = ['/bin/sh', '-c', 'setsid sleep 600 >/dev/null 2>&1 & sleep 600 & echo begun; wait']\n"
+        "home = Path(sys.argv[1])\n"
+        "run_client(words, {'HOME': str(home), 'PATH': '/usr/bin:/bin'}, home, home / 'log', 600.0)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."})
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        begun = [process for process in psutil.process_iter() if _home(process) == str(tmp_path)]
+        assert len(begun) >= 3
+        run.terminate()
+        assert run.wait(60) == 128 + signal.SIGTERM
+        assert not psutil.wait_procs(begun, 10.0)[1]
+    finally:
+        run.kill()
+        for process in psutil.process_iter():
+            if _home(process) == str(tmp_path):
+                process.kill()
 
 
 def _home(process: psutil.Process) -> str | None:

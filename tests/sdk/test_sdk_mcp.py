@@ -19,9 +19,9 @@ import pytest
 from filelock import FileLock
 
 from meshllm import paths
+from tests.local_board import LocalBoard
 from tests.mcp_http_rig import TOKEN, served
 from tests.mcp_rig import NEW, OLD, Clock
-from tests.memory_board import MemoryBoard
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = Path(__file__).parent / "python"
@@ -102,5 +102,5 @@ async def test_the_sdk_over_stdio(sdk: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", VERSIONS)
 async def test_the_sdk_over_http(sdk: Path, mode: str) -> None:
-    async with served(MemoryBoard(Clock())) as url:
+    async with served(LocalBoard("ada", now=Clock())) as url:
         check(await run(sdk, mode, "http", url, TOKEN), mode, tells=mode != "legacy")

@@ -34,9 +34,15 @@ async def table(folder: Path) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gateway looks at the time two hundred times a second, and callers hear of it soon. Peers are as patient as
-    ever: on a busy machine they send nothing for longer than any short limit."""
-    monkeypatch.setattr("meshllm.web.gateway.gateway.SWEEP_SECONDS", 0.005)
+    """The gateway looks at the time fifty times a second, and callers hear of it soon. Peers are as patient as ever: on
+    a busy machine they send nothing for longer than any short limit. A request avoids a target that failed it for as
+    long as ever, too: a short time may pass before it looks for another."""
+    monkeypatch.setattr("meshllm.web.gateway.gateway.SWEEP_SECONDS", 0.02)
     monkeypatch.setattr("meshllm.web.gateway.relay.SILENCE_SECONDS", 0.02)
-    monkeypatch.setattr("meshllm.web.gateway.request.AVOID_SECONDS", 0.005)
     monkeypatch.setattr("meshllm.web.gateway.target.REST_BASE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def quick_again(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `quick`, and a request soon returns to the target that failed it. For tests in which there is no other."""
+    monkeypatch.setattr("meshllm.web.gateway.request.AVOID_SECONDS", 0.005)

@@ -37,7 +37,7 @@ from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
 
 # No test comes near it; a hang becomes a failure that names the line.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Watch:

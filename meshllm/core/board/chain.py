@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
-from meshllm.core.board.entries import ENTRIES_AT_ONCE, ENTRIES_PER_MINUTE, SignedEntry
+from meshllm.core.board.entries import ENTRIES_AT_ONCE, ENTRIES_PER_MINUTE, RESERVED_AT_ONCE, SignedEntry
 from meshllm.core.ids import NODE_ID_BYTES, NodeId
 
 MINUTE_MS = 60_000
-ALLOWED_SLACK = (ENTRIES_AT_ONCE - 1) * MINUTE_MS
+ALLOWED_SLACK = (ENTRIES_AT_ONCE + RESERVED_AT_ONCE - 1) * MINUTE_MS
 
 
 class ChainId(NamedTuple):
@@ -63,8 +63,9 @@ class Chain:
         """The highest number held, 0 if none is."""
         return self.numbers[-1] if self.numbers else 0
 
-    def contradiction(self, entry: SignedEntry) -> SignedEntry | None:
-        """A held entry that cannot be in a chain together with `entry`, None if there is none."""
+    def contradiction(self, entry: SignedEntry, reserved: int = 0) -> SignedEntry | None:
+        """A held entry that cannot be in a chain together with `entry`, None if there is none. `reserved`: so many more
+        entries must have room after it."""
         seq, time = entry.header.seq, entry.header.time
         held = self.entries.get(seq)
         if held is not None:
@@ -74,7 +75,7 @@ class Chain:
             return before
         if place < len(self.numbers) and (after := self.entries[self.numbers[place]]).header.time < time:
             return after
-        slack = _slack(seq, time)
+        slack = _slack(seq, time) + reserved * MINUTE_MS
         if place == len(self.numbers) and (self._least_slack is None or slack - self._least_slack <= ALLOWED_SLACK):
             return None  # the usual case, without a look at each entry
         for number in self.numbers:

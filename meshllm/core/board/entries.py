@@ -31,6 +31,8 @@ DEFAULT_CLAIM_SECONDS = 30 * 60
 LIFETIME_SECONDS = 48 * 3600
 # What an author may write, by the times in its own headers.
 ENTRIES_PER_MINUTE, ENTRIES_AT_ONCE, ENTRIES_PER_LIFETIME = 10, 20, 600
+# Beyond these an author may still erase a text, and end or extend a claim, so many times.
+RESERVED_AT_ONCE = 10
 # What a mesh and one author in it may take here.
 MAX_ENTRIES, MAX_BYTES = 20_000, 16 << 20
 MAX_AUTHOR_ENTRIES, MAX_AUTHOR_BYTES = 600, 1 << 20

@@ -169,18 +169,32 @@ class BoardLog:
         self._authors[chain.id.author] = (count + 1, size + _size(entry))
         self.bytes += _size(entry)
         heappush(self._expiry, (_expires(entry), entry.id))
-        if chain.has_gaps or self._lacks_text(entry):
-            self._incomplete.add(chain.id)
+        if self._lacks_text(entry) or (chain.has_gaps and entry.header.seq > chain.floor):
+            self._note_gap(chain, entry.header.seq)
         self._list(chain)
+
+    def _note_gap(self, chain: Chain, seq: int) -> None:
+        """Something is missing in `chain`. A gap that is new, just below `seq`, has been asked of no peer yet."""
+        if seq - 1 not in chain.entries and seq > chain.floor:
+            chain.tried.clear()
+            self._incomplete.add(chain.id)
+        elif self._lacks_text(chain.entries[seq]):
+            self._incomplete.add(chain.id)
 
     def _lacks_text(self, entry: SignedEntry) -> bool:
         return entry.body is None and not self.is_retracted(entry)
 
-    def incomplete(self) -> list[Chain]:
-        """The chains in which entries or their texts are missing."""
-        found = [self.chains[each] for each in sorted(self._incomplete) if each in self.chains]
-        found = [chain for chain in found if chain.proof is None and self.missing(chain)]
-        self._incomplete = {chain.id for chain in found}
+    def incomplete(self, most_tried: int) -> list[Chain]:
+        """The chains in which entries or their texts are missing, and for which fewer peers than that were asked."""
+        found = []
+        for chain_id in sorted(self._incomplete):
+            chain = self.chains.get(chain_id)
+            if chain is None or chain.proof is not None or not self.missing(chain):
+                self._incomplete.discard(chain_id)
+            elif len(chain.tried) < most_tried:
+                found.append(chain)
+            else:
+                self._incomplete.discard(chain_id)  # given up; the next gap brings it back
         return found
 
     def missing(self, chain: Chain) -> list[tuple[int, int]]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.board import entries as b
+from meshllm.core.board.board_peer import FIRST_PAUSE_SECONDS, FIRST_USELESS_SECONDS, LONGEST_PAUSE_SECONDS, BoardPeer
 from meshllm.core.board.chain import Chain, ChainId, chain_of
 from meshllm.core.board.entries import (
     EntryDraft,
@@ -54,14 +55,19 @@ FEW_CHAINS = 200
 # One answer to a request, below the megabyte that a link queues; and what one peer may ask for in all.
 ANSWER_BYTES = 700 << 10
 BYTES_PER_SECOND, BYTES_AT_ONCE = 512 << 10, 4 << 20
-# Pause before a peer is compared with again though nothing has changed here or there: it has what is not taken here.
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 # How long an asked peer has to send, before another one is asked.
 ANSWER_SECONDS = 5.0
 # Peers that are asked for a gap in a chain before it is given up: one could hide entries, several hardly do.
 MAX_TRIED = 4
 # The only refusal that no later attempt changes.
 NOT_OWN = "Only a message of this node can be retracted, within 48 hours."
+# Chains remembered that a peer lists and this node lacks.
+MAX_TARGETS = 2 * MAX_CHAINS_LISTED
+# New entries of one author that this node passes on at once; what is above it spreads by anti-entropy, once to each
+# node.
+PUSHES_PER_SECOND, PUSHES_AT_ONCE = 2 * b.ENTRIES_PER_MINUTE / 60, 2 * b.ENTRIES_AT_ONCE
+MAX_PUSHING_AUTHORS = 4096
+STATE_BYTES = 57
 # Own posts that wait to be saved.
 MAX_PENDING = 64
 # Expiry is looked at this often at least: the wall clock can be set.
@@ -83,21 +89,6 @@ class BoardMembers(Protocol):
 
     def own_certificate(self) -> bytes:
         """This node's, empty without a mesh key."""
-
-
-@dataclass(slots=True)
-class _BoardPeer:
-    """`compared`: the two hashes when this peer was last compared with; `pause` until the same pair is compared again
-    (`not_before`). `wanted`: what the peer lists and this node lacks, and until when an answer is waited for."""
-
-    budget: TokenBucket
-    compared: tuple[bytes, bytes] = (b"", b"")
-    pause: float = FIRST_PAUSE_SECONDS
-    not_before: float = 0.0
-    targets: dict[ChainId, ChainState] = field(default_factory=dict)
-    asked_until: float = 0.0
-    asked: tuple[ChainRange, ...] = ()
-    brought: int = 0
 
 
 class BoardReplica:
@@ -123,7 +114,7 @@ class BoardReplica:
         self._timers = timers
         self._out = out
         self.log = BoardLog()
-        self._peers: dict[NodeId, _BoardPeer] = {}
+        self._peers: dict[NodeId, BoardPeer] = {}
         self._certificates: dict[NodeId, bytes] = {}
         self._known: set[bytes] = set()  # the certificates of authors
         self._new_certificates: list[bytes] = []
@@ -132,6 +123,7 @@ class BoardReplica:
         self._unix_offset = 0.0  # of the wall clock to the event times
         self._drafts: deque[tuple[int, EntryDraft]] = deque()
         self._pending: tuple[int, SignedEntry] | None = None
+        self._pushes: dict[NodeId, TokenBucket] = {}
         self._ahead: dict[EntryId, int] = {}  # entries that wait, and their times
         self._facts: tuple[int, tuple[NodeId, ...]] = (0, ())
 
@@ -233,13 +225,14 @@ class BoardReplica:
             if target is None or target.header.author != self._node:
                 return NOT_OWN
         chain = self.log.chains.get(chain_of(entry)) or Chain(chain_of(entry), chain_of(entry).key)
-        if chain.contradiction(entry) is not None:
+        # Retracting, and ending or extending a claim, must be possible after a burst of messages.
+        free = draft.kind in (EntryKind.RETRACT, EntryKind.RELEASE, EntryKind.RENEW)
+        if chain.contradiction(entry, 0 if free else b.RESERVED_AT_ONCE) is not None:
             return (
                 f"This node posts too fast: at most {b.ENTRIES_AT_ONCE} messages at once "
-                f"and {b.ENTRIES_PER_MINUTE} a minute. Try again in a minute."
+                f"and {b.ENTRIES_PER_MINUTE} a minute."
             )
-        # What has no room would be dropped at once; retracting and releasing must always be possible.
-        free = draft.kind in (EntryKind.RETRACT, EntryKind.RELEASE)
+        # What has no room would be dropped at once.
         if not free and self.log.count(self._node) >= b.ENTRIES_PER_LIFETIME:
             return f"This node has posted {b.ENTRIES_PER_LIFETIME} messages in 48 hours, which is the limit."
         return ""
@@ -264,10 +257,10 @@ class BoardReplica:
         """The link to `peer` is gone; what it was asked for is asked for elsewhere."""
         self._peers.pop(peer, None)
 
-    def _peer(self, peer: NodeId, now: float) -> _BoardPeer:
+    def _peer(self, peer: NodeId, now: float) -> BoardPeer:
         state = self._peers.get(peer)
         if state is None:
-            state = self._peers[peer] = _BoardPeer(TokenBucket(BYTES_PER_SECOND, BYTES_AT_ONCE, now))
+            state = self._peers[peer] = BoardPeer(TokenBucket(BYTES_PER_SECOND, BYTES_AT_ONCE, now))
         return state
 
     def _shares(self, peer: NodeId, now: float) -> bool:
@@ -289,7 +282,7 @@ class BoardReplica:
             state.pause = FIRST_PAUSE_SECONDS
         elif now < state.not_before:
             return
-        if now < state.asked_until or not self._shares(peer, now):
+        if not state.may_ask(now) or not self._shares(peer, now):
             return  # its answer is on the way
         state.compared, state.not_before = pair, now + state.pause
         state.pause = min(2 * state.pause, LONGEST_PAUSE_SECONDS)
@@ -346,7 +339,7 @@ class BoardReplica:
         listed = {state.chain.key: state for state in theirs.chains}
         state = self._peer(peer, now)
         for each in theirs.chains:
-            if self._lacks(each):
+            if self._lacks(each) and (len(state.targets) < MAX_TARGETS or each.chain in state.targets):
                 state.targets[each.chain] = each
         self._want(peer, state, now)
         if theirs.reply:
@@ -358,7 +351,7 @@ class BoardReplica:
                 newer = other is None or (mine.broken, mine.last) > (other.broken, other.last)
                 if newer and not (other is not None and other.broken):
                     behind.append(mine)
-        if behind:
+        if behind and state.budget.take(now, STATE_BYTES * len(behind)):
             self._send(peer, BoardDifference(0, (), tuple(behind[:MAX_CHAINS_LISTED]), reply=True))
 
     def _lacks(self, theirs: ChainState) -> bool:
@@ -369,9 +362,9 @@ class BoardReplica:
 
     # -- asking
 
-    def _want(self, peer: NodeId, state: _BoardPeer, now: float) -> None:
+    def _want(self, peer: NodeId, state: BoardPeer, now: float) -> None:
         """Ask `peer` for what it listed and no other peer was asked for."""
-        if now < state.asked_until:
+        if not state.may_ask(now):
             return
         asked = self._asked_elsewhere(peer, now)
         ranges: list[ChainRange] = []
@@ -381,12 +374,15 @@ class BoardReplica:
             elif chain_id not in asked and len(ranges) < MAX_RANGES:
                 ranges += self._missing(theirs)
         if ranges:
-            state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, 0
-            self._send(peer, BoardWant(state.asked))
+            self._ask(peer, state, ranges, now)
+
+    def _ask(self, peer: NodeId, state: BoardPeer, ranges: list[ChainRange], now: float) -> None:
+        state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, 0
+        self._send(peer, BoardWant(state.asked))
 
     def _asked_elsewhere(self, peer: NodeId, now: float) -> set[ChainId]:
-        others = [state for node, state in self._peers.items() if node != peer and now < state.asked_until]
-        return {each.chain for state in others for each in state.asked}
+        others = [state.asked for node, state in self._peers.items() if node != peer and now < state.asked_until]
+        return {each.chain for asked in others for each in asked}
 
     def _missing(self, theirs: ChainState) -> list[ChainRange]:
         if theirs.broken:
@@ -397,20 +393,18 @@ class BoardReplica:
             return [ChainRange(theirs.chain, first, theirs.last)]
         return [ChainRange(theirs.chain, max(chain.last + 1, first), theirs.last)]
 
-    def _fill_gaps(self, peer: NodeId, state: _BoardPeer, now: float) -> None:
+    def _fill_gaps(self, peer: NodeId, state: BoardPeer, now: float) -> None:
         """Ask `peer`, which has the same last entries, for those that are missing below: a peer may have hidden them,
         or a push came before them."""
-        if now < state.asked_until:
+        if not state.may_ask(now) or not self._shares(peer, now):
             return
         ranges: list[ChainRange] = []
-        for chain in self.log.incomplete():
-            if peer in chain.tried or len(chain.tried) >= MAX_TRIED or len(ranges) >= MAX_RANGES:
-                continue
-            chain.tried.add(peer)
-            ranges += [ChainRange(chain.id, first, last) for first, last in self.log.missing(chain)]
-        if ranges and self._shares(peer, now):
-            state.asked, state.asked_until, state.brought = tuple(ranges[:MAX_RANGES]), now + ANSWER_SECONDS, 0
-            self._send(peer, BoardWant(state.asked))
+        for chain in self.log.incomplete(MAX_TRIED):
+            if peer not in chain.tried and len(ranges) < MAX_RANGES:
+                chain.tried.add(peer)
+                ranges += [ChainRange(chain.id, first, last) for first, last in self.log.missing(chain)]
+        if ranges:
+            self._ask(peer, state, ranges, now)
 
     # -- giving
 
@@ -471,21 +465,29 @@ class BoardReplica:
             if result in (AddResult.NEW, AddResult.FILLED, AddResult.BROKEN):
                 state.brought += 1
                 self._ahead.pop(received.id, None)
-                if result is not AddResult.FILLED:
+                if result is not AddResult.FILLED and message.push and self._may_push(header.author, now):
                     news.append(received)
-                if (chain := self.log.chains.get(chain_of(received))) is not None:
-                    chain.tried.clear()
             elif result is AddResult.AHEAD and len(self._ahead) < b.MAX_AUTHOR_ENTRIES:
                 self._ahead[received.id] = header.time
-        if news and message.push:
+        if news:
             self._push(tuple(news), but=peer, now=now)
         if message.end and state.asked:
-            state.asked, state.asked_until = (), 0.0
             if state.brought:
+                state.asked, state.useless = (), FIRST_USELESS_SECONDS
                 self._want(peer, state, now)
             else:
+                state.was_useless(now)
                 state.targets.clear()
         self._publish(now)
+
+    def _may_push(self, author: NodeId, now: float) -> bool:
+        """Whether a new entry of `author` is passed on at once. An author that begins one epoch after the other could
+        otherwise have all nodes send as fast as they can."""
+        bucket = self._pushes.pop(author, None) or TokenBucket(PUSHES_PER_SECOND, PUSHES_AT_ONCE, now)
+        self._pushes[author] = bucket
+        if len(self._pushes) > MAX_PUSHING_AUTHORS:
+            del self._pushes[next(iter(self._pushes))]
+        return bucket.take(now)
 
     def _is_own_number(self, header: EntryHeader) -> bool:
         return header.epoch == self._epoch and header.seq > self._last_seq
@@ -517,6 +519,8 @@ class BoardReplica:
         if not self._open:
             return
         self.log.expire(self._ms(now))
+        for author in [author for author in self._certificates if not self.log.count(author)]:
+            self._known.discard(self._certificates.pop(author))
         ms = self._ms(now) + b.MAX_AHEAD_SECONDS * 1000
         self._ahead = {entry: time for entry, time in self._ahead.items() if time > ms}
         self._publish(now)

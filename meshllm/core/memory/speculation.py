@@ -76,12 +76,14 @@ PLAIN = Speculation()
 @dataclass(frozen=True, slots=True)
 class DraftCounts:
     """Counts since the first start of an engine: draft tokens (`drafted`), `accepted` ones, all tokens `written`, and
-    the `seconds` for those."""
+    the `seconds` for those; tokens of prompts that were `read`, not found in the cache, and the `read_seconds`."""
 
     drafted: int = 0
     accepted: int = 0
     written: int = 0
     seconds: float = 0.0
+    read: int = 0
+    read_seconds: float = 0.0
 
     @property
     def acceptance(self) -> float | None:
@@ -94,6 +96,8 @@ class DraftCounts:
             self.accepted + other.accepted,
             self.written + other.written,
             self.seconds + other.seconds,
+            self.read + other.read,
+            self.read_seconds + other.read_seconds,
         )
 
 

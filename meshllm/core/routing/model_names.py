@@ -133,6 +133,16 @@ def _folded(name: str) -> str:
     return name.casefold().removesuffix(SUFFIX)
 
 
+def quantization_at_end(name: str) -> str:
+    """The quantization that a model's name states at its end, in upper case; "" if it states none."""
+    return _spelling(name)[1].upper()
+
+
+def without_quantization(name: str) -> str:
+    """A model's name, folded, without the quantization at its end."""
+    return _spelling(name)[0]
+
+
 # Names in use at a time: those on the disks of a large mesh.
 @lru_cache(maxsize=1 << 14)
 def _spelling(name: str) -> _Spelling:

@@ -88,7 +88,7 @@ class TargetOffer:
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
     when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
     machines. `template`: what the chat template of an engine here renders. `loaded`: the model is in memory there.
-    `vectors`: what the embeddings of an engine here bear. `calls_tools`, `chat_template`: see `ServedModel`.
+    `vectors`: what the embeddings of an engine here bear. `calls_tools`, `chat_template`, `trained`: see `ServedModel`.
     """
 
     target: Target
@@ -106,6 +106,7 @@ class TargetOffer:
     vectors: VectorTraits = UNKNOWN_VECTORS
     calls_tools: bool | None = None
     chat_template: bool = True
+    trained: int = 0
 
     @property
     def busy(self) -> float:
@@ -242,6 +243,7 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
             loaded=served.loaded,
             calls_tools=served.calls_tools,
             chat_template=served.chat_template,
+            trained=served.trained,
         )
 
 
@@ -357,6 +359,7 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
         offer = replace(offer, template=facts.template)
         if (file := here.facts) is not None:
             offer = replace(offer, vision=file.vision, vectors=file.vectors, chat_template=not file.warning)
+            offer = replace(offer, trained=file.context_length)
         offers.insert(0, offer)
     return tuple(offers)
 

@@ -30,6 +30,7 @@ def published_models(models: Iterable[ModelState], movable: str, pressed: Collec
                 pressed=model.name in pressed,
                 calls_tools=run.calls_tools,
                 chat_template=not model.facts.warning,
+                trained=model.facts.context_length,
             )
         )
     return found[:MAX_SERVED]

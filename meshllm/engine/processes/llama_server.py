@@ -44,6 +44,7 @@ SPIN_VARIABLE, SPIN_ROUNDS = "GOMP_SPINCOUNT", "2000"
 DRAFTED, ACCEPTED = "llamacpp:spec_decode_num_draft_tokens_total", "llamacpp:spec_decode_num_accepted_tokens_total"
 # Generated tokens, and the seconds spent on them.
 WRITTEN, SECONDS = "llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"
+READ, READ_SECONDS = "llamacpp:prompt_tokens_total", "llamacpp:prompt_seconds_total"
 MAX_COUNTER = 1e18
 # Read by patches/11-ngram-draft-credit.patch: the cost of a draft token relative to a generated one.
 PRICE_VARIABLE = "LLAMA_SPEC_NGRAM_MOD_PRICE"
@@ -66,8 +67,8 @@ class Projector:
 
 
 # Tokens of prompts that a processor computes between two tokens of the streams beside them. The engine's default, 2048,
-# makes these wait for 3 to 11 s each time; with 256 the prompt takes no longer. An image needs all its tokens in one
-# batch. On accelerators a batch is a matter of milliseconds.
+# makes these wait for 3 to 11 s each time; with 256 the prompt takes no longer. A plan may have fewer, by measurement.
+# An image needs all its tokens in one batch. On accelerators a batch is a matter of milliseconds.
 PROCESSOR_BATCH = 256
 
 
@@ -92,7 +93,8 @@ class ServerPlan:
     `projector`: the vision projector, if the model has one. `files`: further files that the process reads, such as the
     other parts of the model. `memory`: the most private memory that it may take, in bytes (None: not known).
 
-    `slot_folder`: where it writes and reads what its slots hold, on request (None: nowhere).
+    `slot_folder`: where it writes and reads what its slots hold, on request (None: nowhere). `processor_batch`: tokens
+    of prompts that a processor computes between two tokens of the streams beside them.
     """
 
     model_name: str
@@ -118,6 +120,7 @@ class ServerPlan:
     files: tuple[Path, ...] = ()
     memory: int | None = None
     slot_folder: Path | None = None
+    processor_batch: int = PROCESSOR_BATCH
 
 
 def socket_directory(home: Path) -> Path:
@@ -189,7 +192,7 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
     if plan.micro_batch is not None:
         argv += ["--batch-size", str(plan.micro_batch), "--ubatch-size", str(plan.micro_batch)]
     elif plan.purpose is Purpose.GENERATE and not plan.devices and not plan.workers and plan.projector is None:
-        argv += ["--batch-size", str(PROCESSOR_BATCH)]
+        argv += ["--batch-size", str(plan.processor_batch)]
     return tuple(argv)
 
 
@@ -343,12 +346,13 @@ def parse_draft_counts(text: str) -> DraftCounts:
     found = {
         name: _counter(value)
         for name, _, value in (line.partition(" ") for line in text.splitlines())
-        if name in (DRAFTED, ACCEPTED, WRITTEN, SECONDS)
+        if name in (DRAFTED, ACCEPTED, WRITTEN, SECONDS, READ, READ_SECONDS)
     }
-    if len(found) < 4:
+    if not found.keys() >= {DRAFTED, ACCEPTED, WRITTEN, SECONDS}:
         raise ValueError("the engine's /metrics has no counters of draft tokens")
     drafted = int(found[DRAFTED])
-    return DraftCounts(drafted, min(int(found[ACCEPTED]), drafted), int(found[WRITTEN]), found[SECONDS])
+    accepted, read = min(int(found[ACCEPTED]), drafted), int(found.get(READ, 0))
+    return DraftCounts(drafted, accepted, int(found[WRITTEN]), found[SECONDS], read, found.get(READ_SECONDS, 0.0))
 
 
 def _counter(text: str) -> float:

@@ -11,8 +11,10 @@ from meshllm.core.routing.auto_choice import Needs
 from meshllm.core.routing.routes import NO_MESH, MeshIndex
 from meshllm.core.snapshot import Purpose, Snapshot
 from meshllm.web.gateway.api_request import ApiRequest, conversation_key, text_bytes
+from meshllm.web.gateway.model_list import trained_context
 from meshllm.web.gateway.target_table import TargetTable
 from meshllm.web.gateway.upstream_errors import RequestFailed, UpstreamError
+from meshllm.wire.api.errors import CONTEXT_IS_WHOLE, RAISE_CONTEXT
 
 # The model that was picked, in responses to requests for `auto`.
 MODEL_HEADER = "x-mesh-llm-model"
@@ -60,17 +62,25 @@ class AutoModels:
             self._known = (snapshot, index, auto_choice.served_models(snapshot, index))
         return self._known[2]
 
+    def _trained(self, model: str) -> int:
+        snapshot, index = self._table.snapshot, self._table.index
+        return trained_context(snapshot.model(model), index.hosts.get(model, ()))
+
     def with_larger_contexts(self, error: UpstreamError, request: ApiRequest) -> UpstreamError:
-        """A `context_length_exceeded` error that also says which models hold the prompt."""
+        """A `context_length_exceeded` error that also says which models hold the prompt, and advises no longer context
+        than the model was made for."""
         details = dict(error.error)
         purpose = request.api.purpose or Purpose.GENERATE
         tokens, limit = error.number("n_prompt_tokens"), error.number("n_ctx")
+        message = error.message
+        if limit and 0 < self._trained(request.model) <= limit:
+            message = message.replace(RAISE_CONTEXT, CONTEXT_IS_WHOLE)
         found = auto_choice.with_more_context(self._served(), purpose, tokens, limit) if limit else []
-        if not found:
+        if not found and message == error.message:
             return error
         named = ", ".join(f"{model.name} ({model.context})" for model in found[:MAX_NAMED])
         more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-        details["message"] = f"{error.message} Models with enough context: {named}{more}."
+        details["message"] = f"{message} Models with enough context: {named}{more}." if found else message
         return UpstreamError(error.status, {**error.body, "error": details}, error.retry_after)
 
 

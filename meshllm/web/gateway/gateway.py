@@ -226,6 +226,8 @@ class Gateway:
 
     def _sweep(self) -> None:
         now = self._loop.time()
+        # In their order, before the connections, which have none: the first that looks is the first in a queue.
+        self._proxy.reconsider()
         self._connections.sweep(now)
         peers = self._peer_endpoints.sweep(now)
         # No timer runs while there are no connections: an idle gateway does not wake up.

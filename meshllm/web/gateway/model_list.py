@@ -9,11 +9,12 @@ from meshllm.core.records import short
 from meshllm.core.routing import route_texts, routes
 from meshllm.core.routing.agent_choice import AUTO
 from meshllm.core.routing.auto_choice import Needs, calls_tools, is_auto, served_models, suits
-from meshllm.core.routing.model_names import ModelNames
+from meshllm.core.routing.model_names import ModelNames, quantization_at_end, without_quantization
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.serving.placement import size_on_disk
-from meshllm.core.snapshot import NO_TEMPLATE, Snapshot
+from meshllm.core.snapshot import NO_TEMPLATE, ModelState, Snapshot
+from meshllm.util.near_names import near_names
 from meshllm.web.gateway.api_request import MAX_MODEL_NAME
 
 # Comparing a name with all models of a large backend takes 0.3 s on the event loop.
@@ -111,8 +112,8 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
     context = max((offer.context_length for offer in offers), default=0) or known.get("context_length")
     # As llama.cpp spells it: agents read how much one request may use, and do not guess.
     meta = {"n_ctx": context} if context else {}
-    if here is not None and here.facts is not None and here.facts.context_length:
-        meta["n_ctx_train"] = here.facts.context_length
+    if trained := trained_context(here, offers):
+        meta["n_ctx_train"] = trained
     return {
         "id": name,
         "object": "model",
@@ -128,6 +129,13 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         "meta": meta,
         "mesh": known,
     }
+
+
+def trained_context(here: ModelState | None, offers: Sequence[TargetOffer]) -> int:
+    """The context that a model was made for, in tokens, by its file here or by its hosts; 0 if it is not known."""
+    if here is not None and here.facts is not None and here.facts.context_length:
+        return here.facts.context_length
+    return max((offer.trained for offer in offers), default=0)
 
 
 def _phase_elsewhere(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: MeshIndex) -> str:
@@ -207,6 +215,23 @@ def _known_models(snapshot: Snapshot, index: MeshIndex, aliases: Mapping[str, st
     return f" Models {where}: {', '.join(names[:MAX_NAMES_SHOWN])}{more}."
 
 
+def _otherwise_quantized(snapshot: Snapshot, name: str, names: ModelNames) -> str:
+    """That the model is there with another quantization than `name` states; "" if it is not."""
+    asked = quantization_at_end(name)
+    found = names.means(without_quantization(name)) if asked else ()
+    if not found:
+        return ""
+    shown = [f"{model} ({stated})" if (stated := _quantization(snapshot, model)) else model for model in found]
+    use = f"Use {found[0]}." if len(found) == 1 else "Use one of these names."
+    return f"{name[:MAX_MODEL_NAME]!r} is not served as {asked}. Served: {', '.join(shown[:MAX_NAMES_SHOWN])}. {use}"
+
+
+def _quantization(snapshot: Snapshot, model: str) -> str:
+    """The quantization of a model, if its name does not say it already."""
+    here = snapshot.model(model)
+    return "" if here is None or here.facts is None or quantization_at_end(model) else here.facts.quantization
+
+
 def unknown_model_message(
     snapshot: Snapshot, name: str, index: MeshIndex, now: float, names: ModelNames, aliases: Mapping[str, str]
 ) -> str:
@@ -220,8 +245,8 @@ def unknown_model_message(
         shown = ", ".join(several[:MAX_NAMES_SHOWN])
         return f"{name[:MAX_MODEL_NAME]!r} can mean {shown}. Use one of these names."
     known = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
-    import difflib  # needed for unknown names only
-
-    close = difflib.get_close_matches(name[:MAX_MODEL_NAME], known, n=1, cutoff=0.5)
+    if text := _otherwise_quantized(snapshot, name, names):
+        return text
+    close = near_names(name, known, 1)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index, now, aliases)}"

@@ -571,9 +571,7 @@ class ProxiedRequest:
         relay = self._relay
         if not self.model:
             return
-        if relay is None:
-            self.wake()
-        else:
+        if relay is not None:
             relay.tick(now)
             if relay.ended:
                 return

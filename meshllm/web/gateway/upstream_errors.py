@@ -14,7 +14,7 @@ from meshllm.core.routing.routes import TargetKind
 from meshllm.web.gateway.crashed_requests import REQUEST_CRASHED
 from meshllm.wire.api import strict_json
 from meshllm.wire.api.engine_faults import INVALID_OUTPUT
-from meshllm.wire.api.errors import CONTEXT_CODE, error_body, find_error, status_of
+from meshllm.wire.api.errors import CONTEXT_CODE, error_body, find_error, status_of, too_long_sizes
 from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import events_backwards, parse_event, split_events
@@ -181,6 +181,11 @@ def retryable_error_in(api: Api, block: bytes, request_id: str) -> UpstreamError
         if value.get("type") in _OPENING_EVENTS:
             continue
         found = find_error(value)
+        if found is not None and found.get("code") == CONTEXT:
+            sizes = too_long_sizes(str(found["message"]))
+            extra = sizes | {key: found[key] for key in ("n_prompt_tokens", "n_ctx") if key in found}
+            body = error_body(api, 400, CONTEXT, found["message"], extra=extra, request_id=request_id)
+            return UpstreamError(400, body)
         if found is None or found.get("code") not in RETRY_CODES:
             return None
         status = 429 if found["code"] == OVERLOADED else max(500, min(599, status_of(found)))

@@ -51,10 +51,12 @@ _ANTHROPIC_TYPES = {
 CONTEXT_CODE = "context_length_exceeded"
 """The code of a prompt above the context, by which clients know that they must shorten it."""
 _TOO_LONG_TYPE = "exceed_context_size_error"
-_LONGER = (
+RAISE_CONTEXT = (
     "Shorten it. The owner of the node that serves the model can raise the limit with --ctx-size, up to the context "
     "that the model was made for."
 )
+CONTEXT_IS_WHOLE = "Shorten it. The model was made for no longer context."
+"""What to do instead of `RAISE_CONTEXT` if the limit is that of the model."""
 _CODES = {_TOO_LONG_TYPE: CONTEXT_CODE}
 """Codes that clients know under another name: agents compact their history when they see this one."""
 
@@ -175,13 +177,27 @@ def _client_error(status: int, found: dict[str, Any]) -> tuple[int, dict[str, An
     return status, found
 
 
-def _too_long(found: dict[str, Any], advice: str = _LONGER) -> dict[str, Any]:
+def _too_long(found: dict[str, Any], advice: str = RAISE_CONTEXT) -> dict[str, Any]:
     """The error for a prompt above the context, in OpenAI's words, by which clients know that they must shorten it."""
     wanted, limit = found.get("n_prompt_tokens"), found.get("n_ctx")
     text = str(found["message"])
     if isinstance(wanted, int) and isinstance(limit, int):
         text = _length_text(limit, wanted).rstrip()
     return {**found, "message": f"{text} {advice}", "type": "invalid_request_error", "code": CONTEXT_CODE}
+
+
+_SIZES = (
+    re.compile(r"maximum context length is (?P<n_ctx>\d{1,15}) tokens\. [^.]*? (?P<n_prompt_tokens>\d{1,15}) tokens"),
+    re.compile(r"prompt is too long: (?P<n_prompt_tokens>\d{1,15}) tokens > (?P<n_ctx>\d{1,15}) maximum"),
+)
+
+
+def too_long_sizes(message: str) -> dict[str, int]:
+    """`n_prompt_tokens` and `n_ctx` in the message of a gateway's `context_length_exceeded`; empty if it has none."""
+    for pattern in _SIZES:
+        if (found := pattern.search(message[:MAX_MESSAGE])) is not None:
+            return {name: int(number) for name, number in found.groupdict().items()}
+    return {}
 
 
 def _length_text(limit: object, wanted: object) -> str:

@@ -18,6 +18,9 @@ from meshllm.wire.api.structured_output import constrain, loosened_tools, only_s
 from meshllm.wire.api.tool_choice import Mode, ToolChoice, check_names, messages_choice
 
 CHAT_PATH = "/v1/chat/completions"
+# Efforts that this API has beyond those that chat templates know.
+_EFFORTS = {"xhigh": "high", "max": "high"}
+MAX_EFFORT = 64
 _UNSUPPORTED = {
     "mcp_servers": "The models here call only functions that you run.",
     "container": "There are no containers here.",
@@ -51,6 +54,7 @@ def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
     draft.replace("system", kept_system(body.get("system")))
     draft.replace("messages", kept_conversation(body.get("messages")))
     _keep_thinking(draft)
+    _keep_effort(draft)
     answer = _answer_schema(draft)
     tools = messages_tools(body["tools"]) if body.get("tools") is not None else []
     choice = messages_choice(body.get("tool_choice"))
@@ -123,6 +127,17 @@ def _keep_thinking(draft: Draft) -> None:
         raise invalid("thinking.budget_tokens", "'thinking.budget_tokens' must be a whole number.")
     if kind == "disabled":
         draft.set("chat_template_kwargs", {"enable_thinking": False, **(draft.get("chat_template_kwargs") or {})})
+
+
+def _keep_effort(draft: Draft) -> None:
+    """Give the effort to the chat template, as the engine does with that of the other APIs."""
+    config = draft.get("output_config")
+    effort = config.get("effort") if isinstance(config, dict) else None
+    if not isinstance(effort, str | None) or len(effort or "") > MAX_EFFORT:
+        raise invalid("output_config.effort", "'output_config.effort' must be a text.")
+    if effort:
+        named = {"reasoning_effort": _EFFORTS.get(effort, effort)}
+        draft.set("chat_template_kwargs", named | (draft.get("chat_template_kwargs") or {}))
 
 
 def _prefill(messages: list[Any]) -> str:

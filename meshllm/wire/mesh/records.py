@@ -81,7 +81,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.protocol,
             hosts,
             [
-                (m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size, INPUTS[m.vision], _flags(m))
+                (m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size, INPUTS[m.vision], _flags(m), m.trained)
                 for m in record.serves
             ],
             [(load.name, load.active, load.waiting) for load in record.loads],
@@ -231,6 +231,7 @@ def _model(value: Any) -> r.ServedModel | None:
         pressed=bool(flags & PRESSED),
         calls_tools=bool(flags & CALLS_TOOLS) if flags & (CALLS_TOOLS | NO_TOOL_CALLS) else None,
         chat_template=not flags & NO_CHAT_TEMPLATE,
+        trained=f.number(later[2], "context that the model was made for", 0, MAX_CONTEXT) if len(later) > 2 else 0,
     )
     return model if purpose in PURPOSE_OF else None
 
@@ -412,6 +413,7 @@ def _bounded(model: r.ServedModel) -> r.ServedModel:
         context_length=_within(model.context_length, MAX_CONTEXT),
         slots=_within(model.slots, MAX_REQUESTS),
         size=_within(model.size, MAX_NUMBER),
+        trained=_within(model.trained, MAX_CONTEXT),
     )
 
 
@@ -432,7 +434,7 @@ _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES
 _FIXED_BYTES += CERTIFICATE_BYTES + 3 + r.MACHINE_BYTES + 2 + 5 * 9
 _FIXED_BYTES += r.MAX_DEMANDED * ENTRY_BYTES + 3
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
-_MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 39, 16, 3, 48
+_MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 44, 16, 3, 48
 
 
 def _shrunk(record: NodeRecord) -> NodeRecord:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from hashlib import sha256
 
-from meshllm.core.board.chain import chain_of
+from meshllm.core.board.chain import ChainId, chain_of
 from meshllm.core.board.entries import NO_ENTRY, EntryHeader, EntryId, EntryKind, SignedEntry, body_hash, entry_id
 from meshllm.core.ids import MeshId, NodeId
 from tests.saved_board import sign_entry
 
-__all__ = ["chain_of", "entry_id"]
+__all__ = ["ChainId", "chain_of", "entry_id"]
 
 NOW_MS = 1_800_000_000_000
 MESH = MeshId(bytes(16))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.core.board.chain import Chain, chain_of
-from meshllm.core.board.entries import ENTRIES_AT_ONCE, ENTRIES_PER_MINUTE, SignedEntry
+from meshllm.core.board.entries import ENTRIES_AT_ONCE, ENTRIES_PER_MINUTE, RESERVED_AT_ONCE, SignedEntry
 from tests.core.board.made_entries import NOW_MS, entry
 
 MINUTE = 60_000
@@ -36,10 +36,11 @@ def test_times_may_not_decrease() -> None:
 
 
 def test_author_may_write_a_burst_and_then_the_steady_rate() -> None:
-    burst = [entry(seq, NOW_MS) for seq in range(1, ENTRIES_AT_ONCE + 1)]
+    most = ENTRIES_AT_ONCE + RESERVED_AT_ONCE
+    burst = [entry(seq, NOW_MS) for seq in range(1, most + 1)]
     chain = chain_with(*burst)
-    assert chain.contradiction(entry(ENTRIES_AT_ONCE + 1, NOW_MS)) is not None
-    assert chain.contradiction(entry(ENTRIES_AT_ONCE + 1, NOW_MS + MINUTE // ENTRIES_PER_MINUTE)) is None
+    assert chain.contradiction(entry(most + 1, NOW_MS)) is not None
+    assert chain.contradiction(entry(most + 1, NOW_MS + MINUTE // ENTRIES_PER_MINUTE)) is None
 
 
 def test_slow_flood_is_found_though_each_step_is_small() -> None:
@@ -51,7 +52,7 @@ def test_slow_flood_is_found_though_each_step_is_small() -> None:
             refused = seq
             break
         chain.put(each)
-    assert 20 < refused < 40
+    assert 30 < refused < 50
 
 
 @given(st.lists(st.integers(0, 20_000), min_size=2, max_size=60), st.randoms(use_true_random=False))

@@ -178,6 +178,11 @@ def test_author_that_posts_too_fast_is_refused_here_and_not_flagged_elsewhere() 
     mesh.run(1.0)
     assert len(mesh.boards[0].entries) == 20
     assert "too fast" in mesh.boards[1].refused[0][1]
+    # What leaked in the burst can be erased all the same.
+    target = only(mesh.boards[1], "text 3").id
+    mesh.tell(1, e.PostWanted(99, EntryDraft("", EntryKind.RETRACT, target=target)))
+    mesh.run(0.5)
+    assert "text 3" not in mesh.boards[0].texts
     assert mesh.boards[0].flagged == ()
     mesh.run(61.0)
     post(mesh, 1, "later")
@@ -357,3 +362,50 @@ def test_merged_meshes_go_on_with_one_board() -> None:
     mesh.sent.clear()
     mesh.run(30.0)
     assert board_messages(mesh) == {}
+
+
+def test_peer_that_lists_and_does_not_send_keeps_no_other_from_being_asked() -> None:
+    """It lists what all have, again and again, and answers nothing."""
+    mesh = mesh_of(3)
+    mesh.kill(2)
+    post(mesh, 1, "one", "two")
+    mesh.run(20.0)
+    chain = made_entries.chain_of(only(mesh.boards[1], "one"))
+    mesh.cut = lambda a, b: (a, b) == (0, 2)
+    mesh.start(2, board=True)
+    mesh.run(1.0)
+    for _ in range(600):
+        listed = BoardDifference(0, (0,), (ChainState(chain, 500, 1),), reply=True)
+        mesh.tell(2, e.MessageReceived(node_id(0), listed))
+        mesh.run(0.05)
+        if mesh.boards[2].texts == ["one", "two"]:
+            return
+    raise AssertionError(mesh.boards[2].texts)
+
+
+def test_what_a_peer_lists_is_remembered_within_bounds() -> None:
+    mesh = mesh_of(2)
+    core = mesh.cores[0]
+    for first in range(0, 40_000, 1000):
+        chains = tuple([ChainState(made_entries.ChainId(node_id(1), 1 + first + n), 5, 1) for n in range(1000)])
+        mesh.tell(0, e.MessageReceived(node_id(1), BoardDifference(0, (0,), chains, reply=True)))
+        mesh.now += 1.0
+    assert core._mesh is not None
+    peers = core._mesh._board._peers  # type: ignore[attr-defined]
+    assert 0 < len(peers[node_id(1)].targets) <= 2048
+
+
+def test_author_with_many_epochs_makes_no_node_send_without_end() -> None:
+    mesh = mesh_of(4)
+    moment = int(mesh.unix(0) * 1000)
+    mesh.sent.clear()
+    for epoch in range(1, 400):
+        header = replace(made_entries.entry(1, moment, epoch=epoch).header, author=node_id(3))
+        data, signature = sign_entry(header)
+        made = made_entries.entry(1, moment, epoch=epoch)
+        flood = replace(made, header=header, data=data, signature=signature, id=made_entries.entry_id(data))
+        mesh.tell(0, e.MessageReceived(node_id(3), BoardEntries((flood,), push=True)))
+        mesh.run(0.01)
+    pushed = sum(isinstance(m, BoardEntries) and m.push for number, _, m in mesh.sent if number == 0)
+    assert 0 < pushed <= 3 * 45
+    assert len(mesh.boards[0].entries) <= 16

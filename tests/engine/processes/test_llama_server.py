@@ -145,6 +145,8 @@ def test_draft_counts_are_parsed_from_metrics() -> None:
     assert parse_draft_counts(metrics("109", "86")) == DraftCounts(109, 86, 200, 2.5)
     assert parse_draft_counts(metrics("1.23457e+07", "1e+06")) == DraftCounts(12_345_700, 1_000_000, 200, 2.5)
     assert parse_draft_counts(metrics("5", "6")) == DraftCounts(5, 5, 200, 2.5)  # of a moment between the two
+    prompts = "llamacpp:prompt_tokens_total 8000\nllamacpp:prompt_seconds_total 67.5\n"
+    assert parse_draft_counts(prompts + metrics("9", "8")) == DraftCounts(9, 8, 200, 2.5, 8000, 67.5)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,13 @@ def test_draft_counts_are_parsed_from_metrics() -> None:
 def test_metrics_without_draft_counters_raise_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_draft_counts(text)
+
+
+def test_measured_batch_is_for_processors_alone() -> None:
+    assert whole_line(processor_batch=96).endswith(" --batch-size 96")
+    for more in ({"devices": ("CUDA0",), "layers": (9,)}, {"workers": (Path("/w.sock"),)}, {"purpose": Purpose.EMBED}):
+        assert "--batch-size" not in whole_line(processor_batch=96, **more)
+    assert "--batch-size 512 --ubatch-size 512" in whole_line(processor_batch=96, micro_batch=512)
 
 
 def test_arguments_of_a_split_allow_longer_drafts() -> None:

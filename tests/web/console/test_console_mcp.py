@@ -11,9 +11,9 @@ import pytest
 from aiohttp import ClientSession
 
 from meshllm.web.console import mcp
+from tests.local_board import LocalBoard
 from tests.mcp_http_rig import KEY, TOKEN, served
 from tests.mcp_rig import META, NEW, OLD, Clock
-from tests.memory_board import MemoryBoard
 
 OWNER = {"x-mesh-llm-token": TOKEN}
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -22,12 +22,12 @@ PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 
 @pytest.fixture
-def board() -> MemoryBoard:
-    return MemoryBoard(Clock())
+def board() -> LocalBoard:
+    return LocalBoard("ada", now=Clock())
 
 
 @pytest.fixture
-async def url(board: MemoryBoard) -> AsyncIterator[str]:
+async def url(board: LocalBoard) -> AsyncIterator[str]:
     async with served(board) as address:
         yield address
 
@@ -86,7 +86,7 @@ async def test_callers_are_on_this_machine_and_know_a_secret(url: str, headers: 
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_without_an_api_key_only_the_token_counts(board: MemoryBoard) -> None:
+async def test_without_an_api_key_only_the_token_counts(board: LocalBoard) -> None:
     async with served(board, key=None) as url:
         assert (await post(url, PING, {"Authorization": "Bearer "})).status == 401
         assert (await post(url, PING)).status == 200
@@ -155,12 +155,12 @@ async def test_the_new_era_checks_its_headers(url: str) -> None:
     assert (answer.status, answer.json["error"]["code"]) == (400, -32602)
 
 
-async def test_the_room_is_in_the_address_and_the_program_in_the_header(url: str, board: MemoryBoard) -> None:
+async def test_the_room_is_in_the_address_and_the_program_in_the_header(url: str, board: LocalBoard) -> None:
     call = {**PING, "method": "tools/call", "params": {"name": "blackboard_post", "arguments": {"text": "x"}}}
     await post(f"{url}?room=acme/rocket", call, {**OWNER, "User-Agent": "claude-code/2.1 (cli)"})
     message, headers = new("tools/call", {"name": "blackboard_post", "arguments": {"text": "y"}})
     await post(url, message, headers)
-    assert [(each.room, each.program) for each in board._posts] == [("acme/rocket", "claude-code"), ("", "claude-code")]
+    assert [(each.room, each.program) for each in board.posts] == [("acme/rocket", "claude-code"), ("", "claude-code")]
     assert (await post(f"{url}?room={'x' * 200}", call)).status == 400
 
 
@@ -168,7 +168,7 @@ async def test_the_room_is_in_the_address_and_the_program_in_the_header(url: str
 
 
 async def test_a_subscription_is_a_stream_that_ends_with_the_server(
-    board: MemoryBoard, monkeypatch: pytest.MonkeyPatch
+    board: LocalBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meshllm.board.mcp_connection.PAUSE_SECONDS", 0.01)
     message, headers = new("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["board://feed"]}}, "l")
@@ -180,7 +180,7 @@ async def test_a_subscription_is_a_stream_that_ends_with_the_server(
             assert answer.content_type == "text/event-stream"
             events.append(await _event(answer))
             await asyncio.sleep(0.1)
-            board.add("news")
+            board.arrive("news")
             events.append(await _event(answer))
             alone = await post(url, message, {**headers, "Accept": "application/json"})
             assert "text/event-stream" in alone.json["error"]["message"]
@@ -203,7 +203,7 @@ async def _event(answer: Any) -> dict[str, Any]:
             return found
 
 
-async def test_a_call_ends_when_its_caller_goes_away(board: MemoryBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_ends_when_its_caller_goes_away(board: LocalBoard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp, "LOOK_SECONDS", 0.05)
     ended = asyncio.Event()
     feed = board.feed
@@ -226,7 +226,7 @@ async def test_a_call_ends_when_its_caller_goes_away(board: MemoryBoard, monkeyp
 
 
 async def test_a_long_call_reports_its_progress_as_events(
-    url: str, board: MemoryBoard, monkeypatch: pytest.MonkeyPatch
+    url: str, board: LocalBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meshllm.board.mcp_tools.PROGRESS_SECONDS", 0.05)
     params = {"name": "blackboard_feed", "arguments": {"wait_seconds": 0.3}, "_meta": {"progressToken": 5}}

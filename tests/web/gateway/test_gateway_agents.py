@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from meshllm.core.snapshot import ModelFacts, ModelState, Purpose
 from meshllm.web.gateway.api_request import conversation_key
 from meshllm.web.gateway.auto_model import MODEL_HEADER
 from meshllm.web.gateway.backends import parse_models
+from meshllm.web.gateway.relay import ResponseWriter
 from meshllm.wire.api.routes import Api
 
 ONE, TWO = node_id(1), node_id(2)
@@ -309,6 +311,54 @@ async def test_overflow_at_a_peer_is_tried_elsewhere_before_a_stream_begins(plac
     response = await place.here.call(ask("/v1/responses", stream=True))
     assert b"response.completed" in response.body
     assert len(two.calls) == 1
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("larger", [True, False])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_overflow_in_a_begun_stream_of_a_peer(
+    place: Town, monkeypatch: pytest.MonkeyPatch, path: str, larger: bool
+) -> None:
+    """The peer has sent comments before its engine refused: another host may still hold the prompt."""
+    begun, send_head = asyncio.Event(), ResponseWriter._send_head
+
+    def watched(writer: ResponseWriter, host: str = "") -> None:
+        send_head(writer, host)
+        if writer._from_peer:
+            begun.set()
+
+    async def late(call: Call) -> None:
+        await begun.wait()
+        await too_long(call)
+
+    monkeypatch.setattr(ResponseWriter, "_send_head", watched)
+    await place.serve(1, script=late)
+    two = await place.serve(2)
+    other = host(TWO, "m", context=8192, rtt=0.5) if larger else host(TWO, "large", context=32768)
+    place.here.meet(host(ONE, "m", context=4096, rtt=0.001), other)
+    response = await place.here.call(ask(path, stream=True))
+    if larger:
+        assert b"Hello" in response.body
+        assert len(two.calls) == 1
+    else:
+        assert b"context_length_exceeded" in response.body
+        assert b"5000 tokens" in response.body
+        assert b"Models with enough context: large (32768)." in response.body
+
+
+@pytest.mark.parametrize(("trained", "raised"), [(4096, False), (8192, True), (0, True)])
+async def test_overflow_advises_more_context_only_if_the_model_has_more(
+    place: Town, trained: int, raised: bool
+) -> None:
+    await place.serve(1, script=too_long)
+    place.here.meet(host(ONE, ServedModel("m", Purpose.GENERATE, 4096, 4, 10, trained=trained)))
+    response = await place.here.call(ask())
+    message = response.json["error"]["message"]
+    assert response.status == 400
+    assert ("--ctx-size" in message) is raised
+    assert ("The model was made for no longer context." in message) is not raised
+    card = next(card for card in (await place.here.get("/v1/models")).json["data"] if card["id"] == "m")
+    assert card["meta"] == {"n_ctx": 4096} | ({"n_ctx_train": trained} if trained else {})
 
 
 # -- signs of life

@@ -611,6 +611,24 @@ async def test_unknown_model_error_lists_models_of_the_mesh(place: Town) -> None
     assert "Did you mean qwen-9b? Models in the mesh: qwen-9b, llama." in response.json["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("smollm2:135m", "Unknown model 'smollm2:135m'. Did you mean SmolLM2-135M-Instruct?"),
+        ("llama:Q8_0", "'llama:Q8_0' is not served as Q8_0. Served: llama.Q4_K_M. Use llama.Q4_K_M."),
+        ("smollm2-135m-instruct:q8_0", "Served: SmolLM2-135M-Instruct (Q4_1). Use SmolLM2-135M-Instruct."),
+    ],
+)
+async def test_unknown_model_error_names_the_model_that_is_meant(place: Town, asked: str, told: str) -> None:
+    place.here.meet(host(ONE, "llama.Q4_K_M"))
+    facts = ModelFacts("/m", 5, "llama", 65536, "Q4_1")
+    mine = await place.here.engine()
+    place.here.publish(replace(served("SmolLM2-135M-Instruct", mine.address), facts=facts))
+    response = await place.here.call(ask(model=asked))
+    assert (response.status, response.json["error"]["code"]) == (404, "model_not_found")
+    assert told in response.json["error"]["message"]
+
+
 async def test_dropped_model_is_not_found_and_the_error_says_how_to_get_it_back(place: Town) -> None:
     place.here.meet(host(ONE, "llama"))
     place.here.gateway.publish(

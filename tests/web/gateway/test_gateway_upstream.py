@@ -192,7 +192,7 @@ async def test_failure_before_the_first_byte_is_retried(table: Bench, script: Sc
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_again")
 @pytest.mark.parametrize("script", FATAL.values(), ids=FATAL.keys())
 async def test_failure_without_another_target_is_an_error(table: Bench, script: Script) -> None:
     await table.serve(script)
@@ -332,7 +332,7 @@ async def test_worker_loss_in_a_stream_is_a_typed_error(table: Bench, path: str)
     await table.idle()
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_again")
 async def test_unreachable_backend_is_an_error(table: Bench) -> None:
     table.publish(served("m", str(table.folder / "nobody.sock")), backends=(backend("http://127.0.0.1:9", "m"),))
     assert (await table.call(ask())).status == 502
@@ -357,6 +357,7 @@ STREAM_FAULTS: dict[str, bytes | None] = {
 
 
 @pytest.mark.parametrize("fault", STREAM_FAULTS.values(), ids=STREAM_FAULTS.keys())
+@pytest.mark.usefixtures("quick_again")
 async def test_failure_after_the_first_byte_is_a_typed_error(table: Bench, fault: bytes | None) -> None:
     heard = asyncio.Event()
 

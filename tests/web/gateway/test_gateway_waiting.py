@@ -248,6 +248,20 @@ async def test_requests_that_waited_for_their_model_all_fit_into_its_queue(
     assert gate.order == list(range(8))
 
 
+async def test_requests_that_waited_queue_in_their_order_although_the_gateway_has_just_swept(table: Bench) -> None:
+    """A sweep wakes all that wait; the model may be loaded before they have looked for it."""
+    gate = Gate()
+    engine = await table.engine(gate)
+    table.publish(coming("m", "loading"))
+    callers = await queue(table, 8)
+    table.gateway._sweep()
+    table.publish(served("m", engine.address, slots=1))
+    gate.let(8)
+    for caller in callers:
+        assert (await caller.response()).status == 200
+    assert gate.order == list(range(8))
+
+
 async def test_requests_that_lost_their_target_all_fit_into_the_queue_of_the_next(
     table: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +343,7 @@ async def test_queue_of_a_removed_target_moves_in_order(table: Bench) -> None:
     await table.idle()
 
 
+@pytest.mark.usefixtures("quick_again")
 async def test_waiting_requests_of_a_dead_target_all_get_errors(table: Bench) -> None:
     """Each is let in, finds nobody, lets the next one in: without recursion, and with an end."""
     first = await table.engine(never)

@@ -138,6 +138,7 @@ def test_the_billing_header_is_left_out(api: Api, system: Any, kept: Any) -> Non
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
         ({"thinking": {"type": "deep"}}, "thinking.type"),
         ({"thinking": {"type": "enabled", "budget_tokens": "9"}}, "thinking.budget_tokens"),
+        ({"output_config": {"effort": 7}}, "output_config.effort"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
         ({"output_format": {"type": "json_schema"}}, "output_format.schema"),
     ],
@@ -154,6 +155,22 @@ def test_built_in_tools_beside_others_are_left_out() -> None:
     assert isinstance(found, Prepared)
     assert found.body is not None
     assert found.body["tools"] == tools[1:]
+
+
+@pytest.mark.parametrize(("effort", "given"), [("low", "low"), ("medium", "medium"), ("max", "high"), ("odd", "odd")])
+def test_effort_is_given_to_the_chat_template(effort: str, given: str) -> None:
+    body = {"messages": [ASKED], "output_config": {"effort": effort}}
+    found = prepare(Api.MESSAGES, body)
+    assert isinstance(found, Prepared)
+    assert found.body is not None
+    assert found.body["chat_template_kwargs"] == {"reasoning_effort": given}
+    named = prepare(Api.MESSAGES, {**body, "chat_template_kwargs": {"reasoning_effort": "none"}})
+    assert isinstance(named, Prepared)
+    assert (named.body or {})["chat_template_kwargs"] == {"reasoning_effort": "none"}
+    forced = {"tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "any"}}
+    chat = prepare(Api.MESSAGES, {**body, **forced})
+    assert isinstance(chat, Prepared)
+    assert (chat.body or {})["chat_template_kwargs"] == {"reasoning_effort": given}
 
 
 def test_disabled_thinking_is_disabled() -> None:

@@ -615,7 +615,7 @@ def test_fit_drops_served_models_last() -> None:
     )
     fitting = fit(full)
     assert (fitting.serves, fitting.wants, fitting.failure_reports) == (full.serves, full.wants, full.failure_reports)
-    assert 20 < len(fitting.on_disk) < 64
+    assert 16 < len(fitting.on_disk) < 64
     assert r.MAX_RECORD_BYTES - 6000 < len(encode_record(fitting)) <= r.MAX_RECORD_BYTES
     everything = replace(full, serves=tuple(r.ServedModel(name) for name in long))
     assert 80 < len(fit(everything).serves) < MAX_MODELS
