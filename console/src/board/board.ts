@@ -119,8 +119,10 @@ function forget(): void {
 export function show(next: BoardFilter): void {
   const same = (Object.keys(next) as (keyof BoardFilter)[]).every((name) => next[name] === filter[name])
   if (same && running !== null) return
-  filter = next
-  limit = FEW
+  if (!same) {
+    filter = next
+    limit = FEW
+  }
   restart()
 }
 
