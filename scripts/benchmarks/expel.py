@@ -101,8 +101,11 @@ def _events(node: Node) -> http.client.HTTPConnection:
 def _until_gone(connection: http.client.HTTPConnection, name: str) -> float:
     """When the node's status has the member neither alive nor linked (monotonic)."""
     with connection.getresponse() as response:
+        event = b""
         for line in response:
-            if line.startswith(b"data: "):
+            if line.startswith(b"event: "):
+                event = line[7:].strip()
+            elif line.startswith(b"data: ") and event == b"status":
                 peers = (json.loads(line[6:])["mesh"] or {"peers": []})["peers"]
                 if not any(peer["name"] == name and (peer["linked"] or peer["status"] == "alive") for peer in peers):
                     return time.monotonic()

@@ -59,6 +59,9 @@ class BoardNode:
 
         async def end() -> None:
             await console.close()
+            if console._handlers is not None:
+                for transport in list(console._handlers.asked):  # to a command that was ended, and reads no more
+                    transport.abort()  # type: ignore[attr-defined]
             for _ in range(5):  # closed connections are closed in the next turns of the loop
                 await asyncio.sleep(0)
 

@@ -210,8 +210,11 @@ class Node(Daemon):
         try:
             connection.request("GET", "/api/events", headers=self.owner)
             with connection.getresponse() as response:
+                event = b""
                 for line in response:
-                    if line.startswith(b"data: "):
+                    if line.startswith(b"event: "):
+                        event = line[7:].strip()
+                    elif line.startswith(b"data: ") and event == b"status":
                         last = json.loads(line[6:])
                         if fact(last):
                             return last
