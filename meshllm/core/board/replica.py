@@ -116,7 +116,7 @@ class BoardReplica:
         self._peers: dict[NodeId, BoardPeer] = {}
         self._certificates: dict[NodeId, bytes] = {}
         self._known: set[bytes] = set()  # the certificates of authors
-        self._new_certificates: list[bytes] = []
+        self._new_certificates: dict[NodeId, bytes] = {}
         self._open = False
         self._epoch = self._last_seq = self._last_time = 0
         self._unix_offset = 0.0  # of the wall clock to the event times
@@ -163,7 +163,7 @@ class BoardReplica:
         self._epoch, self._last_seq, self._last_time = event.epoch, event.last_seq, event.last_time
         self._open = True
         self._keep_certificates(event.certificates, now)
-        self._new_certificates = []
+        self._new_certificates = {}
         for entry in sorted(event.entries, key=lambda each: (each.header.epoch, each.header.seq)):
             author = entry.header.author
             if entry.header.mesh == self._mesh() and (author == self._node or self._is_author(author, now)):
@@ -508,7 +508,7 @@ class BoardReplica:
             self._known.discard(self._certificates.get(author, b""))
             self._known.add(data)
             self._certificates[author] = data
-            self._new_certificates.append(data)
+            self._new_certificates[author] = data
 
     def _is_author(self, author: NodeId, now: float) -> bool:
         return self._members.may_share(author, self._certificates.get(author, b""), self._unix(now))
@@ -546,7 +546,7 @@ class BoardReplica:
         facts = (len(self._ahead), self.log.flagged)
         if opened or numbers or delta.added or delta.erased or delta.removed or facts != self._facts:
             self._facts = facts
-            certificates, self._new_certificates = tuple(self._new_certificates), []
+            certificates, self._new_certificates = tuple(self._new_certificates.values()), {}
             self._out.append(
                 c.BoardChanged(
                     tuple(delta.added), tuple(delta.erased), tuple(delta.removed), certificates, *facts, numbers
