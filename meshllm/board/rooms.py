@@ -40,6 +40,14 @@ def room_of(directory: Path) -> str:
     return ""
 
 
+def room_here() -> str:
+    """The room of the working directory; empty outside a repository, or if the directory was removed."""
+    try:
+        return room_of(Path.cwd())
+    except OSError:
+        return ""
+
+
 def room_of_remote(url: str) -> str:
     """The room of a remote's address: the last two parts of its path; the last one of a path of this machine."""
     url = url.strip()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from meshllm.board.rooms import room_here
+from meshllm.cli import board_options as options
 from meshllm.cli.flags import Commands, LazyCommand
+from meshllm.core.board.service import ALL_ROOMS, DEFAULT_HOURS, DEFAULT_LISTED, SEARCH_HOURS
 from meshllm.errors import EnvironmentFailure, UsageError
 
 if TYPE_CHECKING:
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
 
     from meshllm.cli.board_view import BoardPrinter
 
-DEFAULT_HOURS = 24.0
-LIFETIME_HOURS = 48.0
-ALL_ROOMS = "*"
 # A text on standard input; the node says how long a message may be.
 MAX_INPUT_BYTES = 1 << 16
 MINUTE = 60
@@ -39,82 +38,28 @@ app = Commands(
     epilog='mesh-llm blackboard "STATUS: working on the parser" posts a message; without a text it lists the messages.',
 )
 
-READ, WRITE, BOTH = "Reading", "Writing", "Both"
-Port = Annotated[
-    int | None,
-    typer.Option(
-        "--node-port",
-        "--port",
-        min=1,
-        max=65535,
-        metavar="PORT",
-        help="Console port of the node to ask. Default: the one of MESH_LLM_HOME.",
-    ),
-]
-Room = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ROOM",
-        help="The room, as org/repo; '' is the common room. Default: that of the git repository you are in, else the "
-        "common room to write, and all rooms to read.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
-Name = Annotated[str, typer.Option(metavar="TEXT", help="Your name. Default: the --name of the node.")]
-Key = Annotated[str, typer.Argument(metavar="KEY", help="What it is about: issue-123, a file, a task.")]
-Duration = Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 30m, 2h; at most 4h.")]
-
 
 @app.callback()
 def blackboard(
     context: typer.Context,
-    text: Annotated[
-        str | None,
-        typer.Argument(metavar="TEXT", help="Message to post, in quotes; - reads standard input.", show_default=False),
-    ] = None,
-    search: Annotated[
-        str | None, typer.Option(metavar="WORDS", help="Find messages with any of the words.", rich_help_panel=READ)
-    ] = None,
-    author: Annotated[
-        str, typer.Option("--from", metavar="NAME", help="Only of this writer or node.", rich_help_panel=READ)
-    ] = "",
-    since: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01, max=1e4, metavar="HOURS", help="How far back. Default: 24 (search: 48).", rich_help_panel=READ
-        ),
-    ] = None,
-    all_rooms: Annotated[bool, typer.Option("--all", help="Of all rooms.", rich_help_panel=READ)] = False,
-    mine: Annotated[bool, typer.Option("--mine", help="Only of this node.", rich_help_panel=READ)] = False,
-    to_me: Annotated[bool, typer.Option("--to-me", help="Only those that name you.", rich_help_panel=READ)] = False,
-    thread: Annotated[str, typer.Option(metavar="ID", help="Only of this thread.", rich_help_panel=READ)] = "",
-    limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, max=500, help="At most so many.", rich_help_panel=READ)
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on showing new ones until Ctrl-C.", rich_help_panel=READ)
-    ] = False,
-    reply: Annotated[str, typer.Option(metavar="ID", help="Answer this message.", rich_help_panel=WRITE)] = "",
-    to: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Name someone: they are told. Repeatable.", rich_help_panel=WRITE),
-    ] = None,
-    kind: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND",
-            help="note, status, question, finding, tip or done. Default: by the text's first word (STATUS: ...).",
-            rich_help_panel=BOTH,
-        ),
-    ] = "",
-    room: Room = None,
-    name: Name = "",
-    json: Json = False,
-    node_port: Port = None,
-    mcp: Annotated[
-        bool,
-        typer.Option("--mcp", help="Serve the blackboard to a coding agent: MCP on standard input and output."),
-    ] = False,
+    text: options.Text = None,
+    search: options.Search = None,
+    author: options.Author = "",
+    since: options.Since = None,
+    all_rooms: options.AllRooms = False,
+    mine: options.Mine = False,
+    to_me: options.ToMe = False,
+    thread: options.Thread = "",
+    limit: options.Limit = None,
+    follow: options.Follow = False,
+    reply: options.Reply = "",
+    to: options.To = None,
+    kind: options.Kind = "",
+    room: options.Room = None,
+    name: options.Name = "",
+    json: options.Json = False,
+    node_port: options.Port = None,
+    mcp: options.Mcp = False,
 ) -> None:
     """Post TEXT, or list the messages."""
     if context.invoked_subcommand is not None:
@@ -153,8 +98,8 @@ def blackboard(
     if search is not None:
         narrowing = {"--mine": mine, "--to-me": to_me, "--thread": thread, "--follow": follow, "--kind": kind}
         _refuse(narrowing, "--search")
-    hours = since if since is not None else DEFAULT_HOURS if search is None else LIFETIME_HOURS
-    query: dict[str, object] = {"author": author, "hours": hours, "limit": limit or 20, "name": name}
+    hours = since if since is not None else DEFAULT_HOURS if search is None else SEARCH_HOURS
+    query: dict[str, object] = {"author": author, "hours": hours, "limit": limit or DEFAULT_LISTED, "name": name}
     wanted = ALL_ROOMS if all_rooms or (thread and room is None) else room
     query["room"] = (room_here() or ALL_ROOMS) if wanted is None else wanted
     if search is not None:
@@ -162,16 +107,6 @@ def blackboard(
         return
     query |= {"mine": mine, "to_me": to_me, "thread": thread, "kind": kind}
     _list(query, node_port, json=json, follow=follow)
-
-
-def room_here() -> str:
-    """The room of the working directory; empty outside of a repository."""
-    from meshllm.board.rooms import room_of
-
-    try:
-        return room_of(Path.cwd())
-    except OSError:  # the folder was deleted
-        return ""
 
 
 def _refuse(options: Mapping[str, object], beside: str, advice: str = "") -> None:
@@ -353,8 +288,8 @@ def _follow(query: dict[str, object], node_port: int | None, page: dict[str, Any
 @app.command()
 def retract(
     message: Annotated[str, typer.Argument(metavar="ID", help="One of this node's own messages.")],
-    json: Json = False,
-    node_port: Port = None,
+    json: options.Json = False,
+    node_port: options.Port = None,
 ) -> None:
     """Erase the text of one of your messages, on all nodes."""
     from meshllm.cli.board_calls import board_call
@@ -373,8 +308,8 @@ def retract(
 @app.command()
 def preview(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="- reads standard input.")],
-    json: Json = False,
-    node_port: Port = None,
+    json: options.Json = False,
+    node_port: options.Port = None,
 ) -> None:
     """Show what of a text would be replaced before it is posted. Nothing is posted."""
     from meshllm.cli.board_calls import board_call
@@ -392,7 +327,7 @@ def preview(
 
 
 @app.command()
-def rooms(json: Json = False, node_port: Port = None) -> None:
+def rooms(json: options.Json = False, node_port: options.Port = None) -> None:
     """List the rooms with messages."""
     from meshllm.cli.board_calls import board_call
     from meshllm.cli.console_client import console_port
@@ -411,12 +346,12 @@ def rooms(json: Json = False, node_port: Port = None) -> None:
 
 @app.command()
 def claim(
-    key: Key,
-    length: Duration = "30m",
-    room: Room = None,
-    name: Name = "",
-    json: Json = False,
-    node_port: Port = None,
+    key: options.Key,
+    length: options.Duration = "30m",
+    room: options.Room = None,
+    name: options.Name = "",
+    json: options.Json = False,
+    node_port: options.Port = None,
 ) -> None:
     """Tell the mesh that you work on KEY. A claim ends by itself; it is an agreement, not a lock."""
     _claim("acquire", key, length, room, name, node_port, json=json)
@@ -424,12 +359,12 @@ def claim(
 
 @app.command()
 def renew(
-    key: Key,
-    length: Duration = "30m",
-    room: Room = None,
-    name: Name = "",
-    json: Json = False,
-    node_port: Port = None,
+    key: options.Key,
+    length: options.Duration = "30m",
+    room: options.Room = None,
+    name: options.Name = "",
+    json: options.Json = False,
+    node_port: options.Port = None,
 ) -> None:
     """Extend your claim of KEY: it ends TIME from now."""
     _claim("renew", key, length, room, name, node_port, json=json)
@@ -437,11 +372,11 @@ def renew(
 
 @app.command()
 def release(
-    key: Key,
-    room: Room = None,
-    name: Name = "",
-    json: Json = False,
-    node_port: Port = None,
+    key: options.Key,
+    room: options.Room = None,
+    name: options.Name = "",
+    json: options.Json = False,
+    node_port: options.Port = None,
 ) -> None:
     """End your claim of KEY."""
     _claim("release", key, "", room, name, node_port, json=json)
@@ -449,10 +384,10 @@ def release(
 
 @app.command()
 def claims(
-    room: Room = None,
-    all_rooms: Annotated[bool, typer.Option("--all", help="Of all rooms.")] = False,
-    json: Json = False,
-    node_port: Port = None,
+    room: options.Room = None,
+    all_rooms: options.AllRoomsOfClaims = False,
+    json: options.Json = False,
+    node_port: options.Port = None,
 ) -> None:
     """List who is on what, and until when."""
     from meshllm.cli.board_calls import board_call

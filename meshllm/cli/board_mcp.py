@@ -58,6 +58,7 @@ def serve_mcp(*, name: str = "", room: str | None = None, node_port: int | None 
     from meshllm import __version__
     from meshllm.board import stdio
     from meshllm.board.mcp import McpSetting
+    from meshllm.board.rooms import room_here
     from meshllm.cli.board_client import ConsoleBoard
 
     target = stdio.private_output()
@@ -68,17 +69,10 @@ def serve_mcp(*, name: str = "", room: str | None = None, node_port: int | None 
         time.time,  # noqa: TID251 - the age of messages, for display
         time.monotonic,
         lambda: secrets.token_hex(4),
-        _room_here() if room is None else room,
+        room_here() if room is None else room,
         name,
     )
     asyncio.run(stdio.serve(setting, room_of=_room_of if room is None else None, target=target))
-
-
-def _room_here() -> str:
-    try:
-        return _room_of(str(Path.cwd()))
-    except OSError:  # the directory was removed
-        return ""
 
 
 def _room_of(directory: str) -> str:

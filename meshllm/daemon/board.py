@@ -21,6 +21,7 @@ from meshllm.core import events as e
 from meshllm.core.board import service as s
 from meshllm.core.board.claims import ClaimFold
 from meshllm.core.board.entries import NO_ENTRY, EntryDraft, EntryId, EntryKind, SignedEntry
+from meshllm.core.board.replica import NOT_OPEN
 from meshllm.core.ids import NodeId
 from meshllm.daemon.board_claims import SETTLE_SECONDS, ClaimKeeper
 from meshllm.daemon.board_saving import ERASED_SECONDS, BoardSaver
@@ -41,8 +42,6 @@ MASKED_AT_ONCE: Final = 10_000
 MAX_CURSOR_NAME: Final = 200
 # How often the last use of a reader's place is saved.
 SEEN_SECONDS: Final = 3600.0
-
-NOT_OPEN: Final = "The blackboard is not open yet."
 
 
 @dataclass(slots=True)
@@ -69,18 +68,16 @@ class NodeBlackboard:
         on_change: Callable[[str], None] = lambda cursor: None,
         settle: float = SETTLE_SECONDS,
         erased_seconds: float = ERASED_SECONDS,
-        off: str = "",
     ) -> None:
         """`writer`: the name of writers that give none; `names`: the host's and the user's, each with a label, which
         are replaced in texts; `post` takes events of the core; `wall_clock`: unix seconds; `on_change` is called with
-        the cursor when something changed. `off`: why this node has no blackboard; it is then never opened."""
+        the cursor when something changed."""
         self._me = me
         self._node_name = node_name
         self._post_event = post
         self._wall_clock = wall_clock
         self._on_change = on_change
-        self._reason = off or NOT_OPEN
-        self._is_off = bool(off)
+        self._reason = NOT_OPEN
         self._is_open = False
         self._is_closed = False
         self._store = store
@@ -113,8 +110,6 @@ class NodeBlackboard:
     async def open(self) -> bool:
         """Read the store and post `BoardOpened`. If it cannot be opened, returns False: the board stays off, with the
         reason."""
-        if self._is_off:
-            return False
         unix = self._wall_clock()
         try:
             stored = await in_thread(lambda stop: self._store.open(self._me, unix), "board")

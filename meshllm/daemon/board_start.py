@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.daemon.board_mcp import BoardMcp
+from meshllm.daemon.board_shield import STOPPING
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.wall_clock import system_time
 from meshllm.errors import BoardOff
@@ -35,7 +36,6 @@ BOARD_FILE: Final = "board.db"
 CLOCK_SECONDS: Final = 60.0
 
 STARTING: Final = "The node is starting."
-STOPPING: Final = "The node is stopping."
 # How long a caller waits for the blackboard of a node that is starting.
 STARTING_SECONDS: Final = 20.0
 SWITCHED_OFF: Final = "This node was started with --no-blackboard."
@@ -210,6 +210,5 @@ class BoardPart:
         self._set_ready(NoBoard(STOPPING))
         if self._timer is not None:
             self._timer.cancel()
-        await self.mcp.close()
         if self._opened is not None:
             await self._opened.close()

@@ -15,7 +15,8 @@ import pytest
 from board_rig import BoardNode
 from typer.testing import CliRunner, Result
 
-from meshllm.cli import blackboard, entry
+from meshllm.board.rooms import room_here
+from meshllm.cli import entry
 from meshllm.cli.board_follow import Follower
 from meshllm.core.board.entries import ENTRIES_AT_ONCE
 from meshllm.errors import (
@@ -105,7 +106,7 @@ def test_outside_of_a_repository_the_common_room_is_written_and_all_are_read(
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert blackboard.room_here() == ""
+    assert room_here() == ""
 
 
 @pytest.mark.parametrize(

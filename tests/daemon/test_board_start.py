@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.core.board.service import FeedQuery, PostWish
-from meshllm.daemon.board_start import STOPPING, SWITCHED_OFF, BoardPart
+from meshllm.core.board.service import BoardWriter, FeedQuery, PostWish, SearchQuery
+from meshllm.daemon.board_shield import STOPPING
+from meshllm.daemon.board_start import SWITCHED_OFF, BoardPart
 from meshllm.daemon.settings import Settings
 from meshllm.errors import BoardOff
 from meshllm.tasks import Owner
@@ -40,9 +41,14 @@ async def test_callers_that_wait_are_told_that_the_node_stops(tmp_path: Path) ->
 
 
 async def test_node_without_a_board_says_why_at_once(tmp_path: Path) -> None:
-    off = part(tmp_path, blackboard=False)
-    with pytest.raises(BoardOff, match=SWITCHED_OFF):
-        await off.board.post(PostWish("text"))
+    off = part(tmp_path, blackboard=False).board
+    for call in (
+        off.post(PostWish("text")), off.feed(FeedQuery()), off.search(SearchQuery("x")), off.retract("abcd"),
+        off.notice(BoardWriter("ann"), ""),
+    ):  # fmt: skip
+        with pytest.raises(BoardOff, match=SWITCHED_OFF):
+            await call
+    assert off.facts().reason == SWITCHED_OFF
     starting = part(tmp_path)
     starting.open(None, "no UDP port can be opened")
     with pytest.raises(BoardOff, match="no UDP port"):

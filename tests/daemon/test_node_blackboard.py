@@ -286,26 +286,6 @@ async def test_names_that_say_nothing_are_no_secrets(mesh: SmallMesh) -> None:
     assert board.preview(text).text == text.replace("Wintermute", "[host]").replace("wintermute-", "[host]-")
 
 
-async def test_board_that_is_off_says_why(mesh: SmallMesh, tmp_path: Path) -> None:
-    board = NodeBlackboard(
-        store_in(tmp_path),
-        me=node(1),
-        writer="ann",
-        node_name=lambda item: "node1",
-        names=(),
-        post=lambda event: None,
-        wall_clock=mesh.now,
-        off="This mesh is public.",
-    )
-    await board.open()
-    for call in (board.feed(FeedQuery()), board.search(SearchQuery("x")), board.retract("abcd"), board.notice(ANN, "")):
-        with pytest.raises(BoardOff, match="public"):
-            await call
-    assert board.facts().reason == "This mesh is public."
-    await board.close()
-    assert names_in(tmp_path) == []
-
-
 # -- reading
 
 

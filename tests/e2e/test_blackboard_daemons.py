@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 from here import Site, joined, site
 
+from tests.board_calls import call, texts
 from tests.netlab.nodes import Node
 
 WAIT_SECONDS = 60.0
@@ -24,21 +22,6 @@ def here(tmp_path: Path) -> Iterator[Site]:
     """This machine, for nodes of a test."""
     with site(tmp_path) as made:
         yield made
-
-
-def call(node: Node, what: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
-    """A call of the blackboard's API by the owner."""
-    path = f"/api/blackboard/{what}" + (f"?{urlencode(query)}" if query else "")
-    data = None if body is None else json.dumps(body).encode()
-    headers = {**node.owner, "content-type": "application/json"}
-    request = urllib.request.Request(node.console_url + path, data, headers)
-    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as reply:
-        return json.load(reply)
-
-
-def texts(node: Node) -> list[str]:
-    """The texts of the feed, oldest first."""
-    return [post["text"] for post in call(node, "feed", limit=100)["posts"]][::-1]
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

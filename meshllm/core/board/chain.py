@@ -104,11 +104,6 @@ class Chain:
         """The numbers held from `first` to `last`."""
         return self.numbers[bisect_left(self.numbers, first) : bisect_right(self.numbers, last)]
 
-    @property
-    def has_gaps(self) -> bool:
-        """Whether numbers are missing below the highest one."""
-        return self.last - self.floor + 1 != len(self.numbers)
-
     def gaps(self) -> Iterator[tuple[int, int]]:
         """The ranges of numbers that are missing below the highest one."""
         expected = self.floor

@@ -175,17 +175,13 @@ class BoardLog:
         if len(self._expiry) > MAX_STALE + 2 * len(self._by_id):
             self._expiry = [(_expires(each), each.id) for each in self._by_id.values()]
             heapify(self._expiry)
-        if self._lacks_text(entry) or (chain.has_gaps and entry.header.seq > chain.floor):
-            self._note_gap(chain, entry.header.seq)
+        seq = entry.header.seq
+        if seq > chain.floor and seq - 1 not in chain.entries:
+            chain.tried.clear()  # no peer has been asked for this gap yet
+            self._incomplete.add(chain.id)
+        elif self._lacks_text(entry):
+            self._incomplete.add(chain.id)
         self._list(chain)
-
-    def _note_gap(self, chain: Chain, seq: int) -> None:
-        """Something is missing in `chain`. A gap that is new, just below `seq`, has been asked of no peer yet."""
-        if seq - 1 not in chain.entries and seq > chain.floor:
-            chain.tried.clear()
-            self._incomplete.add(chain.id)
-        elif self._lacks_text(chain.entries[seq]):
-            self._incomplete.add(chain.id)
 
     def _lacks_text(self, entry: SignedEntry) -> bool:
         return entry.body is None and not self.is_retracted(entry)
@@ -209,7 +205,8 @@ class BoardLog:
         return sorted([*chain.gaps(), *texts])
 
     def _list(self, chain: Chain) -> None:
-        self.summary.put(chain.key, RecordVersion(int(chain.proof is not None), chain.last))
+        """List a chain with its highest number. One that ended with a proof is listed alike, whatever is held of it."""
+        self.summary.put(chain.key, RecordVersion(0, chain.last) if chain.proof is None else RecordVersion(1, 0))
         self._hash = None
 
     def _break(self, chain: Chain, one: SignedEntry, other: SignedEntry) -> None:
@@ -226,8 +223,7 @@ class BoardLog:
         if not chain.entries:
             self._put(chain, first)
             self.delta.added.append(first)
-        self.summary.put(chain.key, RecordVersion(1, 0))
-        self._hash = None
+        self._list(chain)
 
     # -- retraction
 

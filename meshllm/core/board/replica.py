@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 from meshllm.core import commands as c
@@ -58,6 +59,7 @@ BYTES_PER_SECOND, BYTES_AT_ONCE = 512 << 10, 4 << 20
 ANSWER_SECONDS = 5.0
 # Peers that are asked for a gap in a chain before it is given up: one could hide entries, several hardly do.
 MAX_TRIED = 4
+NOT_OPEN = "The blackboard is not open yet."
 # The only refusal that no later attempt changes.
 NOT_OWN = "Only a message of this node can be retracted, within 48 hours."
 # Chains remembered that a peer lists and this node lacks.
@@ -66,6 +68,7 @@ MAX_TARGETS = 2 * MAX_CHAINS_LISTED
 # node.
 PUSHES_PER_SECOND, PUSHES_AT_ONCE = 2 * b.ENTRIES_PER_MINUTE / 60, 2 * b.ENTRIES_AT_ONCE
 MAX_PUSHING_AUTHORS = 4096
+# Of a chain's state in a message, by which answers are charged.
 STATE_BYTES = 57
 # Own posts that wait to be saved.
 MAX_PENDING = 64
@@ -175,7 +178,7 @@ class BoardReplica:
 
     def _post_wanted(self, number: int, draft: EntryDraft, now: float) -> None:
         if not self._open:
-            self._refuse(number, "The blackboard is not open yet.")
+            self._refuse(number, NOT_OPEN)
         elif len(self._drafts) >= MAX_PENDING:
             self._refuse(number, "Too many messages wait to be saved.", rate=True)
         else:
@@ -287,23 +290,17 @@ class BoardReplica:
         state.compared, state.not_before = pair, now + state.pause
         state.pause = min(2 * state.pause, LONGEST_PAUSE_SECONDS)
         if len(self.log.summary) <= FEW_CHAINS:
-            self._send(peer, BoardDifference(0, (0,), self._states(0, (0,))))
+            self._send(peer, BoardDifference(0, (0,), self._states(self.log.summary.bucket(0, 0))))
         else:
             digest = self.log.summary.digest()
             self._send(peer, BoardDigest(digest.bits, digest.hashes))
 
-    def _states(self, bits: int, buckets: Iterable[int]) -> tuple[ChainState, ...]:
-        found: list[ChainState] = []
-        for bucket in buckets:
-            found += [self._state(self._chain(key)) for key in self.log.summary.bucket(bits, bucket)]
-        return tuple(found[:MAX_CHAINS_LISTED])
+    def _states(self, keys: Iterable[NodeId]) -> tuple[ChainState, ...]:
+        return tuple([self._state(key) for key in islice(keys, MAX_CHAINS_LISTED)])
 
-    def _chain(self, key: NodeId) -> Chain:
+    def _state(self, key: NodeId) -> ChainState:
         chain = self.log.chain(key)
         assert chain is not None  # the summary lists what is held
-        return chain
-
-    def _state(self, chain: Chain) -> ChainState:
         return ChainState(chain.id, chain.last, chain.floor, chain.proof is not None)
 
     def message(self, peer: NodeId, message: BoardMessage, now: float) -> None:
@@ -333,8 +330,7 @@ class BoardReplica:
         found = self.log.summary.difference(Digest(digest.bits, digest.hashes))
         if found is None or not found.buckets:
             return
-        states = tuple([self._state(self._chain(key)) for key, _ in found.held])[:MAX_CHAINS_LISTED]
-        self._send(peer, BoardDifference(found.bits, found.buckets, states))
+        self._send(peer, BoardDifference(found.bits, found.buckets, self._states(key for key, _ in found.held)))
 
     def _compare(self, peer: NodeId, theirs: BoardDifference, now: float) -> None:
         """Ask for what the peer has more, and tell it what it has less."""
@@ -349,7 +345,7 @@ class BoardReplica:
         behind = []
         for bucket in theirs.buckets:
             for key in self.log.summary.bucket(theirs.bits, bucket):
-                mine, other = self._state(self._chain(key)), listed.get(key)
+                mine, other = self._state(key), listed.get(key)
                 newer = other is None or (mine.broken, mine.last) > (other.broken, other.last)
                 if newer and not (other is not None and other.broken):
                     behind.append(mine)
@@ -461,8 +457,9 @@ class BoardReplica:
             header = received.header
             if header.mesh != self._mesh() or not self._is_author(header.author, now):
                 continue
-            if header.author == self._node and self._is_own_number(header):
-                self._own_came(header)
+            if (header.author, header.epoch) == (self._node, self._epoch):
+                # If this node does not know it, its store is an old copy: go on above it.
+                self._last_seq, self._last_time = max(self._last_seq, header.seq), max(self._last_time, header.time)
             result = self.log.add(replace(received, first_seen=ms), ms)
             if result in (AddResult.NEW, AddResult.FILLED, AddResult.BROKEN):
                 chain_id = chain_of(received)
@@ -489,14 +486,6 @@ class BoardReplica:
         if len(self._pushes) > MAX_PUSHING_AUTHORS:
             del self._pushes[next(iter(self._pushes))]
         return bucket.take(now)
-
-    def _is_own_number(self, header: EntryHeader) -> bool:
-        return header.epoch == self._epoch and header.seq > self._last_seq
-
-    def _own_came(self, header: EntryHeader) -> None:
-        """A peer has an entry of this node that this node does not know: its store is an old copy. Go on above it."""
-        self._last_seq = max(self._last_seq, header.seq)
-        self._last_time = max(self._last_time, header.time)
 
     def _keep_certificates(self, certificates: Iterable[bytes], now: float) -> None:
         for data in certificates:

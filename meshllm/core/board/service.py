@@ -10,8 +10,8 @@ from typing import Protocol
 
 from meshllm.core.board.entries import DEFAULT_CLAIM_SECONDS
 
-# Longest feed or result of a search; what is returned by default; the default window in hours.
-MAX_LISTED, DEFAULT_LISTED, DEFAULT_HOURS = 500, 20, 24.0
+# Longest feed or result of a search; what is returned by default; the default windows in hours.
+MAX_LISTED, DEFAULT_LISTED, DEFAULT_HOURS, SEARCH_HOURS = 500, 20, 24.0, 48.0
 # Longest time that a feed waits for news (seconds): below the limits of MCP clients.
 MAX_WAIT_SECONDS = 50.0
 # The room that stands for all rooms in a query.
@@ -105,7 +105,7 @@ class SearchQuery:
     words: str
     room: str = ALL_ROOMS
     author: str = ""
-    hours: float = 48.0
+    hours: float = SEARCH_HOURS
     limit: int = DEFAULT_LISTED
     reader: BoardWriter = field(default_factory=BoardWriter)
 

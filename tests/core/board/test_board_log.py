@@ -198,3 +198,12 @@ def test_nothing_is_kept_of_epochs_that_went() -> None:
     assert held <= 16 * 24
     assert sum(len(found) for found in log._retracted.values()) <= held
     assert len(log._expiry) <= 1024 + 2 * held
+
+
+def test_chain_with_a_proof_is_listed_alike_whatever_came_first() -> None:
+    """An author contradicts itself, and retracts what is shown from another epoch: in any order, all hold the same."""
+    one, other = entry(1, body="one"), entry(1, body="other")
+    shown = min(one, other, key=lambda each: each.id)
+    retraction = entry(1, epoch=2, kind=EntryKind.RETRACT, target=shown.id)
+    logs = [filled(*order) for order in ((one, other, retraction), (retraction, one, other), (other, retraction, one))]
+    assert len({log.hash for log in logs}) == 1
